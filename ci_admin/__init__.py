@@ -1,0 +1,1 @@
+"""The `ci-admin` command for operators: users, keys, doctor, up."""

@@ -1,0 +1,227 @@
+"""The one vocabulary of errors: server, client and commands raise the same classes.
+
+Each class has a stable `code` (what scripts match), the HTTP status it travels under and the exit code
+a command ends with (sysexits where pytest's own 0-6 do not apply). The message is one sentence a person
+understands, with the way out.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class CIError(Exception):
+    """Anything that went wrong in a way we have a word for."""
+
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Internal error"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, detail: str, *, retry_after: int | None = None, **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after = retry_after  # seconds; sent as Retry-After
+        self.extra: Mapping[str, Any] = extra  # further members of the problem document
+
+
+class InternalError(CIError):
+    """The server failed in a way it had no word for; its log has the traceback under the request id."""
+
+
+class InvalidRequest(CIError):
+    """The request does not have the documented form."""
+
+    code = "invalid_request"
+    title = "Invalid request"
+    http_status = 422
+    exit_code = 64
+
+
+class NotAProject(CIError):
+    """The directory holds nothing that could be tested; raised by the client before anything is sent."""
+
+    code = "not_a_project"
+    title = "Not a Python project"
+    http_status = 422
+    exit_code = 64
+
+
+class InvalidArchive(CIError):
+    """The upload breaks a rule of archives; `rule` in the problem document names it."""
+
+    code = "invalid_archive"
+    title = "Invalid archive"
+    http_status = 422
+    exit_code = 65
+
+
+class ArchiveTooLarge(CIError):
+    """The upload is larger than this server takes."""
+
+    code = "archive_too_large"
+    title = "Archive too large"
+    http_status = 413
+    exit_code = 65
+
+
+class Unauthorized(CIError):
+    """There is no valid API key; deliberately the same for missing, malformed, unknown, revoked and expired."""
+
+    code = "unauthorized"
+    title = "No valid API key"
+    http_status = 401
+    exit_code = 77
+
+
+class Forbidden(CIError):
+    """The key is valid, but not for this."""
+
+    code = "forbidden"
+    title = "Not allowed"
+    http_status = 403
+    exit_code = 77
+
+
+class NotFound(CIError):
+    """There is no such thing, or it is somebody else's: the two look alike on purpose."""
+
+    code = "not_found"
+    title = "Not found"
+    http_status = 404
+    exit_code = 66
+
+
+class JobNotFound(NotFound):
+    """There is no such job among the caller's."""
+
+    code = "job_not_found"
+    title = "Job not found"
+
+
+class Conflict(CIError):
+    """The state of things does not allow it."""
+
+    code = "conflict"
+    title = "Conflict"
+    http_status = 409
+    exit_code = 65
+
+
+class JobFinished(Conflict):
+    """The job was terminal already, so it cannot be cancelled."""
+
+    code = "job_finished"
+    title = "Job already finished"
+
+
+class IdempotencyConflict(Conflict):
+    """The Idempotency-Key was used before for something else."""
+
+    code = "idempotency_conflict"
+    title = "Idempotency key reused"
+
+
+class AlreadyExists(Conflict):
+    """The thing to create is there already."""
+
+    code = "already_exists"
+    title = "Already exists"
+
+
+class InvalidOffset(CIError):
+    """The offset to resume from lies outside the log."""
+
+    code = "invalid_offset"
+    title = "Invalid offset"
+    http_status = 416
+    exit_code = 65
+
+
+class TooManyRequests(CIError):
+    """A limit of this user is reached; try again after `retry_after` seconds."""
+
+    code = "too_many_requests"
+    title = "Too many requests"
+    http_status = 429
+    exit_code = 75
+
+
+class Unavailable(CIError):
+    """The service cannot do it now, but will again."""
+
+    code = "unavailable"
+    title = "Temporarily unavailable"
+    http_status = 503
+    exit_code = 75
+
+
+class SchemaMissing(Unavailable):
+    """The database has no schema, or an older one: the controller or ci-admin makes it."""
+
+    code = "schema_missing"
+    title = "Database not initialised"
+
+
+class SchemaTooNew(Unavailable):
+    """The database was written by a newer release than this one."""
+
+    code = "schema_too_new"
+    title = "Database is newer than this program"
+
+
+class DatabaseBusy(Unavailable):
+    """The database was locked for longer than we wait."""
+
+    code = "database_busy"
+    title = "Database busy"
+
+
+class DatabaseCorrupt(Unavailable):
+    """The database fails its own integrity check and must be restored from a backup."""
+
+    code = "database_corrupt"
+    title = "Database corrupt"
+
+
+class StorageFull(Unavailable):
+    """There is no room left on a disk this needs."""
+
+    code = "storage_full"
+    title = "No space left"
+    http_status = 507
+
+
+class ControllerRunning(CIError):
+    """Another controller is alive on this database; exactly one may run."""
+
+    code = "controller_running"
+    title = "Another controller is running"
+    http_status = 409
+    exit_code = 75
+
+
+class EngineUnavailable(CIError):
+    """The Docker engine does not answer; nothing is charged to any job for that."""
+
+    code = "engine_unavailable"
+    title = "Docker engine unavailable"
+    http_status = 503
+    exit_code = 69
+
+
+class ServerUnreachable(CIError):
+    """The client could not reach the server; raised by the client."""
+
+    code = "server_unreachable"
+    title = "Server unreachable"
+    http_status = 503
+    exit_code = 69
+
+
+def _subclasses(cls: type[CIError]) -> list[type[CIError]]:
+    return [cls, *(found for sub in cls.__subclasses__() for found in _subclasses(sub))]
+
+
+def errors_by_code() -> dict[str, type[CIError]]:
+    """Return every error class under its code, so that a wire code becomes the same class again."""
+    return {cls.code: cls for cls in reversed(_subclasses(CIError))}

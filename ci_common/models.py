@@ -1,0 +1,280 @@
+"""Domain models: users, keys, jobs, attempts and what may happen to them. Frozen data, no I/O, no SQL."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+
+
+def new_id() -> str:
+    """Return a fresh random UUID in its usual text form."""
+    return str(uuid.uuid4())
+
+
+class JobStatus(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"  # accepted, waits for a free slot
+    CLAIMED = "claimed"  # a controller took it, its container is being prepared
+    RUNNING = "running"  # its container was started and fed
+    COMPLETED = "completed"  # the tests ran to their own end, well or badly
+    FAILED = "failed"  # the tests gave no verdict; `reason` says why
+    CANCELLED = "cancelled"  # someone asked for its end
+    DEAD_LETTERED = "dead_lettered"  # infrastructure lost it too often
+
+    @property
+    def is_terminal(self) -> bool:
+        """Tell whether nothing can happen to the job any more."""
+        return not TRANSITIONS[self]
+
+
+# The one table of what may follow what; repositories enforce it in SQL.
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
+    {
+        JobStatus.QUEUED: frozenset({JobStatus.CLAIMED, JobStatus.CANCELLED, JobStatus.FAILED}),
+        JobStatus.CLAIMED: frozenset(
+            {
+                JobStatus.RUNNING,
+                JobStatus.QUEUED,
+                JobStatus.CANCELLED,
+                JobStatus.FAILED,
+                JobStatus.DEAD_LETTERED,
+            }
+        ),
+        JobStatus.RUNNING: frozenset(
+            {
+                JobStatus.COMPLETED,
+                JobStatus.FAILED,
+                JobStatus.CANCELLED,
+                JobStatus.QUEUED,
+                JobStatus.DEAD_LETTERED,
+            }
+        ),
+        JobStatus.COMPLETED: frozenset(),
+        JobStatus.FAILED: frozenset(),
+        JobStatus.CANCELLED: frozenset(),
+        JobStatus.DEAD_LETTERED: frozenset(),
+    }
+)
+
+
+class Reason(StrEnum):
+    """Why a job did not succeed; a successful job has none. The table of meanings is `ci_common.verdict`."""
+
+    TESTS_FAILED = "tests_failed"
+    INTERRUPTED = "interrupted"
+    COLLECTION_ERROR = "collection_error"
+    INTERNAL_ERROR = "internal_error"
+    USAGE_ERROR = "usage_error"
+    NO_TESTS = "no_tests"
+    TOO_MANY_WARNINGS = "too_many_warnings"
+    CRASHED = "crashed"
+    BAD_ARCHIVE = "bad_archive"
+    INSTALL_FAILED = "install_failed"
+    TIMEOUT = "timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    QUEUE_TIMEOUT = "queue_timeout"
+    OOM = "oom"
+    DISK_LIMIT = "disk_limit"
+    LOG_LIMIT = "log_limit"
+    CANCELLED = "cancelled"
+    INFRA = "infra"
+    AGENT_LOST = "agent_lost"
+
+
+class Role(StrEnum):
+    """What a user is to the installation."""
+
+    USER = "user"
+    ADMIN = "admin"
+
+
+class Scope(StrEnum):
+    """What an API key may be used for."""
+
+    SUBMIT = "submit"
+    READ = "read"
+    ADMIN = "admin"
+    AGENT = "agent"
+
+
+DEFAULT_SCOPES = frozenset({Scope.SUBMIT, Scope.READ})
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person or a machine that owns jobs."""
+
+    id: str
+    name: str
+    email: str
+    created_at: datetime
+    is_active: bool = True
+    role: Role = Role.USER
+
+
+@dataclass(frozen=True, slots=True)
+class APIKey:
+    """An issued key as it is stored: only the hash of the secret, never the secret."""
+
+    id: str
+    user_id: str
+    name: str
+    key_hash: str  # SHA-256 of the whole key, hex
+    created_at: datetime
+    prefix: str = ""  # the first characters, enough to recognise it in a list
+    scopes: frozenset[Scope] = DEFAULT_SCOPES
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    is_active: bool = True
+
+    def is_usable(self, now: datetime) -> bool:
+        """Tell whether a request with this key may pass at that time."""
+        return self.is_active and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What the submitter asked for beside the tree itself."""
+
+    pytest_args: tuple[str, ...] = ()
+    timeout_seconds: float | None = None  # None: the controller's default
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One submission and, once it is terminal, its verdict."""
+
+    id: str
+    user_id: str
+    created_at: datetime
+    archive_ref: str  # opaque to everyone but the archive store
+    status: JobStatus = JobStatus.QUEUED
+    options: JobOptions = field(default_factory=JobOptions)
+    attempt: int = 0  # rises with each claim; the first is 1
+    success: bool | None = None  # set exactly when the job is terminal
+    exit_code: int | None = None  # pytest's own, where pytest ran to an end
+    reason: Reason | None = None
+    message: str | None = None  # one sentence of evidence for the reason
+    start_time: datetime | None = None  # of the current attempt's container
+    end_time: datetime | None = None
+    not_before: datetime | None = None  # back-off after an attempt that was released
+    cancel_requested_at: datetime | None = None
+    cancel_requested_by: str | None = None  # an e-mail address or "operator"
+    image_id: str | None = None  # what the current attempt runs in
+    log_size: int | None = None  # bytes of the sealed log of the final attempt
+    log_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One line of a job's timeline. Output bytes are never events: they are in the log."""
+
+    type: str  # submitted, claimed, running, cancel_requested, released, completed, failed …
+    timestamp: datetime
+    data: Mapping[str, str | int | float | bool | None] = field(default_factory=lambda: MappingProxyType({}))
+    index: int = -1  # position in the job's timeline, given by the repository
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Who may write about an attempt: every such write names all three and affects nothing when they are stale."""
+
+    job_id: str
+    attempt: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopIntent:
+    """Why and when we decided to end an attempt, recorded before the first signal; the first one wins."""
+
+    reason: Reason
+    at: datetime
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at running a job, as the holder of its claim sees it."""
+
+    fence: Fence
+    job: Job
+    claimed_at: datetime
+    container_id: str | None = None
+    image_id: str | None = None
+    started_at: datetime | None = None  # deadlines count from here, never from Docker's clock
+    begun_at: datetime | None = None  # the user's own code began to run: from here on the attempt is charged
+    stop: StopIntent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogSeal:
+    """What the finished log of an attempt is: its length and the SHA-256 of its bytes."""
+
+    size: int
+    sha256: str
+    truncated: bool = False  # the log limit cut it, or the engine lost bytes; the log says so itself
+
+
+@dataclass(frozen=True, slots=True)
+class JobVerdict:
+    """The final word on a job; written once."""
+
+    status: JobStatus
+    success: bool
+    reason: Reason | None
+    exit_code: int | None
+    message: str | None
+
+    def __post_init__(self) -> None:
+        assert self.status.is_terminal, f"{self.status} is not final"
+        assert self.success == (self.reason is None), "a reason is null only on success"
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerLease:
+    """The right to act as the one controller: epoch rises with every take-over."""
+
+    epoch: int
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerState:
+    """What others may know about the controller; the heartbeat is how they see it live."""
+
+    epoch: int
+    holder: str
+    heartbeat_at: datetime
+    note: str | None = None  # e.g. "docker engine does not answer": shown by /ready and to waiting clients
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a listing holds; newest first, `before` continues after the page that ended there."""
+
+    user_id: str | None = None
+    statuses: frozenset[JobStatus] = frozenset()  # empty: all
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    cursor: str | None = None  # opaque, from `JobPage.next_cursor`
+    limit: int | None = None  # None: all
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """One page of jobs and where the next one begins."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A submitter's promise that two submissions are the same one."""
+
+    key: str
+    fingerprint: str  # hash of tree and options: another one under the same key is a conflict

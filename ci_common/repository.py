@@ -1,0 +1,233 @@
+"""The seam to the database: what any implementation must do, said once. Each docstring says what holds afterwards.
+
+Every method is one transaction that finishes or rolls back whole, even when its caller is cancelled.
+Every write about an attempt names a `Fence` and affects nothing when somebody else acted meanwhile
+(returns False or None: stop, do not overwrite). Owners are parameters of the query: what is somebody
+else's looks like what does not exist. Drivers' errors come out as `ci_common.errors`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from datetime import datetime, timedelta
+
+from ci_common.models import (
+    APIKey,
+    Attempt,
+    ControllerLease,
+    ControllerState,
+    Fence,
+    Idempotency,
+    Job,
+    JobEvent,
+    JobFilter,
+    JobPage,
+    JobStatus,
+    JobVerdict,
+    LogSeal,
+    Reason,
+    StopIntent,
+    User,
+)
+
+
+class JobRepository(ABC):
+    """Users, keys, jobs, attempts and events, whatever the database."""
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def initialize(self) -> None:
+        """The schema is there and current: made or migrated if need be (controller and ci-admin only).
+
+        Raises SchemaTooNew, DatabaseCorrupt.
+        """
+
+    @abstractmethod
+    async def check(self) -> None:
+        """The database answers and has the schema of this release; raises SchemaMissing, SchemaTooNew, …
+
+        A server calls it; it never creates anything and recovers by itself when the schema appears.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Every connection is closed; calling it twice is harmless."""
+
+    @abstractmethod
+    async def instance_id(self) -> str:
+        """Return the identity of this installation, made with the schema: the scope of its containers."""
+
+    @abstractmethod
+    async def maintain(self) -> None:
+        """Housekeeping only the controller does, such as checkpointing a write-ahead log."""
+
+    # -- users and keys ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def create_user(self, user: User) -> None:
+        """The user exists; raises AlreadyExists for an e-mail address (compared without case) in use."""
+
+    @abstractmethod
+    async def get_user(self, user_id: str) -> User | None:
+        """Return the user with that id."""
+
+    @abstractmethod
+    async def get_user_by_email(self, email: str) -> User | None:
+        """Return the user with that e-mail address, compared without case."""
+
+    @abstractmethod
+    async def list_users(self) -> list[User]:
+        """Return all users, oldest first."""
+
+    @abstractmethod
+    async def set_user_active(self, user_id: str, *, active: bool, now: datetime) -> User | None:
+        """The user is (in)active and is returned. Deactivating also ends the user's jobs in the same
+        transaction: queued ones are cancelled, a cancel of claimed and running ones is requested."""
+
+    @abstractmethod
+    async def create_api_key(self, key: APIKey) -> None:
+        """The key can be used from the next request on."""
+
+    @abstractmethod
+    async def list_api_keys(self, user_id: str | None = None) -> list[APIKey]:
+        """Return the keys of a user, or all, oldest first."""
+
+    @abstractmethod
+    async def find_api_key(self, key_hash: str) -> tuple[APIKey, User] | None:
+        """Return the key with that hash and its owner, usable or not: judging it is the caller's."""
+
+    @abstractmethod
+    async def revoke_api_key(self, key_id: str) -> APIKey | None:
+        """The key cannot be used from the next request on; returns it, None if there is no such key."""
+
+    @abstractmethod
+    async def touch_api_key(self, key_id: str, at: datetime) -> None:
+        """`last_used_at` is at least that; callers coalesce."""
+
+    # -- jobs, as users see them -------------------------------------------------------------------------
+
+    @abstractmethod
+    async def create_job(self, job: Job, idempotency: Idempotency | None = None) -> Job:
+        """The job is queued and durable. The loser of two equal idempotency keys gets the winner's job.
+
+        Raises IdempotencyConflict when the key stood for something else, Unauthorized when the owner is
+        no longer active.
+        """
+
+    @abstractmethod
+    async def find_idempotent(self, user_id: str, key: str) -> tuple[Job, str] | None:
+        """Return the job and the fingerprint an idempotency key of that user stands for."""
+
+    @abstractmethod
+    async def get_job(self, job_id: str, user_id: str | None = None) -> Job | None:
+        """Return the job; with `user_id`, only if it is that user's."""
+
+    @abstractmethod
+    async def list_jobs(self, job_filter: JobFilter) -> JobPage:
+        """Return the newest jobs first (`created_at`, then id); raises InvalidRequest for a bad cursor."""
+
+    @abstractmethod
+    async def queue_position(self, job_id: str) -> int | None:
+        """Return how many queued jobs will be claimed before this one, None if it is not queued."""
+
+    @abstractmethod
+    async def request_cancel(self, job_id: str, user_id: str | None, by: str, now: datetime) -> Job:
+        """A queued job is cancelled; of a claimed or running one the cancel is requested (again: no change).
+
+        Raises JobNotFound, JobFinished.
+        """
+
+    @abstractmethod
+    async def add_event(self, job_id: str, event: JobEvent) -> None:
+        """The event stands at the end of the job's timeline."""
+
+    @abstractmethod
+    async def get_events(self, job_id: str, from_index: int = 0) -> list[JobEvent]:
+        """Return the timeline from that index on."""
+
+    # -- the controller ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def take_over(self, holder: str, now: datetime) -> ControllerLease:
+        """The caller is the controller: the epoch rose and every open attempt got a *new token*, so its
+        predecessor's writes affect nothing and it can finish what its predecessor claimed."""
+
+    @abstractmethod
+    async def heartbeat(self, lease: ControllerLease, now: datetime, note: str | None = None) -> bool:
+        """The heartbeat is renewed; False: somebody took over, stop at once."""
+
+    @abstractmethod
+    async def controller_state(self) -> ControllerState | None:
+        """Return what is known of the controller; None: none ever ran."""
+
+    @abstractmethod
+    async def count_queued(self, now: datetime) -> int:
+        """Return how many jobs could be claimed now (queued, their back-off over)."""
+
+    @abstractmethod
+    async def claim_jobs(self, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
+        """Up to `limit` queued jobs, first in first out, are claimed: attempt + 1, a fresh random token.
+
+        Jobs with a cancel request are never claimed. Empty when the lease is stale.
+        """
+
+    @abstractmethod
+    async def open_attempts(self) -> list[Attempt]:
+        """Return every attempt that is claimed or running, with the job as it is now (cancel requests
+        included), in one consistent read."""
+
+    @abstractmethod
+    async def ended_attempts(self, attempts: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Return those of the (job id, attempt) pairs that exist and have ended."""
+
+    @abstractmethod
+    async def expire_queued(
+        self, lease: ControllerLease, queue_timeout: timedelta, now: datetime
+    ) -> list[str]:
+        """Jobs queued for longer than that are failed with `queue_timeout`; returns their ids."""
+
+    # -- writes of an attempt's holder, all fenced ---------------------------------------------------------
+
+    @abstractmethod
+    async def mark_started(self, fence: Fence, container_id: str, image_id: str, now: datetime) -> bool:
+        """The job is running in that container and deadlines count from now; again with the same
+        container: no change, True."""
+
+    @abstractmethod
+    async def mark_begun(self, fence: Fence, now: datetime) -> bool:
+        """The user's own code began to run: from here on the attempt counts towards `max_attempts`."""
+
+    @abstractmethod
+    async def record_stop(
+        self, fence: Fence, reason: Reason, message: str | None, now: datetime
+    ) -> StopIntent | None:
+        """A decision to end the attempt stands, and is returned: the first one wins, whoever asks again.
+        None: the fence is stale."""
+
+    @abstractmethod
+    async def finish_attempt(
+        self, fence: Fence, verdict: JobVerdict, log: LogSeal | None, now: datetime
+    ) -> bool:
+        """The attempt has ended and the job is terminal with that verdict and that log."""
+
+    @abstractmethod
+    async def release_attempt(
+        self,
+        fence: Fence,
+        *,
+        reason: Reason,
+        message: str,
+        max_attempts: int,
+        not_before: datetime | None,
+        now: datetime,
+        log: LogSeal | None = None,
+    ) -> JobStatus | None:
+        """The attempt has ended without a verdict, and the job is what is returned: queued again (not
+        before that time); cancelled, if a cancel was requested; dead-lettered with `reason`, when this
+        attempt had begun and so used up the last of `max_attempts`. None: the fence is stale."""
+
+    # -- pruning -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def archive_refs_in_use(self) -> set[str]:
+        """Return the archive references of all jobs."""

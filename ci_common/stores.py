@@ -1,0 +1,161 @@
+"""The seams to bytes on disk: the log store, the archive store and the hub that wakes who waits for either.
+
+Abstract here so that neither the core of the controller nor the server imports an implementation.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from ci_common.models import LogSeal
+
+
+class LogWriter(ABC):
+    """The only writer of one attempt's log and events; used from the pump's thread, so synchronous."""
+
+    @abstractmethod
+    def write(self, offset: int, data: bytes) -> None:
+        """`data` stands at `offset` of the log; writing equal bytes again is harmless."""
+
+    @abstractmethod
+    def read(self, offset: int, length: int) -> bytes:
+        """Return what stands there already: fewer bytes than asked at the end."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Return how many bytes of log stand."""
+
+    @abstractmethod
+    def truncate(self, size: int) -> None:
+        """Nothing stands after `size`; only for a tail that was proved to be wrong."""
+
+    @abstractmethod
+    def write_events(self, lines: Iterable[bytes]) -> None:
+        """The `.events` file holds exactly these lines (each ends in a newline), replaced as a whole."""
+
+    @abstractmethod
+    def append_event(self, line: bytes) -> None:
+        """One more line stands in `.events`."""
+
+    @abstractmethod
+    def seal(self, *, truncated: bool = False) -> LogSeal:
+        """The log is on disk for good (fsync of file and directory); returns its size and SHA-256."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The files are closed; sealing is a separate decision."""
+
+
+class LogStore(ABC):
+    """Where the output of attempts is kept, one append-only file each."""
+
+    @abstractmethod
+    def writer(self, job_id: str, attempt: int) -> LogWriter:
+        """Return the writer of that log, made empty if there was none."""
+
+    @abstractmethod
+    def size(self, job_id: str, attempt: int) -> int:
+        """Return how many bytes can be read now; 0 for a log that does not exist yet."""
+
+    @abstractmethod
+    def read(self, job_id: str, attempt: int, offset: int, length: int) -> bytes:
+        """Return at most `length` bytes from `offset`; empty at the end or where there is no log."""
+
+    @abstractmethod
+    def read_events(self, job_id: str, attempt: int) -> list[bytes]:
+        """Return the lines of `.events` that are complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveEntry:
+    """One regular file of an archive, judged good: relative POSIX path, mode 0o644 or 0o755, size in bytes."""
+
+    path: str
+    mode: int
+    size: int
+
+
+class Archive(ABC):
+    """An accepted archive, opened for reading. Reading checks every byte count against the entry."""
+
+    @property
+    @abstractmethod
+    def entries(self) -> tuple[ArchiveEntry, ...]:
+        """The files, sorted by path."""
+
+    @abstractmethod
+    def open(self, entry: ArchiveEntry) -> AbstractContextManager[BinaryIO]:
+        """Return a reader of the entry's bytes; raises InvalidArchive when they are not what was declared."""
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """Return a small file whole (None: absent, or larger than `limit` bytes)."""
+        for entry in self.entries:
+            if entry.path == path and entry.size <= limit:
+                with self.open(entry) as reader:
+                    return reader.read()
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArchive:
+    """An archive that is safely on disk: its opaque reference, size and SHA-256 of the upload's bytes."""
+
+    ref: str
+    size: int
+    sha256: str
+
+
+class ArchiveStore(ABC):
+    """Where uploads are kept. The one validator judges them both when they come and when they are read."""
+
+    @abstractmethod
+    async def save(self, chunks: AsyncIterable[bytes], max_bytes: int) -> StoredArchive:
+        """The upload is durable (temp name, fsync, rename) and valid; on any error nothing is left behind.
+
+        Raises ArchiveTooLarge, InvalidArchive, StorageFull.
+        """
+
+    @abstractmethod
+    def open(self, ref: str) -> AbstractContextManager[Archive]:
+        """Return the archive for reading; raises InvalidArchive when it is gone or damaged."""
+
+    @abstractmethod
+    def delete(self, ref: str) -> None:
+        """The archive is gone; it is no error if it was before."""
+
+    @abstractmethod
+    def refs(self) -> Iterator[tuple[str, float]]:
+        """Yield every stored reference and its age in seconds, for pruning."""
+
+
+class Subscription(ABC):
+    """A waiter's place at the hub. Ask for the truth after every wake-up: it is only a hint."""
+
+    @abstractmethod
+    async def wait(self, seconds: float) -> bool:
+        """Return True when something may have changed since the last call, False after `seconds`.
+
+        A change that came between two calls makes the next one return at once.
+        """
+
+
+class ChangeHub(ABC):
+    """One watcher per process that wakes every follower, for the database and for logs alike."""
+
+    @abstractmethod
+    def database(self) -> AbstractContextManager[Subscription]:
+        """Return a subscription to commits made by any process."""
+
+    @abstractmethod
+    def log(self, job_id: str) -> AbstractContextManager[Subscription]:
+        """Return a subscription to the database and to every log of one job, present or to come."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """The watcher runs; where the platform cannot watch, subscriptions just time out."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """The watcher is gone and its descriptors are closed."""

@@ -1,0 +1,1 @@
+"""Where state lives: the SQLite repository, its migrations, the log store and the archive store."""

@@ -1,0 +1,1 @@
+"""The HTTP API: authentication, submission, streaming; never talks to Docker."""
