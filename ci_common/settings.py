@@ -16,6 +16,10 @@ class StorageSettings(BaseSettings):
         None, description="Archives and logs; by default `<database file>.data` beside the database."
     )
 
+    archive_max_entries: int = Field(100_000, gt=0, description="Files in one archive.")
+    archive_max_ratio: int = Field(200, gt=0, description="Unpacked bytes per packed byte, per file.")
+    archive_max_bytes: int = Field(2 * 1024**3, gt=0, description="Unpacked bytes of one archive.")
+
     @property
     def data_path(self) -> Path:
         """The data directory in force, so that two installations in one folder never meet."""

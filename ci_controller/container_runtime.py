@@ -1,0 +1,132 @@
+"""The seam to the engine: what the core needs of Docker, in our own words, so that a fake can stand in.
+
+Calls are idempotent: create tolerates "exists", remove tolerates "gone". Only `container_manager` knows the
+engine's library; its errors come out as EngineUnavailable (the engine as a whole: charge nobody),
+ContainerGone or ContainerError (this container alone).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Protocol
+
+
+class ContainerGone(Exception):  # noqa: N818 - named for what happened
+    """There is no such container (any more)."""
+
+
+class ContainerError(Exception):
+    """The engine refused an operation on one container; the message is the engine's."""
+
+
+class ContainerState(StrEnum):
+    """What the engine says of a container."""
+
+    CREATED = "created"  # never started: it may hold half of anything, so it is never adopted
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """Everything that is decided about a container before it exists. No user input reaches any field but
+    through labels' values that are our own ids."""
+
+    name: str
+    image_id: str
+    command: tuple[str, ...]
+    labels: Mapping[str, str]
+    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    memory_bytes: int = 2 * 1024**3
+    cpus: float = 2.0
+    pids: int = 512
+    network: str = "internet"  # or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedContainer:
+    """One container of this installation at the moment of a listing."""
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    state: ContainerState
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ExitState:
+    """How a container ended, as far as the engine knows. Its exit code alone is never a verdict."""
+
+    exit_code: int
+    oom_killed: bool = False
+    error: str = ""
+
+
+class ContainerRuntime(Protocol):
+    """The engine, asynchronously: each call returns when the engine has answered, bounded in time."""
+
+    async def close(self) -> None:
+        """Every thread and connection of ours to the engine is gone."""
+        ...
+
+    async def ping(self) -> None:
+        """The engine answers; raises EngineUnavailable."""
+        ...
+
+    async def image_id(self, reference: str) -> str | None:
+        """Return the immutable id of an image present on the engine, None if it is not there."""
+        ...
+
+    async def list(self, instance_id: str) -> list[ObservedContainer]:
+        """Return every container of that installation, running or not, whole or not at all."""
+        ...
+
+    async def create(self, spec: ContainerSpec) -> str:
+        """The container exists under its name with those labels; returns its id.
+
+        A container of ours with that name and labels that was never started is removed first and made
+        anew. Raises ContainerError when a foreign container has the name, and whenever one that was
+        started has it.
+        """
+        ...
+
+    async def start_and_feed(
+        self, container_id: str, chunks: Iterable[bytes], on_started: Callable[[], None]
+    ) -> None:
+        """The container was started and all of `chunks` stand in its standard input, which is then closed.
+
+        `on_started` is called (in a worker thread) between the two; what it raises ends the feeding and is
+        raised here, and closing the input tells the container that nothing more will come. A container
+        that stopped reading and ended early is no error: its own output says why.
+        """
+        ...
+
+    async def signal(self, container_id: str, signal: str) -> None:
+        """The container's first process has been sent that signal (`SIGINT`, `SIGKILL` …); a container
+        that is not running is no error."""
+        ...
+
+    async def exit_state(self, container_id: str) -> ExitState | None:
+        """Return how the container ended, None while it runs; raises ContainerGone."""
+        ...
+
+    async def remove(self, container_id: str) -> None:
+        """The container is gone, killed if it ran; it is no error if it was gone before."""
+        ...
+
+    def follow_output(self, container_id: str) -> AbstractContextManager[Iterator[bytes]]:
+        """Return the container's output from its very beginning, then live, until it ends. Synchronous: each
+        pump reads it in a thread of its own. Leaving the context from any thread ends the iteration.
+
+        The end of the iteration proves nothing: the engine may have gone, or the container was removed.
+        """
+        ...
+
+    def watch(self, instance_id: str, on_change: Callable[[], None]) -> AbstractContextManager[None]:
+        """While the context is open, `on_change` is called (in a thread) whenever a container of that
+        installation changed state; it reconnects by itself. A hint, never the truth."""
+        ...
