@@ -1,0 +1,177 @@
+"""`kill -9` of the controller between every two durable effects of a job, then a successor: one verdict,
+the same log, no second run once the container was fed."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx
+import pytest
+
+from ci_common.crash_points import CrashPoint
+from tests.support.eventually import eventually
+from tests.support.installation import Daemon, Installation, make_project
+
+pytestmark = pytest.mark.docker
+
+# Everything the tests write is the same in every run; `-p no:terminal` keeps pytest's own clock out of it.
+CODE = """
+import os, sys, time
+
+def test_writes():
+    for number in range(40):
+        os.write(1, f"line {number} é\\n".encode())
+        time.sleep(0.02)
+    os.write(1, bytes(range(256)) * 100)
+"""
+EXPECTED = b"".join(f"line {number} é\n".encode() for number in range(40)) + bytes(range(256)) * 100
+
+# The attempt that gives the verdict: a container that was started but not fed has run nothing of the
+# user's and is given back uncharged; one that was fed is adopted, whatever happened to the controller.
+ATTEMPT: dict[str, set[int]] = {
+    "after_claim": {1},
+    "after_create": {1},
+    "after_start": {2},
+    "after_mark_started": {2},
+    "during_feed": {2},
+    "after_feed": {1},
+    "after_mark_begun": {1},
+    "during_pump": {1},
+    "during_pump:5": {1},
+    "after_exit": {1},
+    "after_seal": {1},
+    "after_finish": {1},
+    "after_remove": {1},
+}
+STOPPING = {"after_record_stop", "after_stop_signal"}
+SERVER = {"after_archive_saved", "after_job_created"}
+
+
+def test_every_crash_point_is_tested() -> None:
+    tested = {name.partition(":")[0] for name in ATTEMPT} | STOPPING | SERVER
+    assert tested == set(get_args(CrashPoint))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return make_project(tmp_path / "project", {"requirements.txt": "pytest\n", "test_writes.py": CODE})
+
+
+def dies(controller: Daemon) -> None:
+    """The controller reaches its crash point and is gone as if killed."""
+    assert controller.process.wait(timeout=60) == 137, controller.tail()
+
+
+def written_by_the_test(log: bytes) -> bytes:
+    """Return what the test itself wrote: from its first line to the last byte it can have written."""
+    start = log.index(b"line 0 ")
+    return log[start : start + len(EXPECTED)]
+
+
+def check_one_verdict(system: Installation, server: Daemon, job: dict[str, Any]) -> None:
+    finals = system.query(
+        "SELECT type FROM job_events WHERE job_id = ?"
+        " AND type IN ('completed', 'failed', 'cancelled', 'dead_lettered')",
+        job["job_id"],
+    )
+    assert len(finals) == 1, finals
+    log = system.log(server, job["job_id"])
+    [(size, digest)] = system.query("SELECT log_size, log_sha256 FROM jobs WHERE id = ?", job["job_id"])
+    assert (size, digest) == (len(log), hashlib.sha256(log).hexdigest())
+    eventually(lambda: not system.containers(), what="the removal of every container")
+
+
+@pytest.mark.parametrize("point", ATTEMPT)
+def test_kill_and_restart(installation: Installation, project: Path, point: str) -> None:
+    system = installation
+    crashing = system.start_controller(CI_CRASH_AT=point)
+    server = system.start_server()
+    system.wait_ready(server)
+    job_id = system.submit(server, project, "--", "-s", "-p", "no:terminal")
+    dies(crashing)
+    system.start_controller()
+    job = system.wait(server, job_id)
+    assert (job["status"], job["success"]) == ("completed", True), job
+    assert job["attempt"] in ATTEMPT[point]
+    log = system.log(server, job_id)
+    assert written_by_the_test(log) == EXPECTED
+    assert log.count(b"line 0 ") == 1, "the tests ran once in this log"
+    check_one_verdict(system, server, job)
+
+
+@pytest.mark.parametrize("point", sorted(STOPPING))
+def test_kill_while_cancelling(installation: Installation, tmp_path: Path, point: str) -> None:
+    system = installation
+    code = "import time\ndef test_x():\n    print('hanging', flush=True)\n    time.sleep(600)\n"
+    project = make_project(tmp_path / "project", {"test_x.py": code})
+    crashing = system.start_controller(CI_CRASH_AT=point)
+    server = system.start_server()
+    system.wait_ready(server)
+    job_id = system.submit(server, project, "--", "-s")
+    eventually(lambda: b"hanging" in system.log(server, job_id), what="the test")
+    assert system.ci(server, "cancel", job_id).code == 0
+    dies(crashing)
+    system.start_controller()
+    job = system.wait(server, job_id)
+    assert (job["status"], job["reason"]) == ("cancelled", "cancelled"), job
+    check_one_verdict(system, server, job)
+
+
+@pytest.mark.parametrize("point", sorted(SERVER))
+def test_kill_the_server_while_submitting(installation: Installation, project: Path, point: str) -> None:
+    """The client submits again with its idempotency key, to whoever answers: one job."""
+    system = installation
+    system.start_controller()
+    crashing = system.start_server(CI_CRASH_AT=point)
+    second = system.start_server()
+    system.wait_ready(second)
+    with system.http(crashing) as http:
+        zipped = _zip(project)
+        headers = {"Idempotency-Key": "the-same-submission"}
+        with pytest.raises(httpx.TransportError):
+            http.post("/submit-async", files={"file": zipped}, headers=headers).raise_for_status()
+    assert crashing.process.wait(timeout=30) == 137
+    with system.http(second) as http:
+        job_id = http.post("/submit-async", files={"file": zipped}, headers=headers).json()["job_id"]
+        assert len(http.get("/jobs").json()) == 1
+    assert system.wait(second, job_id)["success"] is True
+
+
+def test_sigterm_leaves_the_job_running_and_the_successor_adopts_it(
+    installation: Installation, project: Path
+) -> None:
+    system = installation
+    first = system.start_controller()
+    server = system.start_server()
+    system.wait_ready(server)
+    job_id = system.submit(server, project, "--", "-s", "-p", "no:terminal")
+    eventually(lambda: b"line 3" in system.log(server, job_id), what="some output")
+    [container] = system.containers()
+    assert first.terminate() == 0, first.tail()
+    assert system.containers() == [container]
+    system.start_controller()
+    job = system.wait(server, job_id)
+    assert (job["success"], job["attempt"]) == (True, 1)
+    assert written_by_the_test(system.log(server, job_id)) == EXPECTED
+    check_one_verdict(system, server, job)
+
+
+def test_a_second_controller_is_refused_with_75(installation: Installation) -> None:
+    system = installation
+    system.start_controller()
+    server = system.start_server()
+    system.wait_ready(server)
+    second = system.start_controller()
+    assert second.process.wait(timeout=30) == 75
+    assert "another controller" in second.tail().lower()
+
+
+def _zip(project: Path) -> bytes:
+    import io
+    import zipfile
+
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(project.rglob("*.*")):
+            archive.write(path, path.relative_to(project).as_posix())
+    return packed.getvalue()

@@ -1,0 +1,278 @@
+"""A whole CI system of a test's own: real controller, real servers, real `ci` and `ci-admin`, one temp folder."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.support.docker_cli import RUNNER_IMAGE, containers_of, docker
+from tests.support.eventually import eventually
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+_BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out.decode(errors="replace")
+
+
+@dataclass
+class Daemon:
+    """A process of ours whose output goes to a file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str = ""
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+    def terminate(self) -> int:
+        """Ask it to end and return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+
+@dataclass
+class Installation:
+    """Paths, processes and keys of one CI system."""
+
+    root: Path
+    prefix: str
+    daemons: list[Daemon] = field(default_factory=list["Daemon"])
+    keys: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def database(self) -> Path:
+        return self.root / "ci_jobs.db"
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """Return an environment in which nothing of the developer's own set-up shows through."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("CI_")}
+        return {
+            **inherited,
+            "HOME": str(self.root),
+            "CI_DB_PATH": str(self.database),
+            "CI_CONTAINER_PREFIX": self.prefix,
+            "CI_RUNNER_IMAGE": RUNNER_IMAGE,
+            "CI_CONFIG_FILE": str(self.root / "no-config"),
+            **extra,
+        }
+
+    # -- processes -------------------------------------------------------------------------------------
+
+    def start_controller(self, **env: str) -> Daemon:
+        """A controller runs; use `wait_ready` for when it serves."""
+        return self._spawn("controller", [str(_BIN / "ci-controller")], env)
+
+    def start_server(self, *, workers: int = 1, **env: str) -> Daemon:
+        """A server answers on a free port, whatever the state of the database."""
+        return self._serve(socket.create_server(("127.0.0.1", 0), backlog=128), workers, env)
+
+    def restart_server(self, server: Daemon) -> None:
+        """Another server answers at the address of one that is gone."""
+        port = int(server.url.rpartition(":")[2])
+        self._serve(socket.create_server(("127.0.0.1", port), backlog=128), 1, {})
+
+    def _serve(self, listener: socket.socket, workers: int, env: dict[str, str]) -> Daemon:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.set_inheritable(True)
+        command = [sys.executable, "-m", "uvicorn", "ci_server.app:app", "--fd", str(listener.fileno())]
+        if workers > 1:
+            command += ["--workers", str(workers)]
+        daemon = self._spawn("server", command, env, pass_fds=(listener.fileno(),))
+        listener.close()
+        daemon.url = url
+        eventually(lambda: self._answers(daemon), what="the server's first answer")
+        return daemon
+
+    def wait_ready(self, server: Daemon) -> None:
+        """The server says that a controller serves its database."""
+        eventually(lambda: httpx.get(f"{server.url}/ready").status_code == 200, what="/ready")
+
+    def start(self) -> Daemon:
+        """A controller and a server run; returns the server."""
+        self.start_controller()
+        server = self.start_server()
+        self.wait_ready(server)
+        return server
+
+    def stop(self) -> None:
+        """Every process is gone and no container of this installation is left."""
+        for daemon in self.daemons:
+            if daemon.running:
+                daemon.process.send_signal(signal.SIGCONT)
+                daemon.process.terminate()
+        for daemon in self.daemons:
+            try:
+                daemon.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+        for container in self.containers():
+            docker("rm", "-f", container, check=False)
+
+    def _spawn(
+        self, name: str, command: list[str], env: dict[str, str], pass_fds: tuple[int, ...] = ()
+    ) -> Daemon:
+        log = self.root / f"{name}-{len(self.daemons)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=self.environment(**env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=pass_fds,
+            )
+        daemon = Daemon(process, log)
+        self.daemons.append(daemon)
+        return daemon
+
+    def _answers(self, daemon: Daemon) -> bool:
+        assert daemon.running, f"the server ended: {daemon.tail()}"
+        try:
+            return httpx.get(f"{daemon.url}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    # -- commands --------------------------------------------------------------------------------------
+
+    def admin(self, *args: str) -> Done:
+        """Run `ci-admin ARGS` to its end."""
+        return self._run([str(_BIN / "ci-admin"), *args], self.environment(), self.root)
+
+    def key(self, user: str = "ada") -> str:
+        """Return an API key of that user, both made on first use."""
+        if user not in self.keys:
+            email = f"{user}@example.org"
+            created = self.admin("user", "create", "--name", user, "--email", email)
+            assert created.code == 0, created.err
+            issued = self.admin("key", "create", "--email", email, "--name", "test", "--json")
+            assert issued.code == 0, issued.err
+            self.keys[user] = find_key(json.loads(issued.out))
+        return self.keys[user]
+
+    def client_environment(self, server: Daemon, user: str = "ada") -> dict[str, str]:
+        """Return the environment in which that user's `ci` talks to that server."""
+        return self.environment(CI_SERVER_URL=server.url, CI_API_KEY=self.key(user))
+
+    def ci(self, server: Daemon, *args: str, project: Path | None = None, user: str = "ada") -> Done:
+        """Run `ci ARGS` in a project to its end."""
+        return self._run(
+            [str(_BIN / "ci"), *args], self.client_environment(server, user), project or self.root
+        )
+
+    def spawn_ci(
+        self, server: Daemon, *args: str, project: Path | None = None, user: str = "ada"
+    ) -> subprocess.Popen[bytes]:
+        """Start `ci ARGS` with its output in pipes."""
+        return subprocess.Popen(
+            [str(_BIN / "ci"), *args],
+            cwd=project or self.root,
+            env=self.client_environment(server, user),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def submit(self, server: Daemon, project: Path, *args: str, user: str = "ada") -> str:
+        """Submit a project and return the job's id at once."""
+        done = self.ci(server, "submit", "test", "--async", *args, project=project, user=user)
+        assert done.code == 0, done.err
+        prefix, _, job_id = done.text.strip().partition(": ")
+        assert prefix == "Job submitted", done.text
+        return job_id
+
+    def http(self, server: Daemon, user: str = "ada") -> httpx.Client:
+        """Return an HTTP client with that user's key."""
+        return httpx.Client(
+            base_url=server.url, headers={"Authorization": f"Bearer {self.key(user)}"}, timeout=60
+        )
+
+    def job(self, server: Daemon, job_id: str, user: str = "ada") -> dict[str, Any]:
+        """Return the job as the API shows it."""
+        with self.http(server, user) as http:
+            return http.get(f"/jobs/{job_id}").raise_for_status().json()
+
+    def log(self, server: Daemon, job_id: str, user: str = "ada") -> bytes:
+        """Return the job's log as the API gives it."""
+        with self.http(server, user) as http:
+            return http.get(f"/jobs/{job_id}/log").raise_for_status().content
+
+    def wait(self, server: Daemon, job_id: str, seconds: float = 90) -> dict[str, Any]:
+        """Return the job once it is terminal."""
+
+        def finished() -> dict[str, Any] | None:
+            job = self.job(server, job_id)
+            return job if job["success"] is not None else None
+
+        return eventually(finished, seconds=seconds, what=f"the end of job {job_id}")
+
+    @staticmethod
+    def _run(command: list[str], env: dict[str, str], cwd: Path) -> Done:
+        done = subprocess.run(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=110
+        )
+        return Done(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+
+    # -- state -----------------------------------------------------------------------------------------
+
+    def query(self, sql: str, *args: str) -> list[tuple[Any, ...]]:
+        """Return rows of the database, read past our own code."""
+        connection = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)
+        try:
+            return connection.execute(sql, args).fetchall()
+        finally:
+            connection.close()
+
+    def instance_id(self) -> str | None:
+        """Return the installation's id, None before there is a schema."""
+        if not self.database.exists():
+            return None
+        rows = self.query("SELECT name FROM sqlite_master WHERE name = 'installation'")
+        return self.query("SELECT instance_id FROM installation")[0][0] if rows else None
+
+    def containers(self) -> list[str]:
+        """Return the ids of this installation's containers."""
+        instance_id = self.instance_id()
+        return containers_of(instance_id) if instance_id else []
+
+
+def find_key(issued: dict[str, Any]) -> str:
+    """Return the secret in the JSON of `ci-admin key create`."""
+    return next(value for value in issued.values() if isinstance(value, str) and value.count("_") == 3)
+
+
+def make_project(root: Path, files: dict[str, str | bytes]) -> Path:
+    """A folder holds these files; returns it."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
