@@ -1,5 +1,6 @@
 """How our containers are named and labelled; the labels alone tell which attempt a container is."""
 
+from collections.abc import Mapping
 from typing import Final
 
 INSTANCE: Final = "ci.instance"  # the installation's id from the database: the scope of everything we touch
@@ -26,3 +27,8 @@ def run_labels(instance_id: str, job_id: str, attempt: int, epoch: int) -> dict[
         ATTEMPT: str(attempt),
         EPOCH: str(epoch),
     }
+
+
+def are_ours(wanted: Mapping[str, str], found: Mapping[str, str]) -> bool:
+    """Tell whether a container with the labels `found` is the one meant by `wanted`, whichever epoch made it."""
+    return all(found.get(key) == value for key, value in wanted.items() if key != EPOCH)

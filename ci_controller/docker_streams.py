@@ -1,0 +1,212 @@
+"""What is done with the engine's endless answers: a container's output, its input, and the engine's events."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import quote
+
+from ci_common.crash_points import crash_point
+from ci_common.errors import EngineUnavailable
+from ci_controller import labels
+from ci_controller.container_runtime import ContainerError
+from ci_controller.docker_engine import DockerEngine, EngineStream
+
+_HEADER_BYTES: Final = 8  # the engine's framing of output: stream, three zeros, length
+_EVENTS: Final = ["create", "start", "die", "destroy"]
+_FIRST_PAUSE: Final = 0.1  # seconds before a lost watch reconnects
+_LONGEST_PAUSE: Final = 5.0
+_STALL_SECONDS: Final = 0.5  # without progress, until we ask whether the container is still there
+_READING: Final = frozenset({"created", "running", "paused"})
+
+
+class Demultiplexer:
+    """Takes the engine's framing off a container's output, however it was cut on its way."""
+
+    def __init__(self) -> None:
+        self._header = bytearray()
+        self._payload_left = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the payload in `data`: standard output and standard error, as they came."""
+        payload: list[bytes] = []
+        position = 0
+        while position < len(data):
+            if self._payload_left:
+                piece = data[position : position + self._payload_left]
+                self._payload_left -= len(piece)
+                payload.append(piece)
+            else:
+                piece = data[position : position + _HEADER_BYTES - len(self._header)]
+                self._take_header(piece)
+            position += len(piece)
+        return b"".join(payload)
+
+    def _take_header(self, piece: bytes) -> None:
+        self._header += piece
+        if len(self._header) == _HEADER_BYTES:
+            self._payload_left = int.from_bytes(self._header[4:], "big")
+            self._header.clear()
+
+
+@contextmanager
+def followed_output(engine: DockerEngine, container: str) -> Generator[Iterator[bytes]]:
+    """The container's output can be read from its beginning until it ends or the context is left."""
+    path = f"/containers/{quote(container, safe='')}/logs"
+    stream = engine.follow(path, {"stdout": 1, "stderr": 1, "follow": 1}, container)
+    try:
+        yield _payloads(stream)
+    finally:
+        stream.close()
+
+
+def _payloads(stream: EngineStream) -> Iterator[bytes]:
+    demultiplexer = Demultiplexer()
+    for chunk in stream.chunks():
+        payload = demultiplexer.feed(chunk)
+        if payload:
+            yield payload
+
+
+class StreamHolder:
+    """Makes a stream that one thread opens and uses abortable by another, at any moment."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stream: EngineStream | None = None
+        self._aborted = False
+
+    def take(self, stream: EngineStream) -> bool:
+        """Return whether the stream is still wanted; from now on `abort` ends it."""
+        with self._lock:
+            self._stream = stream
+            return not self._aborted
+
+    def abort(self) -> None:
+        """The stream, present or to come, is of no use any more."""
+        with self._lock:
+            self._aborted = True
+            if self._stream is not None:
+                self._stream.abort()
+
+
+class Feed:
+    """Starts one container with its standard input attached, and fills that."""
+
+    def __init__(self, engine: DockerEngine, container: str, send_timeout: float) -> None:
+        self._engine = engine
+        self._container = container
+        self._send_timeout = send_timeout
+        self._holder = StreamHolder()
+
+    def run(self, chunks: Iterable[bytes], on_started: Callable[[], None]) -> None:
+        """The container was started and has got all of `chunks`, unless it left or `abort` was called."""
+        self._check_never_started()
+        # Before the start: a container whose input nobody ever attached would wait for it for ever.
+        stream = self._engine.attach_input(self._container)
+        try:
+            if self._holder.take(stream):
+                self._start()
+                crash_point("after_start")
+                on_started()
+                self._send_all(stream, chunks)
+        finally:
+            stream.close()  # to the container this is the end of its input
+
+    def abort(self) -> None:
+        """The container's input has ended and `run` returns."""
+        self._holder.abort()
+
+    def _check_never_started(self) -> None:
+        # The engine would start an exited container a second time, and attaching to a running one and
+        # leaving again would end an input that somebody else may still fill.
+        if self._status() != "created":
+            raise ContainerError("the container was started before")
+
+    def _start(self) -> None:
+        self._engine.act(self._container, lambda api: api.start(self._container))
+
+    def _status(self) -> str:
+        return self._engine.act(
+            self._container, lambda api: api.inspect_container(self._container)["State"]["Status"]
+        )
+
+    def _send_all(self, stream: EngineStream, chunks: Iterable[bytes]) -> None:
+        for chunk in chunks:
+            if not self._send(stream, chunk):
+                return
+            crash_point("during_feed")
+        stream.end_input()
+
+    def _send(self, stream: EngineStream, chunk: bytes) -> bool:
+        """Return whether the container took all of it; False: it has ended, or `abort` was called."""
+        view, taken_at = memoryview(chunk), time.monotonic()
+        while view:
+            try:
+                view, taken_at = view[stream.send(view, _STALL_SECONDS) :], time.monotonic()
+            except TimeoutError:
+                # The engine does not break the pipe when a container leaves with its input unread.
+                if self._status() not in _READING:
+                    return False
+                self._check_patience(time.monotonic() - taken_at)
+            except OSError:
+                return False
+        return True
+
+    def _check_patience(self, stalled_for: float) -> None:
+        if stalled_for > self._send_timeout:
+            raise ContainerError(f"the container took none of its input for {self._send_timeout:.0f} s")
+
+
+class Watch:
+    """A thread that calls back at each change of one installation's containers, until it is closed."""
+
+    def __init__(self, engine: DockerEngine, instance_id: str, on_change: Callable[[], None]) -> None:
+        self._engine = engine
+        self._params = {
+            "filters": json.dumps(
+                {
+                    "type": ["container"],
+                    "event": _EVENTS,
+                    "label": [f"{labels.INSTANCE}={instance_id}"],
+                }
+            )
+        }
+        self._on_change = on_change
+        self._closed = threading.Event()
+        self._holder = StreamHolder()
+        self._thread = threading.Thread(target=self._run, name="docker-watch", daemon=True)
+
+    def start(self) -> None:
+        """The thread runs; it reconnects by itself."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """The thread has ended; waits for a pending connection attempt at most."""
+        self._closed.set()
+        self._holder.abort()
+        self._thread.join()
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._closed.is_set():
+            connected = self._watch_until_lost()
+            pause = _FIRST_PAUSE if connected else min(2 * pause, _LONGEST_PAUSE)
+            self._closed.wait(pause)
+
+    def _watch_until_lost(self) -> bool:
+        """Return whether there was a connection at all."""
+        try:
+            stream = self._engine.follow("/events", self._params)
+        except EngineUnavailable:
+            return False  # whoever asks the engine for the truth reports that it does not answer
+        try:
+            if self._holder.take(stream):
+                self._on_change()  # what happened before the connection stood was seen by nobody
+                for _ in stream.chunks():
+                    self._on_change()
+        finally:
+            stream.close()
+        return True

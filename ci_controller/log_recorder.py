@@ -1,0 +1,179 @@
+"""LogRecorder: one reading of a container's output, decoded and written to its place in the attempt's log.
+
+What is written is a pure function of the output, and goes to computed offsets: a second reading, after a
+crash, finds its bytes standing and continues behind them. Where they are not the same, or something is
+missing, the log says so in a line of ours. No threads here, and no engine.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from ci_common.stores import LogWriter
+from ci_controller.frames import (
+    EventFrame,
+    Frame,
+    FrameDecoder,
+    OutputFrame,
+    StrayOutput,
+    TrailerFrame,
+)
+
+SLACK_BYTES: Final = 1024**2  # the harness enforces the limit, and needs room to say so
+
+MISMATCH: Final = b"\n[ci] From here on the output differs from what was recorded before an interruption.\n"
+OVER_LIMIT: Final = b"\n[ci] The log limit is reached; what follows is not kept.\n"
+ENDS_EARLY: Final = b"\n[ci] The engine no longer has all of the output above.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class PumpResult:
+    """What one reading of a container's output found."""
+
+    trailer: TrailerFrame | None
+    begun: bool  # the user's own code began to run
+    log_bytes: int  # of the log that this reading accounts for
+    truncated: bool  # bytes are missing or differ; the log says so itself
+    over_limit: bool  # the log limit was reached here, so the harness did not keep it
+
+
+class LogRecorder:
+    """Writes one reading; `feed` it what the container printed, from the very beginning, then `finish`."""
+
+    def __init__(self, writer: LogWriter, log_limit: int) -> None:
+        self.trailer: TrailerFrame | None = None
+        self.begun = False
+        self.over_limit = False
+        self._writer = writer
+        self._capacity = log_limit + SLACK_BYTES
+        self._decoder = FrameDecoder()
+        self._standing = writer.size()  # bytes of an earlier reading that were not compared yet, up to here
+        self._offset = 0
+        self._last_number = 0
+        self._output_bytes = 0
+        self._output_hash = hashlib.sha256()
+        self._truncated = False
+        self._text: list[bytes] = []  # decoded, not yet written
+        self._events: list[bytes] | None = []  # held back while catching up with an earlier reading
+
+    def feed(self, chunk: bytes) -> None:
+        """What `chunk` completes is written."""
+        for frame in self._decoder.feed(chunk):
+            self._take(frame)
+        self._flush()
+
+    def finish(self) -> None:
+        """There will be no more: a last line without its end is text, and less than before is marked."""
+        for frame in self._decoder.finish():
+            self._take(frame)
+        self._flush()
+        if self._offset < self._standing:
+            self._mark_early_end()
+        self._release_events()
+
+    @property
+    def result(self) -> PumpResult:
+        """What was found up to now."""
+        return PumpResult(
+            self.trailer, self.begun, self._offset, self._truncated or self.over_limit, self.over_limit
+        )
+
+    def _take(self, frame: Frame) -> None:
+        match frame:
+            case StrayOutput(data):
+                self._text.append(data)
+                return
+            case OutputFrame(_, data):
+                self._check_number(frame.number)
+                self._output_bytes += len(data)
+                self._output_hash.update(data)
+                self._text.append(data)
+            case EventFrame():
+                self._check_number(frame.number)
+                self._take_event(frame)
+            case TrailerFrame():
+                self._check_number(frame.number)
+                self._take_trailer(frame)
+
+    def _check_number(self, number: int) -> None:
+        """A gap in the numbers is a gap in the log: the text says how many frames are missing."""
+        missing, self._last_number = number - self._last_number - 1, number
+        if missing:
+            self._truncated = True
+            self._text.append(f"\n[ci] The engine lost output here: {missing} parts of it.\n".encode())
+
+    def _take_event(self, frame: EventFrame) -> None:
+        self.begun = self.begun or frame.type == "begun"
+        self._flush()  # an event stands at the offset of the text before it
+        event = {"offset": self._offset, "type": frame.type, "data": dict(frame.data)}
+        line = json.dumps(event).encode() + b"\n"
+        if self._events is None:
+            self._writer.append_event(line)
+        else:
+            self._events.append(line)
+
+    def _take_trailer(self, frame: TrailerFrame) -> None:
+        self.trailer = self.trailer or frame
+        found = (self._output_bytes, self._output_hash.hexdigest())
+        if found != (frame.log_bytes, frame.log_sha256):
+            self._truncated = True
+            self._text.append(
+                f"\n[ci] The output above is not complete: {self._output_bytes} bytes came of "
+                f"{frame.log_bytes} that were written.\n".encode()
+            )
+
+    def _flush(self) -> None:
+        data = b"".join(self._text)
+        self._text.clear()
+        if data and not self.over_limit:
+            room = self._capacity - self._offset
+            self._put(data[:room])
+            if len(data) > room:
+                self.over_limit = True
+                self._put(OVER_LIMIT)
+        if self._offset >= self._standing:
+            self._release_events()
+
+    def _put(self, data: bytes) -> None:
+        """`data` stands at the current offset, which is then behind it."""
+        same = self._equal_prefix(data)
+        self._offset += same
+        rest = data[same:]
+        if rest and self._offset < self._standing:
+            self._mark_mismatch()
+            self._put(rest)
+        elif rest:
+            self._writer.write(self._offset, rest)
+            self._offset += len(rest)
+
+    def _equal_prefix(self, data: bytes) -> int:
+        """Return how many of the first bytes of `data` stand at the current offset already."""
+        known = min(len(data), max(0, self._standing - self._offset))
+        there = self._writer.read(self._offset, known)
+        if there == data[:known]:
+            return len(there)
+        return next(index for index, (a, b) in enumerate(zip(there, data, strict=False)) if a != b)
+
+    def _mark_mismatch(self) -> None:
+        self._truncated = True
+        if self._writer.read(self._offset, len(MISMATCH)) != MISMATCH:  # else marked by an earlier reading
+            self._writer.truncate(self._offset)
+            self._writer.write(self._offset, MISMATCH)
+            self._standing = self._offset + len(MISMATCH)
+        self._offset += len(MISMATCH)
+
+    def _mark_early_end(self) -> None:
+        """An earlier reading found more. It is kept, unless the trailer proves that there was no more."""
+        if self.trailer is not None and not self._truncated:
+            self._writer.truncate(self._offset)
+            return
+        self._truncated = True
+        tail_at = self._standing - len(ENDS_EARLY)
+        if self._writer.read(max(tail_at, 0), len(ENDS_EARLY)) != ENDS_EARLY:
+            self._writer.write(self._standing, ENDS_EARLY)
+
+    def _release_events(self) -> None:
+        if self._events is not None:
+            self._writer.write_events(self._events)
+            self._events = None

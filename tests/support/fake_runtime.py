@@ -1,0 +1,313 @@
+"""An engine in memory that passes the same contract suite as the real one, for planner and controller tests.
+
+    def script(fed: bytes) -> Iterator[Step]:
+        yield b"hello\\n"           # output
+        yield gate                  # a threading.Event: the container runs until it is set
+        yield UntilSignal("SIGINT")  # ... or until that signal comes
+        yield ExitState(1)          # the end; a script that just ends exits with 0
+
+    runtime = FakeContainerRuntime(script=script)
+
+A script runs in a thread of its own once its container's input is closed, and gets all that was fed. SIGKILL,
+`end()` and removal end a container whatever its script waits for. Switches: `down`, `lose_reply_of()`,
+`vanish()`, `end()`; what happened can be read from `calls` and `containers`.
+"""
+
+import asyncio
+import itertools
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal, TypeVar
+
+from ci_common.clock import utcnow
+from ci_common.errors import EngineUnavailable
+from ci_controller import labels
+from ci_controller.container_runtime import (
+    ContainerError,
+    ContainerGone,
+    ContainerSpec,
+    ContainerState,
+    ExitState,
+    ObservedContainer,
+)
+
+Result = TypeVar("Result")
+_POLL_SECONDS: Final = 0.005  # how soon a waiting script sees that its container was killed
+
+
+@dataclass(frozen=True, slots=True)
+class UntilSignal:
+    """A step of a script: the container runs until it gets that signal."""
+
+    name: str
+
+
+Step = bytes | ExitState | threading.Event | UntilSignal
+Script = Callable[[bytes], Iterable[Step]]
+
+
+def _exit_at_once(fed: bytes) -> Iterable[Step]:
+    return ()
+
+
+@dataclass(slots=True)
+class FakeContainer:
+    """What the fake knows of one container; tests may look at everything."""
+
+    id: str
+    spec: ContainerSpec
+    created_at: datetime = field(default_factory=utcnow)
+    state: ContainerState = ContainerState.CREATED
+    exit: ExitState | None = None
+    fed: bytes = b""
+    output: list[bytes] = field(default_factory=list[bytes])
+    signals: list[str] = field(default_factory=list[str])
+
+    def observed(self) -> ObservedContainer:
+        return ObservedContainer(self.id, self.spec.name, dict(self.spec.labels), self.state, self.created_at)
+
+
+class FakeContainerRuntime:
+    """A `ContainerRuntime` without an engine."""
+
+    def __init__(
+        self,
+        script: Script = _exit_at_once,
+        scripts: Mapping[tuple[str, ...], Script] | None = None,
+        images: Mapping[str, str] | None = None,
+    ) -> None:
+        self.script = script
+        self.scripts = dict(scripts or {})  # by the container's command, before `script`
+        self.images = dict(images if images is not None else {"ci-runner:latest": "sha256:" + "0" * 64})
+        self.down = False
+        self.calls: list[tuple[str, str]] = []  # (method, container's name), in order
+        self._containers: dict[str, FakeContainer] = {}
+        self._changed = threading.Condition(threading.RLock())
+        self._lost_replies: defaultdict[str, int] = defaultdict(int)
+        self._watchers: dict[int, tuple[str, Callable[[], None]]] = {}
+        self._ids = itertools.count(1)
+        self._threads = ThreadPoolExecutor(16, "fake-engine")
+        self._scripts: list[threading.Thread] = []
+
+    # -- switches and views for tests ----------------------------------------------------------------------
+
+    @property
+    def containers(self) -> dict[str, FakeContainer]:
+        """The containers that exist, by name."""
+        with self._changed:
+            return {container.spec.name: container for container in self._containers.values()}
+
+    def lose_reply_of(self, call: Literal["create", "start"]) -> None:
+        """The next such call takes effect, but its caller gets EngineUnavailable. A start is not fed."""
+        self._lost_replies[call] += 1
+
+    def vanish(self, container_id: str) -> None:
+        """The container is gone as by `docker rm -f`."""
+        self._drop(self._containers[container_id])
+
+    def end(self, container_id: str, exit_state: ExitState) -> None:
+        """The container has ended like that, whatever its script was doing."""
+        self._exit(self._containers[container_id], exit_state)
+
+    # -- ContainerRuntime ----------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        with self._changed:
+            for container in tuple(self._containers.values()):
+                self._exit(container, ExitState(137))
+        self._threads.shutdown()
+        for thread in self._scripts:
+            thread.join()
+
+    async def ping(self) -> None:
+        self._answer("ping")
+
+    async def image_id(self, reference: str) -> str | None:
+        self._answer("image_id")
+        known = {**self.images, **{image: image for image in self.images.values()}}
+        return known.get(reference)
+
+    async def list(self, instance_id: str) -> list[ObservedContainer]:
+        self._answer("list")
+        with self._changed:
+            return [
+                container.observed()
+                for container in self._containers.values()
+                if container.spec.labels.get(labels.INSTANCE) == instance_id
+            ]
+
+    async def create(self, spec: ContainerSpec) -> str:
+        self._answer("create", spec.name)
+        if spec.image_id not in self.images.values():
+            raise ContainerError(f"no such image: {spec.image_id}")
+        with self._changed:
+            self._make_room(spec)
+            container = FakeContainer(f"{next(self._ids):064x}", spec)
+            self._containers[container.id] = container
+        self._reply("create")
+        return container.id
+
+    async def start_and_feed(
+        self, container_id: str, chunks: Iterable[bytes], on_started: Callable[[], None]
+    ) -> None:
+        container = self._find(container_id, "start_and_feed")
+        await self._in_thread(lambda: self._start_and_feed(container, chunks, on_started))
+
+    async def signal(self, container_id: str, signal: str) -> None:
+        self._answer("signal", container_id)
+        with self._changed:
+            container = self._containers.get(container_id)
+            if container is None or container.state is not ContainerState.RUNNING:
+                return
+            container.signals.append(signal)
+            if signal == "SIGKILL":
+                self._exit(container, ExitState(137))
+            self._changed.notify_all()
+
+    async def exit_state(self, container_id: str) -> ExitState | None:
+        return self._find(container_id, "exit_state").exit
+
+    async def remove(self, container_id: str) -> None:
+        self._answer("remove", container_id)
+        container = self._containers.get(container_id)
+        if container is not None:
+            self._drop(container)
+
+    @contextmanager
+    def follow_output(self, container_id: str) -> Generator[Iterator[bytes]]:
+        container = self._find(container_id, "follow_output")
+        left = threading.Event()
+        try:
+            yield self._follow(container, left)
+        finally:
+            left.set()
+            with self._changed:
+                self._changed.notify_all()
+
+    @contextmanager
+    def watch(self, instance_id: str, on_change: Callable[[], None]) -> Generator[None]:
+        key = next(self._ids)
+        self._watchers[key] = (instance_id, on_change)
+        try:
+            yield
+        finally:
+            del self._watchers[key]
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _answer(self, call: str, container: str = "") -> None:
+        found = self._containers.get(container)
+        self.calls.append((call, found.spec.name if found else container))
+        if self.down:
+            raise EngineUnavailable("the fake engine is down")
+
+    def _reply(self, call: str) -> None:
+        if self._lost_replies[call]:
+            self._lost_replies[call] -= 1
+            raise EngineUnavailable(f"the reply to {call} was lost")
+
+    def _find(self, container_id: str, call: str) -> FakeContainer:
+        self._answer(call, container_id)
+        with self._changed:
+            if container_id not in self._containers:
+                raise ContainerGone(container_id)
+            return self._containers[container_id]
+
+    def _make_room(self, spec: ContainerSpec) -> None:
+        """The name is free: a container of ours under it that never started was removed."""
+        found = self.containers.get(spec.name)
+        if found is None:
+            return
+        if not labels.are_ours(spec.labels, found.spec.labels):
+            raise ContainerError(f"a container named {spec.name} exists that is not ours")
+        if found.state is not ContainerState.CREATED:
+            raise ContainerError(f"the container {spec.name} was started before")
+        self._drop(found)
+
+    def _drop(self, container: FakeContainer) -> None:
+        with self._changed:
+            self._exit(container, ExitState(137))
+            self._containers.pop(container.id, None)
+        self._notify(container)
+
+    def _exit(self, container: FakeContainer, exit_state: ExitState) -> None:
+        with self._changed:
+            if container.state is not ContainerState.RUNNING:
+                return
+            container.state, container.exit = ContainerState.EXITED, exit_state
+            self._changed.notify_all()
+        self._notify(container)
+
+    def _start_and_feed(
+        self, container: FakeContainer, chunks: Iterable[bytes], on_started: Callable[[], None]
+    ) -> None:
+        with self._changed:
+            if container.state is not ContainerState.CREATED:
+                raise ContainerError(f"the container {container.spec.name} was started before")
+            container.state = ContainerState.RUNNING
+        self._notify(container)
+        try:
+            self._reply("start")
+            on_started()
+            for chunk in chunks:
+                if container.state is not ContainerState.RUNNING:
+                    break
+                container.fed += chunk
+        finally:
+            thread = threading.Thread(target=self._run, args=(container,), daemon=True)
+            self._scripts.append(thread)
+            thread.start()
+
+    def _run(self, container: FakeContainer) -> None:
+        script = self.scripts.get(container.spec.command, self.script)
+        for step in script(container.fed):
+            match step:
+                case bytes():
+                    self._write(container, step)
+                case ExitState():
+                    self._exit(container, step)
+                case threading.Event():
+                    self._wait(container, step.is_set)
+                case UntilSignal(name):
+                    self._wait(container, lambda name=name: name in container.signals)
+            if container.state is not ContainerState.RUNNING:
+                return
+        self._exit(container, ExitState(0))
+
+    def _write(self, container: FakeContainer, data: bytes) -> None:
+        with self._changed:
+            if container.state is ContainerState.RUNNING:
+                container.output.append(data)
+                self._changed.notify_all()
+
+    def _wait(self, container: FakeContainer, over: Callable[[], bool]) -> None:
+        with self._changed:
+            while not over() and container.state is ContainerState.RUNNING:
+                self._changed.wait(_POLL_SECONDS)
+
+    def _follow(self, container: FakeContainer, left: threading.Event) -> Iterator[bytes]:
+        for index in itertools.count():
+            with self._changed:
+                while not self._follow_is_over(container, left) and index >= len(container.output):
+                    # Timed, because `down` is a plain attribute that wakes nobody.
+                    self._changed.wait(_POLL_SECONDS)
+                if left.is_set() or self.down or index >= len(container.output):
+                    return
+                data = container.output[index]
+            yield data
+
+    def _follow_is_over(self, container: FakeContainer, left: threading.Event) -> bool:
+        return left.is_set() or self.down or container.state is not ContainerState.RUNNING
+
+    def _notify(self, container: FakeContainer) -> None:
+        for instance_id, on_change in tuple(self._watchers.values()):
+            if instance_id == container.spec.labels.get(labels.INSTANCE):
+                on_change()
