@@ -211,7 +211,7 @@ def test_ctrl_c_twice_cancels_the_job_and_exits_143(shared: Shared, tmp_path: Pa
         while b"started" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        while b"ci wait" not in process.stderr.readline():
+        while b"Ctrl-C again" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 143

@@ -14,7 +14,7 @@ from tests.support.installation import Daemon, Installation, make_project
 
 pytestmark = pytest.mark.docker
 
-# Everything the tests write is the same in every run; `-p no:terminal` keeps pytest's own clock out of it.
+# What the test writes is the same in every run; only what pytest says around it has the clock in it.
 CODE = """
 import os, sys, time
 
@@ -87,7 +87,7 @@ def test_kill_and_restart(installation: Installation, project: Path, point: str)
     crashing = system.start_controller(CI_CRASH_AT=point)
     server = system.start_server()
     system.wait_ready(server)
-    job_id = system.submit(server, project, "--", "-s", "-p", "no:terminal")
+    job_id = system.submit(server, project, "--", "-s")
     dies(crashing)
     system.start_controller()
     job = system.wait(server, job_id)
@@ -144,7 +144,7 @@ def test_sigterm_leaves_the_job_running_and_the_successor_adopts_it(
     first = system.start_controller()
     server = system.start_server()
     system.wait_ready(server)
-    job_id = system.submit(server, project, "--", "-s", "-p", "no:terminal")
+    job_id = system.submit(server, project, "--", "-s")
     eventually(lambda: b"line 3" in system.log(server, job_id), what="some output")
     [container] = system.containers()
     assert first.terminate() == 0, first.tail()

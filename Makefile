@@ -1,0 +1,58 @@
+# Everything a developer does here. `make` lists the targets.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Options for pytest in `make test`, for example: make test PYTEST_ARGS="-n 0 -x tests/unit"
+PYTEST_ARGS ?= -n auto
+
+.PHONY: help venv docker runner-image demo test check format doctor bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml scripts/make-venv.sh
+	@scripts/make-venv.sh
+	@touch $@
+
+venv: $(STAMP) ## make .venv with this project and its tools
+
+docker: ## see to a Docker engine: use one that answers, or install and start it
+	@scripts/ensure-docker.sh
+
+runner-image: docker ## see to a Docker engine and build the runner image if it is missing
+	@runner/build.sh
+
+demo: $(STAMP) runner-image ## test a sample project with everything real, from nothing to its verdict
+	@$(BIN)/python scripts/demo.py
+
+test: $(STAMP) runner-image ## run the whole suite (PYTEST_ARGS="…" replaces its options)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP) ## lint, formatting, types, documentation and architecture
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/python scripts/generate_docs.py --check
+	@$(BIN)/python -m pytest -n 0 -q tests/unit/test_architecture.py tests/unit/test_docs.py
+
+format: $(STAMP) ## format the code, sort imports, rewrite the generated tables of the docs
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/python scripts/generate_docs.py
+
+doctor: $(STAMP) ## say what is missing on this machine
+	@$(BIN)/ci-admin doctor
+
+bench: $(STAMP) runner-image ## measure each number beside its floor, in one run
+	@$(BIN)/python -m bench.run $(BENCH_ARGS)
+
+clean: ## remove what was built here (the engine and the runner image stay)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

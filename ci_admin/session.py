@@ -1,0 +1,63 @@
+"""What every command shares: its `--db-path` and `--json`, a repository for as long as it runs, its answer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from ci_admin import render
+from ci_admin.location import database_in_force, personal_database
+from ci_common.errors import NotFound
+from ci_common.repository import JobRepository
+
+Result = TypeVar("Result")
+Command = TypeVar("Command", bound=Callable[..., object])
+
+db_path_option = click.option(
+    "--db-path",
+    envvar="CI_DB_PATH",
+    show_envvar=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="SQLite database; by default ci_jobs.db in this folder, else that of `ci-admin up`.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON with stable keys.")
+
+
+def with_database(command: Command) -> Command:
+    """The command takes `db_path` and `as_json`."""
+    return db_path_option(json_option(command))
+
+
+def in_repository(db_path: Path | None, action: Callable[[JobRepository], Awaitable[Result]]) -> Result:
+    """Return what the action returns; the schema is there and current meanwhile, every connection closed after."""
+    return asyncio.run(_in_repository(_named_or_announced(db_path), action))
+
+
+def answer(fields: object, text: str, *, as_json: bool) -> None:
+    """The answer is on stdout in the form that was asked for."""
+    click.echo(render.as_json(fields) if as_json else text)
+
+
+def _named_or_announced(db_path: Path | None) -> Path:
+    path = database_in_force(db_path)
+    if not path.absolute().parent.is_dir():
+        raise NotFound(f"There is no folder {path.absolute().parent} for the database.")
+    if db_path is None and path == personal_database():
+        click.echo(f"(database of `ci-admin up`: {path})", err=True)
+    return path
+
+
+async def _in_repository(path: Path, action: Callable[[JobRepository], Awaitable[Result]]) -> Result:
+    # Here, not above: `--help` need not wait for the libraries of settings and database.
+    from ci_admin.settings import read_settings
+    from ci_common.settings import StorageSettings
+    from ci_persistence.factory import open_repository
+
+    repository = open_repository(read_settings(StorageSettings, path))
+    try:
+        await repository.initialize()
+        return await action(repository)
+    finally:
+        await repository.close()

@@ -1,0 +1,71 @@
+"""`ci-admin user …`: options in, `accounts` in the middle, `render` out."""
+
+from pathlib import Path
+
+import click
+
+from ci_admin import accounts, render
+from ci_admin.session import answer, in_repository, with_database
+from ci_common.clock import utcnow
+from ci_common.models import Role
+
+
+@click.group()
+def user() -> None:
+    """People (and machines) who own jobs."""
+
+
+@user.command()
+@click.option("--name", required=True, help="What people call the user.")
+@click.option("--email", required=True, help="E-mail address, unique without regard to case.")
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    default=Role.USER.value,
+    show_default=True,
+    help="What the user is to the installation.",
+)
+@with_database
+def create(name: str, email: str, role: str, db_path: Path | None, as_json: bool) -> None:
+    """Create a user."""
+    made = in_repository(
+        db_path, lambda repository: accounts.create_user(repository, name, email, Role(role), utcnow())
+    )
+    answer(render.user_fields(made), render.user_created(made), as_json=as_json)
+
+
+@user.command("list")
+@with_database
+def list_users(db_path: Path | None, as_json: bool) -> None:
+    """List all users, oldest first."""
+    users = in_repository(db_path, lambda repository: repository.list_users())
+    answer([render.user_fields(one) for one in users], render.user_table(users), as_json=as_json)
+
+
+@user.command()
+@click.option("--email", required=True, help="E-mail address or id of the user.")
+@with_database
+def get(email: str, db_path: Path | None, as_json: bool) -> None:
+    """Show one user."""
+    found = in_repository(db_path, lambda repository: accounts.find_user(repository, email))
+    answer(render.user_fields(found), render.user_details(found), as_json=as_json)
+
+
+@user.command()
+@click.argument("user_id")
+@with_database
+def activate(user_id: str, db_path: Path | None, as_json: bool) -> None:
+    """Let a user work again. USER_ID is an id or an e-mail address."""
+    changed = in_repository(db_path, lambda repository: accounts.activate_user(repository, user_id, utcnow()))
+    answer(render.user_fields(changed), render.user_activated(changed), as_json=as_json)
+
+
+@user.command()
+@click.argument("user_id")
+@with_database
+def deactivate(user_id: str, db_path: Path | None, as_json: bool) -> None:
+    """Lock a user out at once and cancel the user's unfinished jobs. USER_ID is an id or an e-mail address."""
+    result = in_repository(
+        db_path, lambda repository: accounts.deactivate_user(repository, user_id, utcnow())
+    )
+    answer(render.deactivated_fields(result), render.user_deactivated(result), as_json=as_json)

@@ -1,0 +1,209 @@
+"""What `ci-admin` prints and how it exits, with nothing replaced but the terminal."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ci_admin.cli import main
+from ci_admin.location import database_in_force, personal_database
+from ci_common.api_keys import is_well_formed, key_prefix
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Admin = Callable[..., Said]
+
+
+@pytest.fixture
+def admin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Admin:
+    monkeypatch.setenv("CI_DB_PATH", str(tmp_path / "ci_jobs.db"))
+
+    def run(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ci-admin", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return Said(left.value.code, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def ada(admin: Admin) -> dict[str, Any]:
+    return admin("user", "create", "--name", "Your Name", "--email", "you@example.com", "--json").json
+
+
+def test_creating_a_user_says_what_the_documents_say(admin: Admin) -> None:
+    said = admin("user", "create", "--name", "Your Name", "--email", "you@example.com")
+    (user,) = admin("user", "list", "--json").json
+
+    assert said == Said(
+        0, f"✓ User created successfully\nID:    {user['id']}\nName:  Your Name\nEmail: you@example.com\n", ""
+    )
+
+
+@pytest.mark.usefixtures("ada")
+def test_creating_a_key_says_what_the_documents_say(admin: Admin) -> None:
+    said = admin("key", "create", "--email", "you@example.com", "--name", "My Dev Key")
+    first, _, rest = said.out.partition("API Key: ")
+    secret, _, rest = rest.partition("\n")
+
+    assert said.code == 0
+    assert is_well_formed(secret)
+    assert first == "✓ API key created successfully\n\n"
+    assert rest == (
+        "Name:    My Dev Key\n"
+        "User:    you@example.com\n"
+        "\n"
+        "⚠️  IMPORTANT: This is the only time you'll see this key!\n"
+        "   Save it securely now.\n"
+    )
+
+
+@pytest.mark.usefixtures("ada")
+def test_a_key_is_shown_once(admin: Admin) -> None:
+    issued = admin("key", "create", "--email", "you@example.com", "--name", "laptop", "--json").json
+    listed = admin("key", "list").out + admin("key", "list", "--json").out
+
+    assert is_well_formed(issued["api_key"])
+    assert issued["api_key"] not in listed
+    assert key_prefix(issued["api_key"]) in listed
+
+
+def test_json_of_a_user_has_stable_keys(ada: dict[str, Any]) -> None:
+    assert sorted(ada) == ["created_at", "email", "id", "is_active", "name", "role"]
+
+
+def test_json_of_a_key_has_stable_keys(admin: Admin, ada: dict[str, Any]) -> None:
+    arguments = ("key", "create", "--email", ada["id"], "--name", "ci", "--expires", "2099-01-01")
+    issued = admin(*arguments, "--scope", "read", "--json").json
+
+    assert list(issued)[:4] == ["api_key", "id", "prefix", "name"]
+    assert list(issued)[4:8] == ["user_id", "email", "scopes", "is_active"]
+    assert list(issued)[8:] == ["created_at", "expires_at", "last_used_at"]
+    assert (issued["scopes"], issued["expires_at"]) == (["read"], "2099-01-01T00:00:00Z")
+    assert issued["user_id"] == ada["id"]
+
+
+def test_keys_are_listed_for_one_user_or_for_all(admin: Admin, ada: dict[str, Any]) -> None:
+    admin("user", "create", "--name", "Bob", "--email", "bob@example.com")
+    for owner in (ada["email"], "bob@example.com"):
+        admin("key", "create", "--email", owner, "--name", f"key of {owner}")
+
+    mine = admin("key", "list", "--email", "you@example.com", "--json").json
+    everybodys = admin("key", "list", "--json").json
+
+    assert [key["email"] for key in mine] == ["you@example.com"]
+    assert [key["email"] for key in everybodys] == ["you@example.com", "bob@example.com"]
+
+
+def test_tables_show_every_state(admin: Admin, ada: dict[str, Any]) -> None:
+    for name in ("good", "bad"):
+        admin("key", "create", "--email", ada["email"], "--name", name)
+    admin("key", "revoke", admin("key", "list", "--json").json[1]["id"])
+    admin("user", "deactivate", ada["id"])
+
+    keys, users = admin("key", "list").out.splitlines(), admin("user", "list").out.splitlines()
+
+    assert keys[0].split()[:5] == ["ID", "PREFIX", "NAME", "USER", "SCOPES"]
+    assert ["active" in keys[2], "revoked" in keys[3]] == [True, True]
+    assert "✗" in users[2]
+
+
+@pytest.mark.parametrize("named_by", ["id", "email"])
+def test_a_user_is_named_by_id_or_address(admin: Admin, ada: dict[str, Any], named_by: str) -> None:
+    assert admin("user", "get", "--email", ada[named_by], "--json").json == ada
+    assert admin("user", "deactivate", ada[named_by], "--json").json["is_active"] is False
+    assert admin("user", "activate", ada[named_by], "--json").json["is_active"] is True
+
+
+def test_deactivating_tells_how_many_jobs_it_ended(admin: Admin, ada: dict[str, Any]) -> None:
+    assert admin("user", "deactivate", ada["id"], "--json").json["cancelled_jobs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (64, ["user", "create", "--name", "x"]),
+        (64, ["user", "list", "--nonsense"]),
+        (64, ["nonsense"]),
+        (64, ["user"]),
+        (64, ["user", "create", "--name", "x", "--email", "no-address"]),
+        (64, ["key", "create", "--email", "you@example.com", "--name", "x", "--expires", "2000-01-01"]),
+        (64, ["key", "create", "--email", "you@example.com", "--name", "x", "--scope", "everything"]),
+        (65, ["user", "create", "--name", "x", "--email", "YOU@example.com"]),
+        (66, ["user", "get", "--email", "nobody@example.com"]),
+        (66, ["key", "list", "--email", "nobody@example.com"]),
+        (66, ["key", "revoke", "no-such-key"]),
+        (66, ["user", "list", "--db-path", "/no/such/folder/ci_jobs.db"]),
+    ],
+)
+@pytest.mark.usefixtures("ada")
+def test_a_mistake_is_one_sentence_and_an_exit_code(admin: Admin, code: int, arguments: list[str]) -> None:
+    said = admin(*arguments)
+
+    assert (said.code, said.out) == (code, "")
+    assert said.err.strip()
+    assert "Traceback" not in said.err
+
+
+def test_help_ends_well_and_names_the_exit_codes(admin: Admin) -> None:
+    said = admin("--help")
+
+    assert said.code == 0
+    assert "Exit codes:" in said.out
+
+
+# -- which database ----------------------------------------------------------------------------------------------
+
+
+def test_the_flag_beats_the_environment(admin: Admin, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    admin("user", "create", "--name", "x", "--email", "x@example.com", "--db-path", str(other))
+
+    assert admin("user", "list", "--json").json == []
+    assert len(admin("user", "list", "--json", "--db-path", str(other)).json) == 1
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (set[str](), "here"),
+        ({"here"}, "here"),
+        ({"personal"}, "personal"),
+        ({"here", "personal"}, "here"),
+    ],
+)
+def test_unnamed_the_database_here_comes_before_the_personal_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: set[str], expected: str
+) -> None:
+    environ = {"XDG_DATA_HOME": str(tmp_path / "data")}
+    places = {"here": Path("ci_jobs.db"), "personal": personal_database(environ)}
+    monkeypatch.chdir(tmp_path)
+    for name in there:
+        places[name].parent.mkdir(parents=True, exist_ok=True)
+        places[name].touch()
+
+    assert database_in_force(None, environ) == places[expected]
+
+
+def test_a_named_database_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert database_in_force(tmp_path / "mine.db") == tmp_path / "mine.db"
