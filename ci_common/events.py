@@ -1,13 +1,13 @@
 """What a job's stream says: typed events and their JSON form, the same for server and client.
 
 The wire form of each is one JSON object with a `type`; fields are additive for ever, so readers skip what
-they do not know. A log event's position travels as the SSE id `<attempt>:<offset>` (`Position`).
+they do not know. The position of a log or status event travels as the SSE id `<attempt>:<offset>` (`Position`).
 """
 
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ci_common.models import Job, JobStatus, Reason
@@ -67,6 +67,8 @@ class StatusEvent:
     status: JobStatus
     attempt: int
     message: str | None = None
+    # Where the reader stands, sent as the SSE id: who is cut off before the first output resumes from here.
+    position: Position | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         return {

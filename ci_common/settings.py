@@ -11,14 +11,14 @@ class StorageSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CI_", extra="ignore", frozen=True)
 
-    db_path: Path = Field(Path("ci_jobs.db"), description="SQLite database file.")
+    db_path: Path = Field(default=Path("ci_jobs.db"), description="SQLite database file.")
     data_dir: Path | None = Field(
-        None, description="Archives and logs; by default `<database file>.data` beside the database."
+        default=None, description="Archives and logs; by default `<database file>.data` beside the database."
     )
 
-    archive_max_entries: int = Field(100_000, gt=0, description="Files in one archive.")
-    archive_max_ratio: int = Field(200, gt=0, description="Unpacked bytes per packed byte, per file.")
-    archive_max_bytes: int = Field(2 * 1024**3, gt=0, description="Unpacked bytes of one archive.")
+    archive_max_entries: int = Field(default=100_000, gt=0, description="Files in one archive.")
+    archive_max_ratio: int = Field(default=200, gt=0, description="Unpacked bytes per packed byte, per file.")
+    archive_max_bytes: int = Field(default=2 * 1024**3, gt=0, description="Unpacked bytes of one archive.")
 
     @property
     def data_path(self) -> Path:

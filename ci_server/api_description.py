@@ -1,0 +1,185 @@
+"""What OpenAPI says beyond the routes' own signatures: errors, streams, the upload form, the common problem shape."""
+
+from collections import defaultdict
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from ci_common.errors import (
+    ArchiveTooLarge,
+    CIError,
+    Forbidden,
+    IdempotencyConflict,
+    InternalError,
+    InvalidArchive,
+    InvalidOffset,
+    InvalidRequest,
+    JobNotFound,
+    SchemaMissing,
+    StorageFull,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
+from ci_server.problems import MEDIA_TYPE
+from ci_server.schemas import ProblemModel
+
+Responses = dict[int | str, dict[str, Any]]
+
+SUMMARY = "Submit Python projects, follow their tests live, read the verdict."
+DESCRIPTION = """\
+A self-hosted CI for Python projects: upload a tree as a zip archive, its tests run in a clean container.
+
+* **Authentication**: `Authorization: Bearer ci_…`. You see only your own jobs; those of others look unknown.
+* **Streams** are server-sent events; each `data:` is one JSON object with a `type` of `job_id`, `log`, `status`,
+  `complete` or `error`. An event's `id:` is `<attempt>:<offset>`, where the reader stands in the log: send it back
+  as `Last-Event-ID` and the stream goes on behind it. A stream that ends without `complete` was interrupted: resume.
+* **Errors** are `application/problem+json` with a stable `code`.
+* Fields, events and codes are only ever added: skip what you do not know.
+"""
+TAGS = [
+    {"name": "submit", "description": "Upload a project and have it tested."},
+    {"name": "jobs", "description": "Follow, read, list and cancel your jobs."},
+    {"name": "service", "description": "The server itself."},
+]
+
+UPLOAD_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "The project as a zip archive.",
+                        },
+                        "pytest_args": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "description": "Arguments for pytest, one form field each, in order.",
+                        },
+                        "timeout": {
+                            "type": "number",
+                            "exclusiveMinimum": 0,
+                            "description": "Seconds the job may take; the controller's default otherwise.",
+                        },
+                    },
+                },
+                "encoding": {"pytest_args": {"style": "form", "explode": True}},
+            }
+        },
+    }
+}
+
+_READING = (Unauthorized, Forbidden, InternalError, Unavailable, SchemaMissing)
+_SUBMITTING = (
+    *_READING,
+    IdempotencyConflict,
+    ArchiveTooLarge,
+    InvalidRequest,
+    InvalidArchive,
+    TooManyRequests,
+)
+_LOG_EXAMPLE = """\
+data: {"type": "job_id", "job_id": "550e8400-e29b-41d4-a716-446655440000"}
+
+id: 1:0
+data: {"type": "status", "status": "running", "attempt": 1, "message": null}
+
+id: 1:22
+data: {"type": "log", "data": "Running 12 tests ...\\r\\n"}
+
+data: {"type": "complete", "success": true, "status": "completed", "exit_code": 0, "reason": null, "message": null}
+
+"""
+
+
+def problems(*errors: type[CIError]) -> Responses:
+    """Return the error responses of a route that may raise these, with what every keyed route may raise."""
+    by_status: defaultdict[int, list[type[CIError]]] = defaultdict(list)
+    for error in dict.fromkeys((*errors, *_READING)):
+        by_status[error.http_status].append(error)
+    return {status: _problem(status, found) for status, found in sorted(by_status.items())}
+
+
+def submit_problems() -> Responses:
+    """Return the error responses of the submit routes."""
+    return problems(*_SUBMITTING, StorageFull)
+
+
+def event_stream(description: str) -> Responses:
+    """Return the success response of a route that streams."""
+    content = {"text/event-stream": {"schema": {"type": "string"}, "example": _LOG_EXAMPLE}}
+    return {200: {"description": description, "content": content}}
+
+
+def plain_text_log() -> Responses:
+    """Return the responses of the log route: whole, part, and a range outside it."""
+    content = {"text/plain": {"schema": {"type": "string", "format": "binary"}}}
+    part = {
+        "description": "The bytes asked for by `Range`.",
+        "headers": {"Content-Range": {"schema": {"type": "string"}, "example": "bytes 0-99/18231"}},
+        "content": content,
+    }
+    return {
+        200: {"description": "The log, byte for byte.", "content": content},
+        206: part,
+        **problems(JobNotFound, InvalidOffset, InvalidRequest),
+    }
+
+
+def _problem(status: int, errors: list[type[CIError]]) -> dict[str, Any]:
+    examples = {
+        error.code: {
+            "value": {
+                "type": f"urn:ci:error:{error.code}",
+                "title": error.title,
+                "status": status,
+                "detail": _first_sentence(error),
+                "code": error.code,
+                "request_id": "5f0c1c9b2b0d4a5e8a3f0d9c7b6a5e4d",
+            }
+        }
+        for error in errors
+    }
+    described: dict[str, Any] = {
+        "description": " / ".join(f"{error.title} (`{error.code}`)" for error in errors),
+        "content": {
+            MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples},
+        },
+    }
+    if status in (429, 503):
+        described["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+    if status == 401:
+        described["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
+    return described
+
+
+def _first_sentence(error: type[CIError]) -> str:
+    return (error.__doc__ or error.title).strip().splitlines()[0]
+
+
+def install_openapi(app: FastAPI) -> None:
+    """`/openapi.json` also holds the problem shape that all error responses refer to."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                summary=app.summary,
+                description=app.description,
+                tags=app.openapi_tags,
+                routes=app.routes,
+            )
+            schema = ProblemModel.model_json_schema()
+            document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = schema
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi

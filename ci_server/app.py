@@ -1,0 +1,45 @@
+"""The application: `create_app(settings)` for tests and embedding, `app` for `uvicorn ci_server.app:app`."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from ci_common import __version__
+from ci_server.api_description import DESCRIPTION, SUMMARY, TAGS, install_openapi
+from ci_server.dependencies import open_resources
+from ci_server.problems import install_handlers
+from ci_server.request_context import RequestContext
+from ci_server.routes import jobs, logs, service, submit
+from ci_server.service_log import configure_logging
+from ci_server.settings import ServerSettings
+
+
+def create_app(settings: ServerSettings | None = None) -> FastAPI:
+    """Return an app that opens everything it needs when it starts; without settings, the environment's."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        in_force = settings or ServerSettings()
+        configure_logging(in_force.log_level)
+        async with open_resources(in_force) as resources:
+            app.state.resources = resources
+            yield
+
+    app = FastAPI(
+        title="CI server",
+        version=__version__,
+        summary=SUMMARY,
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+    )
+    app.add_middleware(RequestContext)
+    install_handlers(app)
+    for routes in (submit, jobs, logs, service):
+        app.include_router(routes.router)
+    install_openapi(app)
+    return app
+
+
+app = create_app()

@@ -1,0 +1,117 @@
+"""From an API key to the person behind it. Knows no HTTP: the routes' side of it is `ci_server.dependencies`."""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from ci_common.api_keys import hash_api_key, is_well_formed
+from ci_common.clock import Clock
+from ci_common.errors import CIError, Forbidden, Unauthorized
+from ci_common.models import APIKey, Scope, User
+from ci_common.repository import JobRepository
+
+_TOUCH_EVERY = timedelta(seconds=60)
+_NOBODY = "0" * 64  # compared with when there is no such key, so that a miss takes as long as a hit
+
+_log = structlog.stdlib.get_logger("ci_server.auth")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a request, and by which key."""
+
+    user: User
+    key: APIKey
+
+    def require(self, scope: Scope) -> None:
+        """The key may be used for this; raises Forbidden otherwise."""
+        if scope not in self.key.scopes:
+            raise Forbidden(f"This API key lacks the scope {scope.value!r}; create one that has it.")
+
+
+class Authenticator:
+    """Judges keys against the database at every request: a revoked key is refused by the next one."""
+
+    def __init__(self, repository: JobRepository, clock: Clock) -> None:
+        self._repository = repository
+        self._clock = clock
+        self.usage = KeyUsage(repository, clock)
+
+    async def authenticate(self, token: str | None) -> Caller:
+        """Return who the key belongs to; raises the same Unauthorized whatever is wrong with it."""
+        if token is None or not is_well_formed(token):
+            raise _unauthorized()
+        caller = await self._find(hash_api_key(token))
+        self.usage.note(caller.key)
+        return caller
+
+    async def recheck(self, caller: Caller) -> None:
+        """The key is still good; raises Unauthorized when it was revoked, expired or its user deactivated."""
+        await self._find(caller.key.key_hash)
+
+    def guard(self, caller: Caller, every: float) -> Callable[[], Awaitable[None]]:
+        """Return a check that is free to call often: it looks at the key once in `every` seconds."""
+        due = self._clock.monotonic() + every
+
+        async def check() -> None:
+            nonlocal due
+            now = self._clock.monotonic()
+            if now >= due:
+                due = now + every
+                await self.recheck(caller)
+
+        return check
+
+    async def _find(self, key_hash: str) -> Caller:
+        found = await self._repository.find_api_key(key_hash)
+        same = hmac.compare_digest(key_hash, found[0].key_hash if found else _NOBODY)
+        if found is None or not same:
+            raise _unauthorized()
+        key, user = found
+        if not key.is_usable(self._clock.now()) or not user.is_active:
+            raise _unauthorized()
+        return Caller(user, key)
+
+
+class KeyUsage:
+    """Writes when a key was last used: at most once a minute each, and never while a request waits for it."""
+
+    def __init__(self, repository: JobRepository, clock: Clock) -> None:
+        self._repository = repository
+        self._clock = clock
+        self._written: dict[str, float] = {}  # key id -> monotonic time; one entry per key in use
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def note(self, key: APIKey) -> None:
+        """The use of the key is on its way to the database, unless it was written less than a minute ago."""
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        # The row tells what other replicas wrote; our own memory stops retries of a write that fails.
+        if key.last_used_at is not None and now - key.last_used_at < _TOUCH_EVERY:
+            return
+        if monotonic - self._written.get(key.id, float("-inf")) < _TOUCH_EVERY.total_seconds():
+            return
+        self._written[key.id] = monotonic
+        task = asyncio.create_task(self._write(key.id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settle(self) -> None:
+        """Nothing is on its way any more."""
+        await asyncio.gather(*self._tasks)
+
+    async def _write(self, key_id: str) -> None:
+        try:
+            await self._repository.touch_api_key(key_id, self._clock.now())
+        except CIError as error:
+            _log.warning("key_use_not_recorded", key_id=key_id, code=error.code, detail=error.detail)
+
+
+def _unauthorized() -> Unauthorized:
+    return Unauthorized(
+        "This needs a valid API key in the header 'Authorization: Bearer ci_…'; "
+        "an operator makes one with 'ci-admin key create'."
+    )

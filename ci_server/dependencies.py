@@ -1,0 +1,129 @@
+"""The composition root: what an app is made of, and the typed aliases by which routes ask for it.
+
+The one module of the server that knows the implementations of the repository and the stores.
+"""
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Path, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from ci_common.clock import Clock, SystemClock
+from ci_common.errors import JobNotFound
+from ci_common.models import Job, Scope, User
+from ci_common.repository import JobRepository
+from ci_common.stores import ArchiveStore, ChangeHub, LogStore
+from ci_persistence.factory import open_repository, open_stores
+from ci_server.auth import Authenticator, Caller
+from ci_server.event_stream import StreamSlots
+from ci_server.settings import ServerSettings
+from ci_server.submissions import Submissions
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Everything a running app holds; closed when it ends."""
+
+    settings: ServerSettings
+    repository: JobRepository
+    logs: LogStore
+    archives: ArchiveStore
+    hub: ChangeHub
+    authenticator: Authenticator
+    submissions: Submissions
+    slots: StreamSlots
+    clock: Clock
+
+
+@contextlib.asynccontextmanager
+async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, None]:
+    """The resources are open while in the block. No database needs to exist yet: it may come later."""
+    clock = SystemClock()
+    repository = open_repository(settings)
+    stores = open_stores(settings)
+    authenticator = Authenticator(repository, clock)
+    try:
+        await stores.hub.start()
+        yield Resources(
+            settings=settings,
+            repository=repository,
+            logs=stores.logs,
+            archives=stores.archives,
+            hub=stores.hub,
+            authenticator=authenticator,
+            submissions=Submissions(repository, stores.archives, authenticator, settings, clock),
+            slots=StreamSlots(settings.max_streams_per_user),
+            clock=clock,
+        )
+    finally:
+        await authenticator.usage.settle()
+        await stores.hub.close()
+        await repository.close()
+
+
+def _resources(request: Request) -> Resources:
+    resources = request.app.state.resources
+    assert isinstance(resources, Resources), "the app's lifespan has begun"
+    return resources
+
+
+Server = Annotated[Resources, Depends(_resources)]
+
+_bearer = HTTPBearer(
+    scheme_name="API key",
+    bearerFormat="ci_<id>_<secret>_<checksum>",
+    description="An API key, made by an operator with `ci-admin key create`.",
+    auto_error=False,  # the error is ours, in our shape
+)
+
+
+async def _caller(
+    request: Request,
+    server: Server,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+) -> Caller:
+    caller = await server.authenticator.authenticate(credentials.credentials if credentials else None)
+    request.state.user_id = caller.user.id  # for the access log
+    return caller
+
+
+AnyCaller = Annotated[Caller, Depends(_caller)]
+
+
+def _scoped(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
+    async def check(caller: AnyCaller) -> Caller:
+        caller.require(scope)
+        return caller
+
+    return check
+
+
+Submitter = Annotated[Caller, Depends(_scoped(Scope.SUBMIT))]
+Reader = Annotated[Caller, Depends(_scoped(Scope.READ))]
+
+
+async def _current_user(caller: Reader) -> User:
+    return caller.user
+
+
+CurrentUser = Annotated[User, Depends(_current_user)]
+
+JobId = Annotated[str, Path(description="As the submit routes return it.", max_length=100)]
+
+
+async def _owned_job(job_id: JobId, user: CurrentUser, server: Server) -> Job:
+    job = await server.repository.get_job(job_id, user.id)
+    if job is None:
+        raise unknown_job(job_id)
+    return job
+
+
+OwnedJob = Annotated[Job, Depends(_owned_job)]
+
+
+def unknown_job(job_id: str) -> JobNotFound:
+    """Return the one answer for a job that never was and for somebody else's."""
+    return JobNotFound(f"There is no job {job_id} among yours.")

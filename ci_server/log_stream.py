@@ -1,0 +1,234 @@
+"""Following a job from any position to its verdict: pure over the repository, the log store and the change hub.
+
+What a reader gets over any number of reconnects is, put together, the file; nothing twice, nothing left out.
+How the events travel is `ci_server.event_stream`.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+
+import anyio
+
+from ci_common.clock import Clock, SystemClock
+from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound
+from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position, StatusEvent, StreamEvent
+from ci_common.models import Job, JobStatus
+from ci_common.repository import JobRepository
+from ci_common.stores import ChangeHub, LogStore, Subscription
+from ci_server.waiting import waiting_for
+
+BATCH_BYTES = 64 * 1024  # batching decides throughput
+LOOK_AGAIN_SECONDS = 2.0  # a lost wake-up costs this much, and a controller's silence is noticed
+
+
+def start_position(
+    job: Job, logs: LogStore, *, last_event_id: str | None, offset: int | None, from_beginning: bool
+) -> Position:
+    """Return where a reader begins: `Last-Event-ID` beats `offset` beats `from_beginning`.
+
+    Raises InvalidRequest for an id that was never ours, InvalidOffset for a place that is not in the log.
+    """
+    if last_event_id:
+        return _checked(_parse_position(last_event_id), job, logs)
+    if offset is not None:
+        return _checked(Position(job.attempt, offset), job, logs)
+    return Position(job.attempt, 0 if from_beginning else _end_now(job, logs))
+
+
+async def _always() -> None:
+    """Let a reader go on: the access check of those who need none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """What following needs of its surroundings."""
+
+    repository: JobRepository
+    logs: LogStore
+    hub: ChangeHub
+    stop: anyio.Event  # set: the events end early, and the reader comes back elsewhere
+    check_access: Callable[[], Awaitable[None]] = _always  # raises when the reader may not go on
+    look_again_after: float = LOOK_AGAIN_SECONDS
+    clock: Clock = field(default_factory=SystemClock)
+
+
+def follow_job(
+    surroundings: Following, job_id: str, user_id: str | None, start: Position
+) -> AsyncGenerator[StreamEvent, None]:
+    """Yield what happens to the job from `start` on, and last exactly one `complete`.
+
+    It ends without one only when it is stopped; a CIError is raised when the job is gone, the database is
+    away or access was withdrawn.
+    """
+    return _Follower(surroundings, job_id, user_id, start).events()
+
+
+class _Follower:
+    def __init__(self, surroundings: Following, job_id: str, user_id: str | None, position: Position) -> None:
+        self._around = surroundings
+        self._job_id = job_id
+        self._user_id = user_id
+        self._position = position
+        self._said: StatusEvent | None = None
+        self._changed_attempt = False
+
+    async def events(self) -> AsyncGenerator[StreamEvent, None]:
+        # Subscribed before the first look, so that nothing can happen between the look and the wait.
+        with self._around.hub.log(self._job_id) as changes:
+            quiet = False
+            while not self._around.stop.is_set():
+                await self._around.check_access()
+                job = await self._row()  # the row first, then the file up to what the row says
+                superseded = self._position.attempt < job.attempt
+                if not superseded and (status := await self._news(job, quiet=quiet)):
+                    yield status
+                for piece in self._output(job):
+                    yield piece
+                    await self._breathe()
+                    if self._around.stop.is_set():
+                        return
+                if superseded:
+                    self._begin_attempt(job.attempt)
+                elif job.status.is_terminal:
+                    for last in self._ending(job):
+                        yield last
+                    return
+                else:
+                    quiet = not await self._pause(changes)
+
+    async def _row(self) -> Job:
+        job = await self._around.repository.get_job(self._job_id, self._user_id)
+        if job is None:
+            raise JobNotFound(f"Job {self._job_id} does not exist any more.")
+        return job
+
+    async def _news(self, job: Job, *, quiet: bool) -> StatusEvent | None:
+        """Return the status if it is not what was said last."""
+        if job.status.is_terminal and not self._changed_attempt:
+            return None  # `complete` says it
+        message = await self._message(job, quiet=quiet)
+        event = StatusEvent(job.status, job.attempt, message, self._position)
+        if event == self._said:
+            return None
+        self._said, self._changed_attempt = event, False
+        return event
+
+    async def _message(self, job: Job, *, quiet: bool) -> str | None:
+        if job.status.is_terminal:
+            return None
+        if job.status is JobStatus.RUNNING and job.cancel_requested_at is None and not quiet:
+            # Why: output that flows needs no explanation, and each piece of it would cost another query.
+            return self._said.message if self._said and self._said.status is job.status else None
+        return await waiting_for(self._around.repository, job, self._around.clock.now())
+
+    def _output(self, job: Job) -> Iterator[LogEvent]:
+        """Yield what stands after the position: all of it when no more can come, else up to a whole character.
+
+        Reads of 64 KiB that the page cache answers are quicker than their way through a thread.
+        """
+        attempt = self._position.attempt
+        final = attempt < job.attempt or job.status.is_terminal
+        end = _readable(job, attempt, self._around.logs)
+        while self._position.offset < end:
+            offset = self._position.offset
+            data = self._around.logs.read(self._job_id, attempt, offset, min(BATCH_BYTES, end - offset))
+            whole = data if final and offset + len(data) >= end else without_incomplete_tail(data)
+            if not whole:
+                return
+            self._position = Position(attempt, offset + len(whole))
+            yield LogEvent(whole, self._position)
+
+    def _begin_attempt(self, attempt: int) -> None:
+        self._changed_attempt = self._position.attempt > 0
+        self._position = Position(attempt, 0)
+
+    def _ending(self, job: Job) -> list[StreamEvent]:
+        missing = (job.log_size or 0) - self._position.offset
+        if missing <= 0:
+            return [CompleteEvent.of(job)]
+        message = f"The stored log lacks its last {missing} of {job.log_size} bytes."
+        return [ErrorEvent("log_incomplete", message), CompleteEvent.of(job)]
+
+    async def _breathe(self) -> None:
+        # Why: a reader who is quicker than we are would otherwise keep every other request waiting.
+        await asyncio.sleep(0)
+        await self._around.check_access()
+
+    async def _pause(self, changes: Subscription) -> bool:
+        """Return True when something may have changed; at the latest when it is time for a look anyway."""
+        changed = False
+        async with anyio.create_task_group() as group:
+
+            async def give_up() -> None:
+                await self._around.stop.wait()
+                group.cancel_scope.cancel()
+
+            group.start_soon(give_up)
+            changed = await changes.wait(self._around.look_again_after)
+            group.cancel_scope.cancel()
+        return changed
+
+
+def stored_size(logs: LogStore, job_id: str, attempt: int) -> int:
+    """Return how many bytes of that attempt's log can be read; none before the first attempt."""
+    return logs.size(job_id, attempt) if attempt > 0 else 0
+
+
+def without_incomplete_tail(data: bytes) -> bytes:
+    """Return the bytes without a UTF-8 character at their end that has only begun (at most 3 bytes)."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:  # not a continuation: the last character begins here
+            return data[:-back] if back < _sequence_length(byte) else data
+    return data
+
+
+def _sequence_length(lead: int) -> int:
+    if 0xC2 <= lead <= 0xDF:
+        return 2
+    if 0xE0 <= lead <= 0xEF:
+        return 3
+    if 0xF0 <= lead <= 0xF4:
+        return 4
+    return 1  # ASCII, or never the beginning of a character
+
+
+def _parse_position(text: str) -> Position:
+    try:
+        return Position.parse(text)
+    except ValueError:
+        message = "Last-Event-ID must be an id that this stream sent: '<attempt>:<offset>'."
+        raise InvalidRequest(message) from None
+
+
+def _checked(position: Position, job: Job, logs: LogStore) -> Position:
+    if position.attempt > job.attempt:
+        raise InvalidOffset(
+            f"Position {position} is of an attempt this job has not had; {job.attempt} is the latest."
+        )
+    size = _readable(job, position.attempt, logs)
+    if position.offset > size:
+        raise InvalidOffset(
+            f"Position {position} is behind the end of that log, which has {size} bytes now.", size=size
+        )
+    return position
+
+
+def _readable(job: Job, attempt: int, logs: LogStore) -> int:
+    """Return how much of an attempt's log may be read: never more than the row of a finished job says."""
+    size = stored_size(logs, job.id, attempt)
+    if attempt == job.attempt and job.status.is_terminal and job.log_size is not None:
+        return min(size, job.log_size)
+    return size
+
+
+def _end_now(job: Job, logs: LogStore) -> int:
+    """Return where new output will begin, before a character that is half written."""
+    if job.status.is_terminal and job.log_size is not None:
+        return job.log_size
+    size = stored_size(logs, job.id, job.attempt)
+    if size == 0:
+        return 0
+    tail = logs.read(job.id, job.attempt, max(0, size - 3), 3)
+    return size - (len(tail) - len(without_incomplete_tail(tail)))

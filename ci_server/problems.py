@@ -1,0 +1,114 @@
+"""Errors as `application/problem+json` (RFC 9457): one shape for every route, made in one place."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from ci_common.errors import (
+    CIError,
+    InternalError,
+    InvalidRequest,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
+
+MEDIA_TYPE = "application/problem+json"
+_RETRY_AFTER = 2  # seconds, where the error itself does not know better
+_ROUTER_PROBLEMS = {404: ("not_found", "Not found"), 405: ("method_not_allowed", "Method not allowed")}
+
+_log = structlog.stdlib.get_logger("ci_server.problems")
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id under which this request stands in the log."""
+    return str(request.scope.get("state", {}).get("request_id", ""))
+
+
+def problem_response(error: CIError, request_id: str) -> Response:
+    """Return the answer that carries an error of ours."""
+    document = {
+        **error.extra,
+        **_document(error.http_status, error.code, error.title, error.detail, request_id),
+    }
+    return _response(document, _headers_for(error))
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Every error that leaves a route becomes a problem document.
+
+    What has no handler here is caught by `RequestContext`, which logs it and answers `internal_error`.
+    """
+    app.add_exception_handler(CIError, _on_ci_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+def internal_problem(request_id: str) -> Response:
+    """Return the answer to a failure we have no word for; what it was stands only in the log."""
+    detail = f"The server failed unexpectedly; its log has the details under request id {request_id}."
+    return problem_response(InternalError(detail), request_id)
+
+
+async def _on_ci_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, CIError)
+    if error.http_status >= 500:
+        _log.warning("request_failed", code=error.code, detail=error.detail)
+    return problem_response(error, request_id_of(request))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    # `input` is left out: it repeats what the caller sent, which may be long or secret.
+    errors = [
+        {"where": " ".join(str(at) for at in found["loc"]), "what": str(found["msg"])}
+        for found in error.errors()
+    ]
+    detail = "; ".join(f"{found['where']}: {found['what']}" for found in errors)
+    return problem_response(InvalidRequest(detail, errors=errors), request_id_of(request))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """The router's own answers: no such path, wrong method."""
+    assert isinstance(error, HTTPException)
+    code, title = _ROUTER_PROBLEMS.get(error.status_code, (InvalidRequest.code, InvalidRequest.title))
+    detail = f"{request.method} {request.url.path}: {error.detail}"
+    document = _document(error.status_code, code, title, detail, request_id_of(request))
+    return _response(document, error.headers or {})
+
+
+def _document(status: int, code: str, title: str, detail: str, request_id: str) -> dict[str, Any]:
+    return {
+        "type": f"urn:ci:error:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+    }
+
+
+def _headers_for(error: CIError) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="ci"'
+    retry_after = error.retry_after
+    if retry_after is None and isinstance(error, Unavailable | TooManyRequests):
+        retry_after = _RETRY_AFTER
+    if retry_after is not None:
+        headers["Retry-After"] = str(retry_after)
+    return headers
+
+
+def _response(document: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
+    return Response(
+        json.dumps(document),
+        status_code=document["status"],
+        headers={"Cache-Control": "no-store", **headers},
+        media_type=MEDIA_TYPE,
+    )

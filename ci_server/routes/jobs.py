@@ -1,0 +1,173 @@
+"""`/jobs`: list, read, follow, cancel; every query names the owner."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from starlette.responses import StreamingResponse
+
+from ci_common.errors import InvalidOffset, InvalidRequest, JobFinished, JobNotFound, TooManyRequests
+from ci_common.models import JobFilter, JobPage, JobStatus
+from ci_common.repository import JobRepository
+from ci_server.api_description import event_stream, problems
+from ci_server.dependencies import CurrentUser, JobId, OwnedJob, Reader, Server, Submitter, unknown_job
+from ci_server.log_stream import start_position
+from ci_server.rendering import event_document, job_document, jobs_json, json_response
+from ci_server.routes.streaming import open_stream
+from ci_server.schemas import JobEventModel, JobModel
+
+router = APIRouter(tags=["jobs"])
+
+_PAGE = 500
+
+Limit = Annotated[
+    int | None,
+    Query(ge=1, le=1000, description="Jobs per page; the next page is linked. Without it, all jobs come."),
+]
+Cursor = Annotated[str | None, Query(description="Where a page begins: from the link to the next one.")]
+Statuses = Annotated[list[JobStatus], Query(alias="status", description="Only these; may be repeated.")]
+After = Annotated[datetime | None, Query(description="Only jobs created at that time or later.")]
+Before = Annotated[datetime | None, Query(description="Only jobs created before that time.")]
+
+
+@router.get(
+    "/jobs",
+    summary="List your jobs, newest first",
+    response_model=list[JobModel],
+    response_description='The jobs; with `limit`, a header `Link: <…>; rel="next"` where there are more.',
+    responses=problems(InvalidRequest),
+)
+async def list_jobs(
+    request: Request,
+    user: CurrentUser,
+    server: Server,
+    limit: Limit = None,
+    cursor: Cursor = None,
+    statuses: Statuses = [],  # noqa: B006 - FastAPI copies defaults
+    created_after: After = None,
+    created_before: Before = None,
+) -> Response:
+    wanted = JobFilter(
+        user_id=user.id,
+        statuses=frozenset(statuses),
+        created_after=_utc(created_after),
+        created_before=_utc(created_before),
+        cursor=cursor,
+        limit=limit or _PAGE,
+    )
+    page = await server.repository.list_jobs(wanted)
+    if limit is None:
+        return _all_jobs(server.repository, wanted, page)
+    link = {"Link": _next_link(request, page.next_cursor)} if page.next_cursor else {}
+    return _array(f"[{jobs_json(page.jobs)}]", link)
+
+
+@router.get(
+    "/jobs/{job_id}",
+    summary="Read one job",
+    response_model=JobModel,
+    responses=problems(JobNotFound, InvalidRequest),
+)
+async def get_job(job: OwnedJob) -> Response:
+    return json_response(job_document(job))
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    summary="Cancel a job",
+    response_model=JobModel,
+    response_description="The job was queued and is cancelled.",
+    responses={
+        202: {"model": JobModel, "description": "The job is under way; it will end soon as cancelled."},
+        **problems(JobNotFound, JobFinished, InvalidRequest),
+    },
+)
+async def cancel_job(job_id: JobId, caller: Submitter, server: Server) -> Response:
+    user = caller.user
+    try:
+        job = await server.repository.request_cancel(job_id, user.id, user.email, server.clock.now())
+    except JobNotFound:
+        raise unknown_job(job_id) from None
+    return json_response(job_document(job), status=200 if job.status.is_terminal else 202)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    summary="Read the timeline of a job",
+    response_model=list[JobEventModel],
+    responses=problems(JobNotFound, InvalidRequest),
+)
+async def get_events(
+    job: OwnedJob,
+    server: Server,
+    from_index: Annotated[int, Query(ge=0, description="Only events from this index on.")] = 0,
+) -> Response:
+    events = await server.repository.get_events(job.id, from_index)
+    return json_response([event_document(event) for event in events])
+
+
+@router.get(
+    "/jobs/{job_id}/stream",
+    summary="Follow a job",
+    response_class=Response,
+    responses={
+        **event_stream("The job's events; `complete` is the last. A finished job is replayed the same way."),
+        **problems(JobNotFound, InvalidRequest, InvalidOffset, TooManyRequests),
+    },
+)
+async def stream_job(
+    job: OwnedJob,
+    caller: Reader,
+    server: Server,
+    from_beginning: Annotated[bool, Query(description="Also send what was put out before now.")] = False,
+    offset: Annotated[
+        int | None, Query(ge=0, description="Begin at this byte of the current attempt's log.")
+    ] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="The last id you saw, `<attempt>:<offset>`; beats the other two.")
+    ] = None,
+) -> Response:
+    start = start_position(
+        job, server.logs, last_event_id=last_event_id, offset=offset, from_beginning=from_beginning
+    )
+    with contextlib.ExitStack() as held:
+        held.enter_context(server.slots.hold(caller.user.id))
+        return open_stream(server, caller, job, start, held.pop_all())
+
+
+def _all_jobs(repository: JobRepository, wanted: JobFilter, first: JobPage) -> Response:
+    """Return every job in one array, a page at a time: neither memory nor other requests feel how many."""
+    if first.next_cursor is None:
+        return _array(f"[{jobs_json(first.jobs)}]", {})
+
+    async def pieces() -> AsyncIterator[str]:
+        page = first
+        yield f"[{jobs_json(page.jobs)}"
+        while page.next_cursor is not None:
+            page = await repository.list_jobs(replace(wanted, cursor=page.next_cursor))
+            if page.jobs:
+                yield f",{jobs_json(page.jobs)}"
+        yield "]"
+
+    headers = {"Cache-Control": "no-store"}
+    return StreamingResponse(pieces(), headers=headers, media_type="application/json")
+
+
+def _array(content: str, headers: dict[str, str]) -> Response:
+    return Response(content, headers={"Cache-Control": "no-store", **headers}, media_type="application/json")
+
+
+def _next_link(request: Request, cursor: str) -> str:
+    """Return the link to the next page, relative: a proxy may have changed host and scheme."""
+    query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    return f'<{request.url.path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

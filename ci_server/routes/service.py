@@ -1,0 +1,63 @@
+"""`/health`, `/ready`, `/info`: the server about itself."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from ci_common import __version__
+from ci_server.api_description import problems
+from ci_server.dependencies import AnyCaller, Server
+from ci_server.readiness import Health, check_readiness, overall, readiness_document
+from ci_server.rendering import json_response, timestamp
+from ci_server.schemas import HealthModel, InfoModel, ReadyModel
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/health", summary="Is the process alive?", response_model=HealthModel)
+async def health() -> Response:
+    return json_response({"status": "healthy", "version": __version__})
+
+
+@router.get(
+    "/ready",
+    summary="Can this replica do its work?",
+    description="Judges the database, the controller's heartbeat and the disk. No key is needed.",
+    response_model=ReadyModel,
+    response_description="Works, perhaps with restrictions (`degraded`).",
+    responses={503: {"model": ReadyModel, "description": "Cannot do its work (`failing`)."}},
+)
+async def ready(server: Server) -> Response:
+    findings = await check_readiness(server.repository, server.settings, server.clock)
+    status = 503 if overall(findings) is Health.FAILING else 200
+    return json_response(readiness_document(findings, __version__), status=status)
+
+
+@router.get(
+    "/info",
+    summary="Who am I here, and what may I send?",
+    response_model=InfoModel,
+    responses=problems(),
+)
+async def info(caller: AnyCaller, server: Server) -> Response:
+    settings = server.settings
+    limits: dict[str, Any] = {
+        "max_upload_bytes": settings.max_upload_bytes,
+        "max_job_timeout": settings.max_job_timeout,
+        "max_queued_per_user": settings.max_queued_per_user,
+        "max_streams_per_user": settings.max_streams_per_user,
+    }
+    user, key = caller.user, caller.key
+    return json_response(
+        {
+            "version": __version__,
+            "user": {"user_id": user.id, "name": user.name, "email": user.email},
+            "key": {
+                "name": key.name,
+                "prefix": key.prefix,
+                "scopes": sorted(scope.value for scope in key.scopes),
+                "expires_at": timestamp(key.expires_at) if key.expires_at else None,
+            },
+            "limits": limits,
+        }
+    )

@@ -1,0 +1,49 @@
+"""From a job and a position to the response that follows it; shared by the submit routes and `/jobs/{id}/stream`."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+import anyio
+
+from ci_common.events import Position, StreamEvent
+from ci_common.models import Job
+from ci_server.auth import Caller
+from ci_server.dependencies import Resources
+from ci_server.event_stream import JobStream
+from ci_server.log_stream import LOOK_AGAIN_SECONDS, Following, follow_job
+
+
+def open_stream(
+    server: Resources,
+    caller: Caller,
+    job: Job,
+    start: Position,
+    held: contextlib.ExitStack,
+    first: tuple[StreamEvent, ...] = (),
+) -> JobStream:
+    """Return the response that sends `first` and then follows the job; it lets go of `held` at its end."""
+    stop = anyio.Event()
+    # Twice per ping: so a withdrawn key loses its streams within one ping interval, whenever it is withdrawn.
+    interval = server.settings.stream_ping_interval / 2
+    around = Following(
+        repository=server.repository,
+        logs=server.logs,
+        hub=server.hub,
+        stop=stop,
+        check_access=server.authenticator.guard(caller, every=interval),
+        look_again_after=min(LOOK_AGAIN_SECONDS, interval),
+        clock=server.clock,
+    )
+    events = _after(first, follow_job(around, job.id, job.user_id, start))
+    location = {"Content-Location": f"/jobs/{job.id}/stream"}
+    return JobStream(events, stop=stop, held=held, settings=server.settings, headers=location)
+
+
+async def _after(
+    first: tuple[StreamEvent, ...], events: AsyncGenerator[StreamEvent, None]
+) -> AsyncGenerator[StreamEvent, None]:
+    async with contextlib.aclosing(events):
+        for event in first:
+            yield event
+        async for event in events:
+            yield event

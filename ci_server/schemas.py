@@ -1,0 +1,206 @@
+"""The shapes of answers, for OpenAPI: `ci_server.rendering` makes the documents, these models describe them."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from ci_common.models import JobStatus, Reason, Scope
+
+_JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
+_JOB_EXAMPLE: dict[str, JsonValue] = {
+    "job_id": _JOB_ID,
+    "status": "completed",
+    "success": True,
+    "start_time": "2025-10-13T10:30:00Z",
+    "end_time": "2025-10-13T10:30:15Z",
+    "created_at": "2025-10-13T10:29:59Z",
+    "exit_code": 0,
+    "reason": None,
+    "message": "12 passed in 3.21 s",
+    "attempt": 1,
+    "pytest_args": ["-x"],
+    "timeout": None,
+    "not_before": None,
+    "cancel_requested_at": None,
+    "cancel_requested_by": None,
+    "image_id": "sha256:1f2e3d",
+    "log_size": 18231,
+    "log_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+}
+
+
+class JobModel(BaseModel):
+    """A job. Fields are only ever added: skip those you do not know."""
+
+    model_config = ConfigDict(title="Job", json_schema_extra={"examples": [_JOB_EXAMPLE]})
+
+    job_id: str
+    status: JobStatus = Field(description="The last four are final.")
+    success: bool | None = Field(description="Whether the tests passed; null until the job is final.")
+    start_time: datetime | None = Field(description="When the container of the current attempt started.")
+    end_time: datetime | None
+    created_at: datetime
+    exit_code: int | None = Field(description="pytest's own exit code, where pytest ran to an end.")
+    reason: Reason | None = Field(description="Why the job did not succeed; null on success.")
+    message: str | None = Field(description="One sentence of evidence for the reason.")
+    attempt: int = Field(description="Which attempt this is; 0 before the first.")
+    pytest_args: list[str]
+    timeout: float | None = Field(
+        description="Time-out asked for, in seconds; null: the controller's default."
+    )
+    not_before: datetime | None = Field(description="The next attempt begins no earlier.")
+    cancel_requested_at: datetime | None
+    cancel_requested_by: str | None
+    image_id: str | None = Field(description="The image the current attempt runs in.")
+    log_size: int | None = Field(description="Bytes of the sealed log of a finished job.")
+    log_sha256: str | None = Field(description="SHA-256 of the sealed log.")
+
+
+class SubmittedModel(BaseModel):
+    """How to find a job again."""
+
+    model_config = ConfigDict(title="Submitted", json_schema_extra={"examples": [{"job_id": _JOB_ID}]})
+
+    job_id: str
+
+
+class JobEventModel(BaseModel):
+    """One line of a job's timeline."""
+
+    model_config = ConfigDict(
+        title="JobEvent",
+        json_schema_extra={
+            "examples": [
+                {"index": 0, "type": "submitted", "timestamp": "2025-10-13T10:29:59Z", "data": {}},
+            ]
+        },
+    )
+
+    index: int
+    type: str
+    timestamp: datetime
+    data: dict[str, str | int | float | bool | None]
+
+
+class HealthModel(BaseModel):
+    """The process is alive."""
+
+    model_config = ConfigDict(
+        title="Health", json_schema_extra={"examples": [{"status": "healthy", "version": "0.1.0"}]}
+    )
+
+    status: Literal["healthy"]
+    version: str
+
+
+class ReadyModel(BaseModel):
+    """Whether this replica can do its work."""
+
+    model_config = ConfigDict(
+        title="Readiness",
+        json_schema_extra={
+            "examples": [
+                {
+                    "status": "degraded",
+                    "version": "0.1.0",
+                    "reasons": [
+                        "controller: no controller has run on this database yet: start ci-controller"
+                    ],
+                    "checks": {
+                        "database": {"status": "ok", "message": None},
+                        "controller": {
+                            "status": "degraded",
+                            "message": "no controller has run on this database yet: start ci-controller",
+                            "heartbeat_age_seconds": None,
+                            "note": None,
+                        },
+                        "disk": {"status": "ok", "message": None, "free_bytes": 21474836480},
+                    },
+                }
+            ]
+        },
+    )
+
+    status: Literal["ok", "degraded", "failing"]
+    version: str
+    reasons: list[str]
+    checks: dict[str, dict[str, Any]]
+
+
+class WhoModel(BaseModel):
+    """The user a key belongs to."""
+
+    model_config = ConfigDict(title="Who")
+
+    user_id: str
+    name: str
+    email: str
+
+
+class KeyModel(BaseModel):
+    """The key a request was made with."""
+
+    model_config = ConfigDict(title="Key")
+
+    name: str
+    prefix: str
+    scopes: list[Scope]
+    expires_at: datetime | None
+
+
+class LimitsModel(BaseModel):
+    """What this server takes."""
+
+    model_config = ConfigDict(title="Limits")
+
+    max_upload_bytes: int
+    max_job_timeout: float
+    max_queued_per_user: int
+    max_streams_per_user: int
+
+
+class InfoModel(BaseModel):
+    """This server, as the caller sees it."""
+
+    model_config = ConfigDict(
+        title="Info",
+        json_schema_extra={
+            "examples": [
+                {
+                    "version": "0.1.0",
+                    "user": {"user_id": "a1b2c3d4", "name": "Ada", "email": "ada@example.org"},
+                    "key": {
+                        "name": "laptop",
+                        "prefix": "ci_Ab12Cd34",
+                        "scopes": ["read", "submit"],
+                        "expires_at": None,
+                    },
+                    "limits": {
+                        "max_upload_bytes": 536870912,
+                        "max_job_timeout": 86400.0,
+                        "max_queued_per_user": 1000,
+                        "max_streams_per_user": 100,
+                    },
+                }
+            ]
+        },
+    )
+
+    version: str
+    user: WhoModel
+    key: KeyModel
+    limits: LimitsModel
+
+
+class ProblemModel(BaseModel):
+    """An error (RFC 9457). Match on `code`; some errors have further members."""
+
+    model_config = ConfigDict(title="Problem", extra="allow")
+
+    type: str = Field(examples=["urn:ci:error:job_not_found"])
+    title: str = Field(examples=["Job not found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(description="One sentence, with the way out.")
+    code: str = Field(description="Stable; what programs match.", examples=["job_not_found"])
+    request_id: str = Field(description="Find the request in the server's log by it.")

@@ -1,0 +1,114 @@
+"""From an authenticated upload to a queued job: the one way behind all submit routes."""
+
+import asyncio
+import hashlib
+import json
+import re
+
+import structlog
+from fastapi import Request
+
+from ci_common.clock import Clock
+from ci_common.crash_points import crash_point
+from ci_common.errors import InvalidRequest, TooManyRequests, Unavailable
+from ci_common.models import Idempotency, Job, JobFilter, JobStatus, new_id
+from ci_common.repository import JobRepository
+from ci_common.stores import ArchiveStore
+from ci_server.auth import Authenticator, Caller
+from ci_server.settings import ServerSettings
+from ci_server.uploads import Submission, receive_submission
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+_log = structlog.stdlib.get_logger("ci_server.submissions")
+
+
+class Submissions:
+    """Accepts jobs."""
+
+    def __init__(
+        self,
+        repository: JobRepository,
+        archives: ArchiveStore,
+        authenticator: Authenticator,
+        settings: ServerSettings,
+        clock: Clock,
+    ) -> None:
+        self._repository = repository
+        self._archives = archives
+        self._authenticator = authenticator
+        self._settings = settings
+        self._clock = clock
+
+    async def submit_job(self, request: Request, caller: Caller, idempotency_key: str | None) -> Job:
+        """The upload is durable and its job is queued, and is returned; the row is the commit point.
+
+        A repetition under the same idempotency key returns the first one's job and leaves nothing of its own.
+        """
+        _check_idempotency_key(idempotency_key)
+        if not await self._is_repetition(caller.user.id, idempotency_key):
+            await self._check_room_in_queue(caller.user.id)
+        submission = await receive_submission(request, self._archives, self._settings)
+        crash_point("after_archive_saved")
+        job = await self._create_job(caller, submission, idempotency_key)
+        crash_point("after_job_created")
+        return job
+
+    async def _create_job(self, caller: Caller, submission: Submission, idempotency_key: str | None) -> Job:
+        archive = submission.archive
+        job = Job(
+            id=new_id(),
+            user_id=caller.user.id,
+            created_at=self._clock.now(),
+            archive_ref=archive.ref,
+            options=submission.options,
+        )
+        try:
+            # The upload may have taken long: who was locked out meanwhile starts nothing.
+            await self._authenticator.recheck(caller)
+            created = await self._repository.create_job(job, _idempotency(idempotency_key, submission))
+        except Exception:
+            # A failed transaction is a whole one: there is no row. A *cancelled* one may still commit, so
+            # its archive stays, for the pruning of what no row names.
+            await self._discard(archive.ref)
+            raise
+        if created.id != job.id:
+            await self._discard(archive.ref)
+        else:
+            _log.info("job_submitted", job_id=job.id, user_id=job.user_id, bytes=archive.size)
+        return created
+
+    async def _discard(self, ref: str) -> None:
+        try:
+            await asyncio.to_thread(self._archives.delete, ref)
+        except OSError:
+            _log.exception("archive_not_deleted", ref=ref)  # pruning gets it later
+
+    async def _is_repetition(self, user_id: str, idempotency_key: str | None) -> bool:
+        """Tell whether it has its place already; only `create_job` decides what it gets."""
+        if idempotency_key is None:
+            return False
+        return await self._repository.find_idempotent(user_id, idempotency_key) is not None
+
+    async def _check_room_in_queue(self, user_id: str) -> None:
+        limit = self._settings.max_queued_per_user
+        mine = await self._repository.list_jobs(
+            JobFilter(user_id=user_id, statuses=frozenset({JobStatus.QUEUED}), limit=limit)
+        )
+        if len(mine.jobs) >= limit:
+            raise TooManyRequests(f"You have {limit} jobs in the queue, which is the limit.", retry_after=10)
+        if await self._repository.count_queued(self._clock.now()) >= self._settings.max_queued:
+            raise Unavailable("The queue is full; submit again later.", retry_after=30)
+
+
+def _check_idempotency_key(key: str | None) -> None:
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
+
+
+def _idempotency(key: str | None, submission: Submission) -> Idempotency | None:
+    if key is None:
+        return None
+    options = submission.options
+    same = json.dumps([submission.archive.sha256, options.pytest_args, options.timeout_seconds])
+    return Idempotency(key, hashlib.sha256(same.encode()).hexdigest())

@@ -1,0 +1,161 @@
+"""The submission form: its file goes from the socket to the archive store, its fields become job options."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, AsyncIterable
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from ci_common.errors import ArchiveTooLarge, InvalidRequest, Unavailable
+from ci_common.models import JobOptions
+from ci_common.stores import ArchiveStore, StoredArchive
+from ci_server.multipart import PartBegins, PartEnds, Piece, boundary_of, read_pieces
+from ci_server.settings import ServerSettings
+
+_FIELDS_LIMIT = 64 * 1024  # bytes of all fields but the file, and of what frames them
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """An upload that is on disk, and what was asked for beside it."""
+
+    archive: StoredArchive
+    options: JobOptions
+
+
+@dataclass(slots=True)
+class _Form:
+    archive: StoredArchive | None = None
+    pytest_args: list[str] = field(default_factory=list[str])
+    timeout: str | None = None
+
+
+async def receive_submission(
+    request: Request, archives: ArchiveStore, settings: ServerSettings
+) -> Submission:
+    """The request's archive is in the store; whatever is wrong with the request, nothing is left there.
+
+    Reads the body, so it must come after authentication. Raises ArchiveTooLarge, InvalidArchive,
+    InvalidRequest, StorageFull, Unavailable for an upload that stands still.
+    """
+    _check_declared_length(request, settings)
+    boundary = boundary_of(request.headers.get("content-type"))
+    body = _guarded(request, settings)
+    form = _Form()
+    try:
+        async with contextlib.aclosing(body), contextlib.aclosing(read_pieces(body, boundary)) as pieces:
+            await _fill(form, pieces, archives, settings)
+        if form.archive is None:
+            raise InvalidRequest("The form has no field 'file', which is to hold the project's archive.")
+        return Submission(form.archive, _options(form, settings))
+    except BaseException:
+        # Also when cancelled: no row can know of the archive yet.
+        if form.archive is not None:
+            archives.delete(form.archive.ref)
+        raise
+
+
+async def _fill(
+    form: _Form, pieces: AsyncGenerator[Piece, None], archives: ArchiveStore, settings: ServerSettings
+) -> None:
+    budget = _FIELDS_LIMIT
+    async for piece in pieces:
+        assert isinstance(piece, PartBegins), "parts follow one another"
+        if piece.name == "file":
+            if form.archive is not None:
+                raise InvalidRequest("The form has more than one field 'file'.")
+            async with contextlib.aclosing(_content(pieces)) as content:
+                form.archive = await archives.save(content, settings.max_upload_bytes)
+        else:
+            value = await _short_content(pieces, budget)
+            budget -= len(value)
+            _set_field(form, piece.name, value)
+
+
+def _set_field(form: _Form, name: str, value: bytes) -> None:
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"The form field {name!r} is not UTF-8.") from None
+    if name == "pytest_args":
+        form.pytest_args.append(text)
+    elif name == "timeout":
+        form.timeout = text
+    # Fields of later releases are skipped, as readers of our answers skip what they do not know.
+
+
+def _options(form: _Form, settings: ServerSettings) -> JobOptions:
+    if any("\0" in argument for argument in form.pytest_args):
+        raise InvalidRequest("An argument for pytest holds a NUL character.")
+    return JobOptions(tuple(form.pytest_args), _timeout(form.timeout, settings.max_job_timeout))
+
+
+def _timeout(text: str | None, longest: float) -> float | None:
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= longest:  # also false for NaN
+        raise InvalidRequest(
+            f"The form field 'timeout' must be seconds, more than 0 and at most {longest:g}."
+        )
+    return seconds
+
+
+async def _content(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes of the part that has begun, and leave the stream behind its end."""
+    async for piece in pieces:
+        if isinstance(piece, PartEnds):
+            return
+        assert isinstance(piece, bytes), "a part ends before the next begins"
+        yield piece
+
+
+async def _short_content(pieces: AsyncGenerator[Piece, None], budget: int) -> bytes:
+    value = bytearray()
+    async with contextlib.aclosing(_content(pieces)) as content:
+        async for data in content:
+            value += data
+            if len(value) > budget:
+                raise InvalidRequest(f"The form's fields beside 'file' exceed {_FIELDS_LIMIT} bytes.")
+    return bytes(value)
+
+
+def _check_declared_length(request: Request, settings: ServerSettings) -> None:
+    """A body that says it is too large is refused before a byte of it is read."""
+    declared = request.headers.get("content-length")
+    if declared is not None and declared.isdigit() and int(declared) > _body_limit(settings):
+        raise _too_large(settings)
+
+
+async def _guarded(request: Request, settings: ServerSettings) -> AsyncGenerator[bytes, None]:
+    """Yield the body, as long as it is neither too large nor standing still."""
+    received = 0
+    stream: AsyncIterable[bytes] = request.stream()
+    chunks = aiter(stream)
+    while True:
+        try:
+            async with asyncio.timeout(settings.upload_read_timeout):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            message = f"The upload stood still for {settings.upload_read_timeout:g} s and was given up."
+            raise Unavailable(message, retry_after=1) from None
+        received += len(chunk)
+        if received > _body_limit(settings):
+            raise _too_large(settings)
+        yield chunk
+
+
+def _body_limit(settings: ServerSettings) -> int:
+    return settings.max_upload_bytes + _FIELDS_LIMIT
+
+
+def _too_large(settings: ServerSettings) -> ArchiveTooLarge:
+    limit = settings.max_upload_bytes
+    return ArchiveTooLarge(f"The archive is larger than the {limit} bytes this server takes.", limit=limit)

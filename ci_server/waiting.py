@@ -1,0 +1,51 @@
+"""What a job that produces nothing waits for, in words; also how /ready judges the controller."""
+
+from datetime import datetime, timedelta
+
+from ci_common.models import ControllerState, Job, JobStatus
+from ci_common.repository import JobRepository
+from ci_server.rendering import timestamp
+
+HEARTBEAT_STALE = timedelta(seconds=10)
+
+
+def controller_trouble(state: ControllerState | None, now: datetime) -> str | None:
+    """Return one sentence on why nothing is being run; None: a controller is alive and has no complaint.
+
+    It holds no ages, so that it stays the same text while nothing changes.
+    """
+    if state is None:
+        return "no controller has run on this database yet: start ci-controller"
+    if now - state.heartbeat_at > HEARTBEAT_STALE:
+        seen = timestamp(state.heartbeat_at)
+        return f"the controller is not running (last seen {seen}): start ci-controller"
+    return state.note
+
+
+async def waiting_for(repository: JobRepository, job: Job, now: datetime) -> str | None:
+    """Return what a job that is not terminal waits for; None for one that simply runs."""
+    parts = [await _place_in_queue(repository, job, now), _cancellation(job)]
+    parts.append(controller_trouble(await repository.controller_state(), now))
+    said = [part for part in parts if part]
+    return "; ".join(said) or None
+
+
+async def _place_in_queue(repository: JobRepository, job: Job, now: datetime) -> str | None:
+    if job.status is JobStatus.CLAIMED:
+        return "its container is being prepared"
+    if job.status is not JobStatus.QUEUED:
+        return None
+    if job.not_before is not None and job.not_before > now:
+        return f"an attempt was lost, the next one begins not before {timestamp(job.not_before)}"
+    before = await repository.queue_position(job.id)
+    if before is None:
+        return None  # claimed a moment ago: the next look at the job tells
+    if before == 0:
+        return "next in the queue, waiting for a free slot"
+    return f"waiting in the queue behind {before} other job{'' if before == 1 else 's'}"
+
+
+def _cancellation(job: Job) -> str | None:
+    if job.cancel_requested_at is None:
+        return None
+    return f"a cancel was requested by {job.cancel_requested_by or 'operator'}"

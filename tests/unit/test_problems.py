@@ -1,0 +1,194 @@
+"""One shape for every error, on every route; and OpenAPI says so for each of them."""
+
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from ci_common.errors import InvalidRequest, Unavailable
+from ci_server.app import create_app
+from ci_server.problems import install_handlers, problem_response
+from ci_server.request_context import RequestContext
+from tests.support.server import Site, client, open_site, serving
+
+MEMBERS = {"type", "title", "status", "detail", "code", "request_id"}
+KEYLESS = {"/health", "/ready"}
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
+    async with open_site(tmp_path) as opened:
+        yield opened
+
+
+def routes() -> list[tuple[str, str]]:
+    """Return every (method, path) of the API."""
+    return [(method, path) for path, operations in openapi()["paths"].items() for method in operations]
+
+
+def openapi() -> dict[str, Any]:
+    return create_app().openapi()
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert document.keys() >= MEMBERS
+    assert (document["status"], document["code"]) == (status, code)
+    assert document["type"] == f"urn:ci:error:{code}"
+    assert document["request_id"] == response.headers["x-request-id"] != ""
+    assert document["detail"]
+    return document
+
+
+def test_the_routes_are_those_of_the_documents() -> None:
+    assert {f"{method.upper()} {path}" for method, path in routes()} == {
+        "POST /submit",
+        "POST /submit-stream",
+        "POST /submit-async",
+        "GET /jobs",
+        "GET /jobs/{job_id}",
+        "DELETE /jobs/{job_id}",
+        "GET /jobs/{job_id}/events",
+        "GET /jobs/{job_id}/stream",
+        "GET /jobs/{job_id}/log",
+        "HEAD /jobs/{job_id}/log",
+        "GET /health",
+        "GET /ready",
+        "GET /info",
+    }
+
+
+async def test_every_route_refuses_in_the_one_shape(site: Site, subtests: pytest.Subtests) -> None:
+    ada = await site.account("ada")
+    with serving(site.settings) as url:
+        async with client(url) as http:
+            for method, path in routes():
+                if path in KEYLESS or method == "head":
+                    continue
+                with subtests.test(f"{method} {path}"):
+                    target = path.replace("{job_id}", "nobody")
+                    assert_problem(await http.request(method, target), 401, "unauthorized")
+                    if "{job_id}" in path:
+                        answer = await http.request(method, target, headers=ada.headers)
+                        assert_problem(answer, 404, "job_not_found")
+                    if path.startswith("/submit"):
+                        answer = await http.request(method, target, headers=ada.headers)
+                        assert_problem(answer, 422, "invalid_request")
+                    assert_problem(await http.put(target), 405, "method_not_allowed")
+            assert_problem(await http.get("/nothing/here"), 404, "not_found")
+
+
+async def test_a_wrong_parameter_is_named_but_not_repeated(site: Site) -> None:
+    ada = await site.account("ada")
+    with serving(site.settings) as url:
+        async with client(url, ada) as http:
+            document = assert_problem(await http.get("/jobs?limit=hunter2"), 422, "invalid_request")
+    assert document["errors"][0]["where"] == "query limit"
+    assert "hunter2" not in str(document)
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in openapi()["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def test_openapi_describes_every_route_and_each_of_its_errors(subtests: pytest.Subtests) -> None:
+    for method, path, operation in operations():
+        with subtests.test(f"{method} {path}"):
+            assert operation["summary"]
+            assert operation["tags"]
+            if path in KEYLESS:
+                assert "security" not in operation
+                continue
+            assert operation["security"] == [{"API key": []}]
+            expected = {"401", "403", "500", "503"}
+            expected |= {"404", "422"} if "{job_id}" in path else set()
+            expected |= {"409", "413", "422", "429", "507"} if path.startswith("/submit") else set()
+            expected |= {"416", "206"} if path.endswith("/log") else set()
+            expected |= {"416", "429"} if path.endswith("/stream") else set()
+            expected |= {"202", "409"} if method == "delete" else set()
+            assert operation["responses"].keys() >= expected
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    [(media_type, content)] = response["content"].items()
+                    assert media_type == "application/problem+json"
+                    assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+                    for code, example in content["examples"].items():
+                        assert example["value"]["code"] == code
+                        assert example["value"]["status"] == int(status)
+
+
+def test_openapi_describes_the_upload_and_the_shapes() -> None:
+    document = openapi()
+    schemas = document["components"]["schemas"]
+    assert schemas["Problem"]["properties"].keys() >= MEMBERS
+    assert "HTTPValidationError" not in schemas
+    for route in ("/submit", "/submit-stream", "/submit-async"):
+        operation = document["paths"][route]["post"]
+        form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+        assert form["properties"].keys() == {"file", "pytest_args", "timeout"}
+        assert "Idempotency-Key".lower() in [parameter["name"] for parameter in operation["parameters"]]
+    for parameter in (
+        parameter for _, _, operation in operations() for parameter in operation.get("parameters", [])
+    ):
+        assert parameter.get("description"), parameter["name"]
+
+
+def test_openapi_names_no_operation_twice() -> None:
+    names = [route.unique_id for route in create_app().routes if isinstance(route, APIRoute)]
+    assert len(names) == len(set(names))
+
+
+# -- what nobody has a word for ------------------------------------------------------------------------
+
+
+def broken_app() -> FastAPI:
+    """Return an app with our error handling whose routes fail in ways no real one should."""
+    app = FastAPI()
+    app.add_middleware(RequestContext)
+    install_handlers(app)
+
+    async def fail() -> None:
+        raise RuntimeError("the secret of the house")
+
+    async def busy() -> None:
+        raise Unavailable("come back", retry_after=7, status="not this one", place="queue")
+
+    app.add_api_route("/fail", fail)
+    app.add_api_route("/busy", busy)
+    return app
+
+
+def in_process(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ci")
+
+
+async def test_the_unexpected_is_a_problem_whose_details_are_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with in_process(broken_app()) as http:
+        response = await http.get("/fail", headers={"X-Request-ID": "r-1"})
+    document = assert_problem(response, 500, "internal_error")
+    assert "r-1" in document["detail"]
+    assert "secret" not in response.text
+    assert "the secret of the house" in caplog.text
+    assert "unexpected_error" in caplog.text
+
+
+async def test_an_error_says_when_to_come_back_and_keeps_its_own_members_apart() -> None:
+    async with in_process(broken_app()) as http:
+        response = await http.get("/busy")
+    document = assert_problem(response, 503, "unavailable")
+    assert response.headers["retry-after"] == "7"
+    assert document["place"] == "queue"
+
+
+def test_a_client_error_has_no_retry_after() -> None:
+    assert "retry-after" not in problem_response(InvalidRequest("no"), "id").headers

@@ -1,0 +1,108 @@
+"""`/health`, `/ready` and a server that is there before its database."""
+
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ci_common import __version__
+from ci_common.clock import utcnow
+from tests.support.server import Site, client, make_settings, open_site, serving, upload
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
+    async with open_site(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def http(site: Site) -> AsyncGenerator[httpx.AsyncClient, None]:
+    with serving(site.settings) as url:
+        async with client(url) as opened:
+            yield opened
+
+
+async def test_health_is_as_documented_and_needs_no_key(http: httpx.AsyncClient) -> None:
+    response = await http.get("/health")
+    assert response.status_code == 200
+    assert response.json() == {"status": "healthy", "version": __version__}
+
+
+async def test_ready_is_ok_when_a_controller_is_alive(site: Site, http: httpx.AsyncClient) -> None:
+    await site.hands.arrive()
+    response = await http.get("/ready")
+    assert response.status_code == 200
+    found = response.json()
+    assert (found["status"], found["reasons"]) == ("ok", [])
+    assert found["checks"]["controller"]["heartbeat_age_seconds"] < 30
+    assert found["checks"]["disk"]["free_bytes"] > 0
+
+
+async def test_ready_is_degraded_without_a_controller(http: httpx.AsyncClient) -> None:
+    response = await http.get("/ready")
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    assert response.json()["reasons"] == [
+        "controller: no controller has run on this database yet: start ci-controller"
+    ]
+
+
+async def test_ready_is_degraded_when_the_controller_is_silent(site: Site, http: httpx.AsyncClient) -> None:
+    await site.hands.arrive()
+    assert site.hands.lease is not None
+    await site.repository.heartbeat(site.hands.lease, utcnow() - timedelta(minutes=5))
+    found = (await http.get("/ready")).json()
+    assert found["status"] == "degraded"
+    assert found["checks"]["controller"]["heartbeat_age_seconds"] >= 300
+    assert "is not running" in found["reasons"][0]
+
+
+async def test_ready_passes_on_the_note_of_the_controller(site: Site, http: httpx.AsyncClient) -> None:
+    await site.hands.arrive(note="the Docker engine does not answer")
+    found = (await http.get("/ready")).json()
+    assert found["status"] == "degraded"
+    assert found["reasons"] == ["controller: the Docker engine does not answer"]
+
+
+async def test_ready_is_degraded_when_the_disk_is_nearly_full(site: Site) -> None:
+    await site.hands.arrive()
+    settings = site.settings.model_copy(update={"min_free_bytes": 1 << 62})
+    with serving(settings) as url:
+        async with client(url) as http:
+            found = (await http.get("/ready")).json()
+    assert found["status"] == "degraded"
+    assert "free on the data disk" in found["reasons"][0]
+
+
+async def test_a_server_without_a_database_says_what_to_start_and_recovers(tmp_path: Path) -> None:
+    """The server is up first; nothing but the database's appearance makes it work."""
+    settings = make_settings(tmp_path)
+    with serving(settings) as url:
+        async with client(url) as http:
+            assert (await http.get("/health")).status_code == 200
+            before = await http.get("/ready")
+            assert (before.status_code, before.json()["status"]) == (503, "failing")
+            assert before.json()["checks"]["database"]["code"] == "schema_missing"
+            async with open_site(tmp_path, initialize=False) as site:
+                key = {"Authorization": "Bearer ci_AAAAAAAA_" + "A" * 43 + "_000000"}
+                assert (await http.get("/jobs", headers=key)).status_code == 401, "no look-up for nonsense"
+                await site.repository.initialize()
+                ada = await site.account("ada")
+            after = await http.post("/submit-async", files=upload(), headers=ada.headers)
+            assert after.status_code == 200
+            assert (await http.get("/ready")).status_code == 200
+
+
+async def test_requests_without_a_schema_are_told_what_to_start(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    async with open_site(tmp_path / "elsewhere") as elsewhere:
+        ada = await elsewhere.account("ada")
+    with serving(make_settings(tmp_path)) as url:
+        async with client(url, ada) as http:
+            for response in (await http.get("/jobs"), await http.post("/submit", files=upload())):
+                assert (response.status_code, response.json()["code"]) == (503, "schema_missing")
+                assert "start ci-controller" in response.json()["detail"]
+                assert int(response.headers["retry-after"]) > 0
+    assert not (tmp_path / "ci.db").exists(), "only the migrator creates databases"
