@@ -1,0 +1,133 @@
+"""`ci submit test` and `ci wait`: a job's events as they come, until its verdict or Ctrl-C."""
+
+import importlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ci_client.config import Flags, is_loopback, resolve
+from ci_client.console import Console
+from ci_client.exit_codes import ClientExit, exit_code_of_verdict
+from ci_client.interrupt import run_interruptible
+from ci_client.render import JsonRenderer, Renderer, TextRenderer, upload_progress
+from ci_common.errors import InternalError
+from ci_common.events import CompleteEvent, JobIdEvent, StreamEvent
+from ci_common.models import JobOptions
+
+if TYPE_CHECKING:
+    from ci_client.client import CIClient
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitOptions:
+    """What `ci submit test` was asked for."""
+
+    project: Path
+    pytest_args: tuple[str, ...]
+    timeout: float | None
+    include_ignored: bool
+    background: bool
+    json: bool
+    raw: bool
+
+
+def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
+    """The project is with the server; returns its verdict's exit code, or 0 at once for a job in the background."""
+    connection = resolve(flags)
+    # Why: the HTTP library takes longer to import than most projects to be packed; both wait for others in part.
+    threading.Thread(target=importlib.import_module, args=("ci_client.client",), daemon=True).start()
+    from ci_client.archive import build_archive
+
+    compress = not is_loopback(connection.server_url)  # on one machine, packing costs more than it saves
+    with build_archive(
+        options.project, compress=compress, include_ignored=options.include_ignored
+    ) as archive:
+        from ci_client.commands.connecting import connected_to
+
+        for warning in archive.warnings:
+            console.warn(warning)
+        wanted = JobOptions(options.pytest_args, options.timeout)
+        progress = upload_progress(console)
+        with connected_to(console, connection) as client:
+            if options.background:
+                return _announce(console, client.submit(archive.file, wanted, on_progress=progress), options)
+            events = client.submit_stream(archive.file, wanted, on_progress=progress)
+            return _follow(console, client, events, None, _renderer(console, options.json, options.raw))
+
+
+def wait(console: Console, flags: Flags, job_id: str, *, everything: bool, json: bool, raw: bool) -> int:
+    """The job is over; returns its verdict's exit code."""
+    from ci_client.commands.connecting import connected
+
+    with connected(console, flags) as client:
+        events = client.follow(job_id, from_beginning=everything)
+        return _follow(console, client, events, job_id, _renderer(console, json, raw))
+
+
+def dry_run(console: Console, options: SubmitOptions) -> int:
+    """What would be sent is on stdout, and what not and why; nothing was sent."""
+    from ci_client.render import selection_json, selection_lines
+    from ci_client.selection import select_files
+
+    selection = select_files(options.project, include_ignored=options.include_ignored)
+    for warning in selection.warnings:
+        console.warn(warning)
+    for line in [selection_json(selection)] if options.json else selection_lines(selection):
+        console.line(line)
+    return ClientExit.OK
+
+
+def _announce(console: Console, job_id: str, options: SubmitOptions) -> int:
+    if options.json:
+        JsonRenderer(console).show(JobIdEvent(job_id))
+    else:
+        console.line(f"Job submitted: {job_id}")  # to the letter: scripts cut the id out of it
+        console.note(f"Follow it: ci wait {job_id} --all")
+    return ClientExit.OK
+
+
+def _renderer(console: Console, json: bool, raw: bool) -> Renderer:
+    return JsonRenderer(console) if json else TextRenderer(console, raw=raw)
+
+
+class _Following:
+    """One job being shown, as the one who interrupts it sees it."""
+
+    def __init__(self, console: Console, client: "CIClient", job_id: str | None, renderer: Renderer) -> None:
+        self.job_id = job_id
+        self._console = console
+        self._client = client
+        self._renderer = renderer
+
+    def show(self, events: Iterator[StreamEvent]) -> int:
+        """Every event was shown; returns the verdict's exit code."""
+        try:
+            for event in events:
+                if isinstance(event, JobIdEvent):
+                    self.job_id = event.job_id
+                self._renderer.show(event)
+                if isinstance(event, CompleteEvent):
+                    return exit_code_of_verdict(event)
+        finally:
+            self._renderer.finish()
+        raise InternalError("The stream ended without a verdict.")
+
+    def say(self, text: str) -> None:
+        self._console.note(text)
+
+    def cancel(self) -> None:
+        assert self.job_id is not None, "only a job with an id is cancelled"
+        self._client.cancel(self.job_id)
+
+
+def _follow(
+    console: Console,
+    client: "CIClient",
+    events: Iterator[StreamEvent],
+    job_id: str | None,
+    renderer: Renderer,
+) -> int:
+    following = _Following(console, client, job_id, renderer)
+    return run_interruptible(lambda: following.show(events), following)

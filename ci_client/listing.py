@@ -1,0 +1,198 @@
+"""Which paths a project has to offer: what git would take, else everything but an explicit list. Names, no contents."""
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ci_common.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
+CIIGNORE = ".ciignore"
+
+# Where git does not say what belongs to the project. A leading slash means: only at the root.
+DEFAULT_IGNORES = (
+    *(".git", ".hg/", ".svn/"),
+    *(".venv/", "venv/", "node_modules/", ".tox/", ".nox/", ".direnv/", "__pypackages__/"),
+    *("__pycache__/", "*.pyc", "*.pyo", ".mypy_cache/", ".ruff_cache/", ".pytest_cache/", ".hypothesis/"),
+    *("/build/", "/dist/", "*.egg-info/", ".eggs/", "*.egg", "htmlcov/", ".coverage", ".coverage.*"),
+    *(".ipynb_checkpoints/", ".DS_Store", "Thumbs.db"),
+)
+
+IGNORED_BY_GIT = "ignored by git"
+BY_CIIGNORE = f"excluded by {CIIGNORE}"
+BY_DEFAULT = "not sent by default"
+
+# Set inside git's hooks; they would make git look at another tree than the one we are asked for.
+_GIT_LOCAL = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_PREFIX",
+    "GIT_COMMON_DIR",
+    "GIT_OBJECT_DIRECTORY",
+)
+
+
+@dataclass(slots=True)
+class Listing:
+    """Paths relative to the root, with slashes; and what stays behind, with the reason."""
+
+    paths: list[str] = field(default_factory=list[str])
+    skipped: dict[str, str] = field(default_factory=dict[str, str])
+    executable: frozenset[str] = frozenset()  # where the file system does not know it, git does
+    warnings: list[str] = field(default_factory=list[str])
+
+
+def list_project(root: Path, *, include_ignored: bool = False) -> Listing:
+    """Return what there is to send under a directory; with `include_ignored`, git is not asked."""
+    spec = _ciignore(root)
+    listing = None if include_ignored else _git_listing(root)
+    if listing is None or not (listing.paths or listing.skipped):
+        # Nothing at all: the directory itself is ignored by a repository around it, which does not mean us.
+        warnings = listing.warnings if listing else []
+        listing = _walked(root)
+        listing.warnings += warnings
+    if spec:
+        _exclude(listing, spec)
+    return listing
+
+
+class _GitFailed(Exception):
+    pass
+
+
+def _git_listing(root: Path) -> Listing | None:
+    """Return what git lists, None where it cannot say."""
+    try:
+        return _list_repository(root, "", set())
+    except _GitFailed as error:
+        if not any((parent / ".git").exists() for parent in (root, *root.parents)):
+            return None
+        walked = Listing()
+        walked.warnings.append(
+            f"git does not list this work tree ({error}): everything but the usual artefacts is sent"
+        )
+        return walked
+
+
+def _list_repository(root: Path, prefix: str, seen: set[Path]) -> Listing:
+    """Return the files of one repository and of those nested in it, submodules or not."""
+    directory = root / prefix
+    listing = Listing()
+    listed = sorted(set(_git(directory, "ls-files", "-co", "--exclude-standard", "-z")))
+    for ignored in _git(directory, "ls-files", "-oi", "--exclude-standard", "--directory", "-z"):
+        listing.skipped[prefix + ignored] = IGNORED_BY_GIT
+    for name in listed:
+        path = prefix + name.rstrip("/")
+        if stat.S_ISDIR(_mode(root / path)):
+            _add_nested(listing, root, path, seen)
+        else:
+            listing.paths.append(path)
+    if os.name == "nt":
+        listing.executable |= {prefix + name for name in _tracked_executables(directory)}
+    return listing
+
+
+def _add_nested(listing: Listing, root: Path, path: str, seen: set[Path]) -> None:
+    real = (root / path).resolve()
+    if not (root / path / ".git").exists():
+        listing.skipped[path] = "submodule that is not checked out"
+        listing.warnings.append(f"{path}: the submodule is not checked out, so it is not sent")
+    elif real not in seen:
+        seen.add(real)
+        nested = _list_repository(root, f"{path}/", seen)
+        listing.paths += nested.paths
+        listing.skipped |= nested.skipped
+        listing.executable |= nested.executable
+        listing.warnings += nested.warnings
+
+
+def _git(directory: Path, *arguments: str) -> list[str]:
+    environ = {name: value for name, value in os.environ.items() if name not in _GIT_LOCAL}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *arguments],
+            capture_output=True,
+            check=True,
+            env={**environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except OSError as error:
+        raise _GitFailed("git cannot be started") from error
+    except subprocess.CalledProcessError as error:
+        lines = os.fsdecode(error.stderr).strip().splitlines() or [f"exit {error.returncode}"]
+        raise _GitFailed(lines[0]) from error
+    return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+
+
+def _tracked_executables(directory: Path) -> Iterator[str]:
+    for line in _git(directory, "ls-files", "-sz"):
+        entry, _, name = line.partition("\t")
+        if entry.startswith("100755"):
+            yield name
+
+
+def _walked(root: Path) -> Listing:
+    from pathspec import GitIgnoreSpec  # most projects are in git and have no .ciignore
+
+    listing = Listing()
+    _walk(root, "", GitIgnoreSpec.from_lines(DEFAULT_IGNORES), listing)
+    return listing
+
+
+def _walk(root: Path, prefix: str, spec: "GitIgnoreSpec", listing: Listing) -> None:
+    """The listing holds everything under a directory that the patterns let through; links are not followed."""
+    try:
+        entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
+    except OSError as error:
+        listing.skipped[prefix] = f"cannot be read: {error.strerror}"
+        listing.warnings.append(f"{prefix}: cannot be read ({error.strerror}), so it is not sent")
+        return
+    for entry in entries:
+        path = prefix + entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if spec.match_file(f"{path}/") or Path(entry.path, "pyvenv.cfg").exists():
+                listing.skipped[f"{path}/"] = BY_DEFAULT
+            else:
+                _walk(root, f"{path}/", spec, listing)
+        elif spec.match_file(path):
+            listing.skipped[path] = BY_DEFAULT
+        else:
+            listing.paths.append(path)
+
+
+def _ciignore(root: Path) -> "GitIgnoreSpec | None":
+    try:
+        text = (root / CIIGNORE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{root / CIIGNORE} cannot be read: {error}") from error
+    from pathspec import GitIgnoreSpec
+
+    try:
+        return GitIgnoreSpec.from_lines(text.splitlines())
+    except ValueError as error:
+        raise InvalidRequest(f"{root / CIIGNORE} has a pattern that is none: {error}") from error
+
+
+def _exclude(listing: Listing, spec: "GitIgnoreSpec") -> None:
+    kept: list[str] = []
+    for path in listing.paths:
+        if spec.match_file(path):
+            listing.skipped[path] = BY_CIIGNORE
+        else:
+            kept.append(path)
+    listing.paths = kept
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0  # gone, or out of reach: the one who opens it reports that

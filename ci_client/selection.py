@@ -1,0 +1,195 @@
+"""Which files of a listing go into the archive, and why the others do not. Reads the tree, writes nothing."""
+
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ci_client.listing import Listing, list_project
+from ci_common.errors import NotAProject
+
+_BIG_FILE = 50_000_000
+_SECRET_NAMES = (".netrc", ".pypirc", ".pgpass", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519")
+_SECRET_SUFFIXES = (".pem", ".key", ".p12", ".pfx", ".jks", ".keystore")
+_ENV_EXAMPLES = (".example", ".sample", ".template", ".dist", ".defaults")
+_MAX_DEPTH, _MAX_NAME, _MAX_PATH = 32, 255, 1024  # the server's rules for names
+_NAMED = 5  # files that one warning names
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of the archive: its name there and where its bytes are."""
+
+    path: str
+    source: Path
+    size: int
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What goes, in the order of the archive; what does not, by path, with the reason; what should be told."""
+
+    root: Path
+    entries: tuple[Entry, ...]
+    skipped: dict[str, str]
+    warnings: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.entries)
+
+
+def select_files(root: Path, *, include_ignored: bool = False) -> Selection:
+    """Return what goes of a project; raises NotAProject where nothing could be tested."""
+    if not root.is_dir():
+        raise NotAProject(f"{root} is not a directory.")
+    listing = list_project(root, include_ignored=include_ignored)
+    selector = _Selector(root, listing)
+    for path in listing.paths:
+        selector.add(path)
+    entries = tuple(sorted(selector.entries.values(), key=lambda entry: entry.path.encode()))
+    _require_python(root, entries, listing.skipped)
+    return Selection(root, entries, listing.skipped, (*listing.warnings, *_surprises(entries)))
+
+
+class _Selector:
+    """Takes paths one by one and sorts them into entries and skipped ones."""
+
+    def __init__(self, root: Path, listing: Listing) -> None:
+        self.entries: dict[str, Entry] = {}
+        self._root = root
+        self._real_root = root.resolve()
+        self._listing = listing
+
+    def add(self, path: str) -> None:
+        """The path is an entry, or skipped with a reason."""
+        if problem := _forbidden(path):
+            return self._skip(path, problem, warn=True)
+        source = self._root / path
+        try:
+            info = source.lstat()
+        except FileNotFoundError:
+            return self._skip(path, "deleted")
+        except OSError as error:
+            return self._skip(path, f"cannot be read: {error.strerror}", warn=True)
+        if stat.S_ISLNK(info.st_mode):
+            return self._add_link(path, source)
+        return self._add_file(path, source, info)
+
+    def _add_file(self, path: str, source: Path, info: os.stat_result) -> None:
+        if not stat.S_ISREG(info.st_mode):
+            return self._skip(path, f"{_kind(info.st_mode)}, not a file", warn=True)
+        executable = (
+            bool(info.st_mode & stat.S_IXUSR) if os.name != "nt" else path in self._listing.executable
+        )
+        name = unicodedata.normalize("NFC", path)  # macOS decomposes; an archive has one form
+        self.entries[name] = Entry(name, source, info.st_size, executable)
+        return None
+
+    def _add_link(self, path: str, source: Path) -> None:
+        """A link goes as a copy of what it points to, if that is inside of the project."""
+        try:
+            target = source.resolve(strict=True)
+            info = target.stat()
+        except (OSError, RuntimeError):
+            return self._skip(path, "symbolic link to nothing", warn=True)
+        if not target.is_relative_to(self._real_root):
+            return self._skip(path, "symbolic link out of the project", warn=True)
+        inner = target.relative_to(self._real_root)
+        if ".git" in inner.parts:
+            return self._skip(path, "symbolic link into .git", warn=True)
+        if stat.S_ISDIR(info.st_mode):
+            return self._add_linked_directory(path, inner.as_posix())
+        return self._add_file(path, target, info)
+
+    def _add_linked_directory(self, path: str, inner: str) -> None:
+        """The files that the project has in the linked directory go a second time, links in it only to files.
+
+        Not expanding links to directories in there is what keeps cycles finite.
+        """
+        prefix = "" if inner == "." else f"{inner}/"
+        for below in self._below(prefix):
+            copy = f"{path}/{below.removeprefix(prefix)}"
+            source = self._root / below
+            if source.is_dir():
+                self._skip(copy, "symbolic link to a directory inside of a linked directory", warn=True)
+            elif not below.startswith(f"{path}/"):
+                self._add_copy(copy, source)
+
+    def _below(self, prefix: str) -> Iterator[str]:
+        return (path for path in self._listing.paths if path.startswith(prefix) and not _forbidden(path))
+
+    def _add_copy(self, path: str, source: Path) -> None:
+        try:
+            target = source.resolve(strict=True)
+            info = target.stat()
+        except (OSError, RuntimeError):
+            return  # reported under its own name
+        if target.is_relative_to(self._real_root):
+            self._add_file(path, target, info)
+
+    def _skip(self, path: str, reason: str, *, warn: bool = False) -> None:
+        self._listing.skipped[path] = reason
+        if warn:
+            self._listing.warnings.append(f"{path!a}: not sent ({reason})")
+
+
+def _forbidden(path: str) -> str | None:
+    """Return why no archive may hold this name, None if it may."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    for char in path:
+        if char in "\\:" or unicodedata.category(char) == "Cc":
+            return f"no archive may hold a name with {char!a} in it"
+    parts = path.split("/")
+    if len(parts) > _MAX_DEPTH:
+        return f"it is more than {_MAX_DEPTH} directories deep"
+    if len(path.encode()) > _MAX_PATH or any(len(part.encode()) > _MAX_NAME for part in parts):
+        return f"its name is longer than {_MAX_NAME} bytes, or {_MAX_PATH} with its directories"
+    return None
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISSOCK(mode):
+        return "socket"
+    if stat.S_ISFIFO(mode):
+        return "named pipe"
+    return "directory" if stat.S_ISDIR(mode) else "device"
+
+
+def _require_python(root: Path, entries: tuple[Entry, ...], skipped: dict[str, str]) -> None:
+    if any(entry.path.endswith(".py") for entry in entries):
+        return
+    if not entries and not skipped:
+        raise NotAProject(f"{root} is empty: run this in the root of a Python project, or name it by -C.")
+    kept_back = [path for path in skipped if path.endswith((".py", "/"))]
+    hint = f" ({', '.join(kept_back[:3])} stays behind: {skipped[kept_back[0]]})" if kept_back else ""
+    raise NotAProject(
+        f"{root} has no Python file to send{hint}: run this in the root of a Python project, or name it by -C."
+    )
+
+
+def _surprises(entries: tuple[Entry, ...]) -> Iterator[str]:
+    secrets = [entry.path for entry in entries if _is_secret(entry.path.rpartition("/")[2])]
+    if secrets:
+        yield f"this looks secret and is sent: {_some(secrets)} (keep it back by .ciignore)"
+    big = [f"{entry.path} ({entry.size / 1e6:.0f} MB)" for entry in entries if entry.size >= _BIG_FILE]
+    if big:
+        yield f"big files are sent: {_some(big)} (keep them back by .ciignore)"
+
+
+def _is_secret(name: str) -> bool:
+    if name == ".env" or name.startswith(".env."):
+        return not name.endswith(_ENV_EXAMPLES)
+    return name in _SECRET_NAMES or name.endswith(_SECRET_SUFFIXES)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -1,0 +1,458 @@
+"""The `ci` command in a process of its own: what is on which stream, and with which code it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ci_common.events import CompleteEvent, StatusEvent
+from ci_common.models import JobStatus, Reason
+from tests.support.ci_command import COMMAND, ci_environment, run_ci
+from tests.support.http_peer import JOB_ID, KEY, Answer, Cut, HttpPeer
+
+Ci = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def peer() -> Iterator[HttpPeer]:
+    with HttpPeer() as peer:
+        yield peer
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "test_a.py").write_text("def test_a(): pass\n")
+    return tmp_path
+
+
+@pytest.fixture
+def ci(peer: HttpPeer, project: Path) -> Ci:
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[bytes]:
+        return run_ci(*arguments, environment=ci_environment(peer.url, KEY, **more), cwd=project)
+
+    return run
+
+
+def lines(stream: bytes) -> list[str]:
+    return stream.decode().splitlines()
+
+
+def test_a_submission_streams_the_output_and_says_the_verdict(peer: HttpPeer, ci: Ci) -> None:
+    peer.script.log = b"\x1b[32mok\x1b[0m \xff\x00 \x1b]0;title\x07\r\nend without newline"
+    peer.script.before = (
+        StatusEvent(JobStatus.QUEUED, 0, "waiting in the queue behind 2 other jobs"),
+        StatusEvent(JobStatus.RUNNING, 1),
+    )
+    done = ci("submit", "test", "--timeout", "10m", "--", "-k", "a b")
+    assert done.stdout == peer.script.log  # a pipe gets every byte
+    first, *states, last = lines(done.stderr)
+    assert JOB_ID in first
+    assert f"ci wait {JOB_ID}" in first
+    assert states == ["queued: waiting in the queue behind 2 other jobs", "running"]
+    assert last.startswith("✓ passed in ")
+    assert done.returncode == 0
+    (request,) = peer.requests("POST", "/submit-stream")
+    assert request.form["pytest_args"] == [b"-k", b"a b"]
+    assert request.form["timeout"] == [b"600"]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [
+        (
+            CompleteEvent(False, JobStatus.COMPLETED, 1, Reason.TESTS_FAILED, "1 failed"),
+            1,
+            "tests failed (exit 1)",
+        ),
+        (CompleteEvent(False, JobStatus.COMPLETED, 5, Reason.NO_TESTS), 5, "no tests (exit 5)"),
+        (
+            CompleteEvent(False, JobStatus.FAILED, None, Reason.INSTALL_FAILED, "no such\x1b[2J package"),
+            125,
+            "no verdict: install_failed - no such package",
+        ),
+        (
+            CompleteEvent(False, JobStatus.FAILED, None, Reason.TIMEOUT, "after 60 s"),
+            124,
+            "timeout - after 60 s",
+        ),
+        (CompleteEvent(False, JobStatus.CANCELLED, None, Reason.CANCELLED), 143, "cancelled"),
+        (CompleteEvent(False, JobStatus.DEAD_LETTERED, None, Reason.INFRA), 125, "no verdict: infra"),
+    ],
+    ids=lambda value: getattr(value, "reason", ""),
+)
+def test_each_verdict_has_its_code_and_its_words(
+    peer: HttpPeer, ci: Ci, end: CompleteEvent, code: int, words: str
+) -> None:
+    peer.script.end = end
+    done = ci("wait", JOB_ID, "--all")
+    assert done.returncode == code
+    assert words in lines(done.stderr)[-1]
+    assert "✗" in lines(done.stderr)[-1]
+
+
+def test_a_job_in_the_background_prints_its_id_to_the_letter(peer: HttpPeer, ci: Ci) -> None:
+    done = ci("submit", "test", "--async")
+    assert done.stdout == f"Job submitted: {JOB_ID}\n".encode()
+    assert done.returncode == 0
+    assert len(peer.requests("POST", "/submit-async")) == 1
+
+
+def test_waiting_shows_new_output_unless_all_is_asked_for(peer: HttpPeer, ci: Ci) -> None:
+    assert ci("wait", JOB_ID).stdout == b""
+    assert ci("wait", JOB_ID, "--all").stdout == peer.script.log
+
+
+def test_json_events_come_one_a_line(peer: HttpPeer, ci: Ci) -> None:
+    peer.script.piece = 1000
+    done = ci("submit", "test", "--json")
+    events = [json.loads(line) for line in lines(done.stdout)]
+    assert [event["type"] for event in events] == ["job_id", "status", "log", "complete"]
+    assert events[2]["position"] == f"1:{len(peer.script.log)}"
+    assert events[3] == {**events[3], "success": True, "exit_code": 0, "reason": None}
+
+
+def test_the_list_is_as_scripts_know_it(peer: HttpPeer, ci: Ci) -> None:
+    done_job = {
+        "job_id": JOB_ID,
+        "status": "completed",
+        "success": True,
+        "start_time": "2025-10-12T19:30:00Z",
+        "end_time": "2025-10-12T19:30:05.250000Z",
+    }
+    running = {"job_id": "7ad3f8c9-2b41-4e89-9c12-5a8e7b3d1f4e", "status": "running", "success": None}
+    running |= {"start_time": "2025-10-12T19:31:10Z", "end_time": None, "attempt": 1}
+    failed = {**done_job, "success": False}
+    peer.script.pages = [[done_job, running], [failed]]
+    assert lines(ci("list").stdout) == [
+        "JOB ID                                 STATUS       START TIME             END TIME               SUCCESS",
+        "-" * 110,
+        f"{JOB_ID}   completed    2025-10-12 19:30:00    2025-10-12 19:30:05    ✓",
+        "7ad3f8c9-2b41-4e89-9c12-5a8e7b3d1f4e   running      2025-10-12 19:31:10    N/A                    -",
+        f"{JOB_ID}   completed    2025-10-12 19:30:00    2025-10-12 19:30:05    ✗",
+    ]
+    as_json = ci("list", "--json", "--status", "running", "--limit", "2")
+    assert json.loads(as_json.stdout) == [done_job, running]
+    assert peer.received[-1].query == {"status": ["running"], "limit": ["2"]}
+
+
+def test_status_logs_and_cancel(peer: HttpPeer, ci: Ci) -> None:
+    assert json.loads(ci("status", JOB_ID, "--json").stdout)["status"] == "running"
+    assert "running" in ci("status", JOB_ID).stdout.decode()
+    assert ci("logs", JOB_ID).stdout == peer.script.log
+    cancelled = ci("cancel", JOB_ID)
+    assert (cancelled.returncode, cancelled.stdout) == (0, b"")
+    assert JOB_ID in cancelled.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (Answer.problem(401, "unauthorized", "Who are you?"), 77),
+        (Answer.problem(404, "job_not_found", "There is none."), 66),
+        (Answer.problem(409, "job_finished", "It is over."), 65),
+        (Answer.problem(429, "too_many_requests", "Too many."), 75),
+        (Answer.problem(503, "unavailable", "Not now.", **{"Retry-After": "60"}), 75),
+        (Answer(200, b"hello"), 69),
+        (Answer(200, b"{}"), 70),
+    ],
+)
+def test_each_error_is_one_line_and_a_code(peer: HttpPeer, ci: Ci, answer: Answer, code: int) -> None:
+    peer.script.faults.append(answer)
+    done = ci("status", JOB_ID)
+    assert done.returncode == code
+    assert len(lines(done.stderr)) == 1
+    assert done.stderr.startswith(b"error: ")
+    assert done.stdout == b""
+
+
+def test_errors_for_scripts(peer: HttpPeer, ci: Ci) -> None:
+    peer.script.faults.append(Answer.problem(404, "job_not_found", "There is none."))
+    done = ci("status", JOB_ID, "--json")
+    error = {"code": "job_not_found", "message": "There is none.", "request_id": "req-1"}
+    assert json.loads(done.stderr) == {"error": error}
+    usage = ci("status", "--json")
+    assert (usage.returncode, json.loads(usage.stderr)["error"]["code"]) == (64, "usage")
+
+
+def test_without_a_key_one_line_says_the_way_out(peer: HttpPeer, project: Path) -> None:
+    done = run_ci("submit", "test", environment=ci_environment(peer.url, None), cwd=project)
+    assert done.returncode == 77
+    assert len(lines(done.stderr)) == 1
+    assert "CI_API_KEY" in done.stderr.decode()
+    assert not peer.received
+
+
+def test_a_key_that_cannot_be_one_is_told(peer: HttpPeer, project: Path) -> None:
+    done = run_ci("list", environment=ci_environment(peer.url, "ci_typo"), cwd=project)
+    assert done.returncode == 77
+    assert "well formed" in done.stderr.decode()
+
+
+def test_a_server_that_is_down(peer: HttpPeer, ci: Ci) -> None:
+    peer.stop()
+    done = ci("submit", "test")
+    assert done.returncode == 69
+    assert peer.url in lines(done.stderr)[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("submit", "test", "--nonsense"),
+        ("submit", "tests"),
+        ("nonsense",),
+        ("wait",),
+        ("list", "--status", "lost"),
+        ("list", "--limit", "0"),
+        ("submit", "test", "--timeout", "soon"),
+        ("submit", "test", "-C", "absent"),
+        (),
+        ("--server", "x"),
+    ],
+)
+def test_wrong_usage_has_its_own_code(ci: Ci, arguments: tuple[str, ...]) -> None:
+    done = ci(*arguments)
+    assert done.returncode == 64
+    assert b"Usage: ci" in done.stderr
+    assert done.stdout == b""
+
+
+def test_what_is_no_project_is_not_sent(peer: HttpPeer, ci: Ci, project: Path) -> None:
+    (project / "empty").mkdir()
+    done = ci("submit", "test", "-C", "empty")
+    assert done.returncode == 64
+    assert b"is empty" in done.stderr
+    assert not peer.received
+
+
+def test_a_dry_run_needs_neither_key_nor_server(project: Path) -> None:
+    (project / "old.pyc").touch()
+    environment = ci_environment("http://127.0.0.1:9", None)
+    done = run_ci("submit", "test", "--dry-run", environment=environment, cwd=project)
+    assert done.returncode == 0
+    assert "test_a.py" in done.stdout.decode()
+    assert "old.pyc: not sent by default" in done.stdout.decode()
+    as_json = run_ci("submit", "test", "--dry-run", "--json", environment=environment, cwd=project)
+    assert json.loads(as_json.stdout) == {
+        "files": [{"path": "test_a.py", "size": 19, "executable": False}],
+        "total_size": 19,
+        "skipped": [{"path": "old.pyc", "reason": "not sent by default"}],
+    }
+
+
+def test_an_outage_is_survived_and_told(peer: HttpPeer, ci: Ci) -> None:
+    peer.script.faults.extend([Cut(150), Cut(0), Cut(0), Cut(0)])
+    done = ci("submit", "test")
+    assert (done.returncode, done.stdout) == (0, peer.script.log)
+    assert "trying again" in done.stderr.decode()
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(peer: HttpPeer, project: Path) -> None:
+    peer.script.log = b"x" * 500_000
+    peer.script.piece = 5_000
+    command = [*COMMAND, "submit", "test"]
+    with subprocess.Popen(
+        command,
+        env=ci_environment(peer.url, KEY),
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert "Traceback" not in said
+    assert "Broken" not in said
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("submit", "test", "-h")])
+def test_help_goes_to_stdout(ci: Ci, arguments: tuple[str, ...]) -> None:
+    done = ci(*arguments)
+    assert done.returncode == 0
+    assert b"Usage: ci" in done.stdout
+
+
+def test_help_has_examples_and_exit_codes(ci: Ci) -> None:
+    text = ci("--help").stdout.decode()
+    for words in ("ci submit test --async", "CI_API_KEY", "143  someone cancelled it", "_CI_COMPLETE"):
+        assert words in text
+
+
+def test_help_imports_nothing_that_is_slow(project: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['ci', '--help']\n"
+        "from ci_client.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "slow = {'httpx', 'httpx_sse', 'rich', 'pathspec', 'pydantic', 'asyncio', 'ssl', 'zipfile'}\n"
+        "print(sorted(slow & set(sys.modules)), file=sys.stderr)"
+    )
+    command = [COMMAND[0], "-c", code]
+    done = subprocess.run(
+        command, env=ci_environment(None, None), cwd=project, capture_output=True, check=True
+    )
+    assert lines(done.stderr) == ["[]"]
+
+
+class Interrupted:
+    """A running `ci submit test` whose job holds, and what it says."""
+
+    def __init__(self, peer: HttpPeer, project: Path) -> None:
+        peer.script.hold_after = 16
+        self.process = subprocess.Popen(
+            [*COMMAND, "submit", "test"],
+            env=ci_environment(peer.url, KEY),
+            cwd=project,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.stdout, self.stderr = self.process.stdout, self.process.stderr
+        assert self.stdout.read(16) == peer.script.log[:16]
+
+    def press(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def read_until(self, words: str) -> str:
+        line = ""
+        while words not in line:
+            line = self.stderr.readline().decode()
+            assert line, f"ended without saying {words!r}"
+        return line
+
+    def close(self) -> int:
+        self.stdout.close()
+        self.stderr.close()
+        return self.process.wait(20)
+
+
+def test_ctrl_c_leaves_and_the_job_goes_on(peer: HttpPeer, project: Path) -> None:
+    running = Interrupted(peer, project)
+    running.press()
+    said = running.read_until("Leaving in 3 s")
+    assert f"ci wait {JOB_ID}" in said
+    assert f"ci cancel {JOB_ID}" in said
+    assert running.process.wait(20) == 130
+    assert not peer.requests("DELETE", f"/jobs/{JOB_ID}")
+    running.close()
+
+
+def test_output_goes_on_after_ctrl_c_and_a_verdict_counts(peer: HttpPeer, project: Path) -> None:
+    running = Interrupted(peer, project)
+    running.press()
+    running.read_until("Leaving")
+    peer.released.set()
+    assert running.stdout.read() == peer.script.log[16:]
+    running.read_until("passed")
+    assert running.close() == 0
+
+
+def test_a_second_ctrl_c_cancels_the_job(peer: HttpPeer, project: Path) -> None:
+    running = Interrupted(peer, project)
+    running.press()
+    running.read_until("Leaving")
+    assert not peer.released.wait(0.35)  # within 0.3 s it would be the same press, seen twice
+    running.press()
+    running.read_until("cancelled")
+    assert running.close() == 143
+    assert len(peer.requests("DELETE", f"/jobs/{JOB_ID}")) == 1
+
+
+def test_a_signal_that_comes_twice_is_one_press(peer: HttpPeer, project: Path) -> None:
+    running = Interrupted(peer, project)
+    running.press()
+    running.read_until("Leaving")
+    running.press()  # as a wrapper does that passes on what the terminal sent to both
+    assert running.process.wait(20) == 130
+    assert not peer.requests("DELETE", f"/jobs/{JOB_ID}")
+    running.close()
+
+
+def test_ctrl_c_before_there_is_a_job(peer: HttpPeer, project: Path) -> None:
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def arrive() -> None:
+        arrived.set()
+        go_on.wait(20)
+
+    peer.script.on_submit = arrive
+    command = [*COMMAND, "submit", "test"]
+    with subprocess.Popen(
+        command, env=ci_environment(peer.url, KEY), cwd=project, stderr=subprocess.PIPE
+    ) as process:
+        assert arrived.wait(20)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+        go_on.set()
+    assert process.returncode == 130
+    assert b"ci list" in said
+
+
+class Screen:
+    """A terminal that a command writes to."""
+
+    def __init__(self) -> None:
+        self._master, self.slave = os.openpty()
+
+    def read(self) -> str:
+        """Return all that was written until the last writer closed."""
+        os.close(self.slave)
+        data = bytearray()
+        while True:
+            try:
+                chunk = os.read(self._master, 65536)
+            except OSError:  # how Linux says that nobody holds the other end
+                chunk = b""
+            if not chunk:
+                os.close(self._master)
+                return data.decode()
+            data += chunk
+
+
+def on_screen(peer: HttpPeer, project: Path, *arguments: str, **more: str) -> str:
+    screen = Screen()
+    environment = ci_environment(peer.url, KEY, TERM="xterm", **more)
+    with subprocess.Popen(
+        [*COMMAND, *arguments], env=environment, cwd=project, stdout=screen.slave, stderr=screen.slave
+    ):
+        return screen.read()
+
+
+HOSTILE = b"\x1b[31mred\x1b[0m\x1b]0;title\x07\x1b[2J\rdone without newline"
+
+
+def test_a_terminal_gets_colours_and_nothing_else(peer: HttpPeer, project: Path) -> None:
+    peer.script.log = HOSTILE
+    peer.script.piece = 3
+    shown = on_screen(peer, project, "submit", "test")
+    assert "\x1b[31mred\x1b[0m\rdone without newline" in shown
+    assert "title" not in shown
+    assert "newline\x1b[0m\n" in shown.replace("\r\n", "\n")  # the verdict has a line of its own
+    assert "\x1b[32m" in shown  # in green
+    assert "\r\x1b[KUploading" in shown
+
+
+def test_raw_passes_everything_on(peer: HttpPeer, project: Path) -> None:
+    peer.script.log = HOSTILE
+    assert "\x1b]0;title\x07" in on_screen(peer, project, "wait", JOB_ID, "--all", "--raw")
+
+
+def test_no_color_means_no_colour(peer: HttpPeer, project: Path) -> None:
+    peer.script.log = HOSTILE
+    shown = on_screen(peer, project, "wait", JOB_ID, "--all", NO_COLOR="1")
+    assert "red\rdone" in shown
+    assert "\x1b[3" not in shown
+
+
+def test_colour_can_be_forced_into_a_file(ci: Ci) -> None:
+    assert b"\x1b[32m" in ci("wait", JOB_ID, FORCE_COLOR="1").stderr
+    assert b"\x1b" not in ci("wait", JOB_ID).stderr
