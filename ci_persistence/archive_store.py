@@ -1,0 +1,147 @@
+"""Uploads as files: `archives/<ref>`, on disk for good and judged before anybody learns their reference."""
+
+import asyncio
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections.abc import AsyncIterable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from ci_common.errors import ArchiveTooLarge
+from ci_common.stores import Archive, ArchiveStore, StoredArchive
+from ci_persistence.archive_validator import ArchiveLimits, open_archive
+from ci_persistence.log_store import disk_full_as_storage_full
+from ci_persistence.ownership import FILE_MODE, adopt_owner, fsync_directory
+from ci_persistence.settled import settled
+from ci_persistence.zip_format import refuse
+
+_REF = re.compile(r"[0-9a-f]{32}\.zip")
+_UNFINISHED = ".part"
+_UNFINISHED_AGE = 3600.0  # seconds after which an unfinished upload has no writer any more
+_BATCH = 1024 * 1024  # bytes that go to a thread at once
+
+
+class FileArchiveStore(ArchiveStore):
+    """Archives below one directory."""
+
+    def __init__(self, root: Path, limits: ArchiveLimits) -> None:
+        self._root = root
+        self._limits = limits
+
+    async def save(self, chunks: AsyncIterable[bytes], max_bytes: int) -> StoredArchive:
+        ref = f"{uuid.uuid4().hex}.zip"
+        unfinished = self._root / (ref + _UNFINISHED)
+        try:
+            upload = _Upload(unfinished, max_bytes)
+            try:
+                await settled(asyncio.to_thread(upload.open))
+                await _receive(upload, chunks)
+            finally:
+                await settled(asyncio.to_thread(upload.close))
+            await settled(asyncio.to_thread(self._publish, unfinished, ref))
+        except BaseException:
+            await settled(asyncio.to_thread(self._discard, unfinished, ref))
+            raise
+        return StoredArchive(ref, upload.size, upload.sha256())
+
+    def _publish(self, unfinished: Path, ref: str) -> None:
+        with open_archive(unfinished, self._limits) as archive:
+            archive.verify()
+        unfinished.rename(self._root / ref)
+        fsync_directory(self._root)
+
+    def _discard(self, unfinished: Path, ref: str) -> None:
+        unfinished.unlink(missing_ok=True)
+        (self._root / ref).unlink(missing_ok=True)  # renamed, but its caller never got to know it
+
+    def open(self, ref: str) -> AbstractContextManager[Archive]:
+        return self._open(ref)
+
+    @contextmanager
+    def _open(self, ref: str) -> Generator[Archive]:
+        path = self._path(ref)
+        if not path.exists():
+            raise refuse("gone", "The archive is not in the store any more.")
+        with open_archive(path, self._limits) as archive:
+            yield archive
+
+    def delete(self, ref: str) -> None:
+        self._path(ref).unlink(missing_ok=True)
+
+    def refs(self) -> Iterator[tuple[str, float]]:
+        now = time.time()
+        for path in sorted(self._root.glob("*.zip*")):
+            age = _age(path, now)
+            if age is None:
+                continue
+            if _REF.fullmatch(path.name):
+                yield path.name, age
+            elif path.name.endswith(_UNFINISHED) and age > _UNFINISHED_AGE:
+                path.unlink(missing_ok=True)
+
+    def _path(self, ref: str) -> Path:
+        if not _REF.fullmatch(ref):
+            raise refuse("gone", "The archive's reference is not one of this store.")
+        return self._root / ref
+
+
+class _Upload:
+    """A file that grows under a limit while its hash is taken; used from threads."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self._descriptor = -1
+
+    def open(self) -> None:
+        with disk_full_as_storage_full(self._path):
+            self._descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE)
+            os.fchmod(self._descriptor, FILE_MODE)  # whatever the umask
+            adopt_owner(self._path)
+
+    def write(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size > self._max_bytes:
+            raise ArchiveTooLarge(
+                f"The archive is larger than {self._max_bytes} bytes, the limit of this server.",
+                limit=self._max_bytes,
+            )
+        view = memoryview(data)
+        self._hash.update(view)
+        with disk_full_as_storage_full(self._path):
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+    def sync(self) -> None:
+        with disk_full_as_storage_full(self._path):
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+async def _receive(upload: _Upload, chunks: AsyncIterable[bytes]) -> None:
+    batch = bytearray()
+    async for chunk in chunks:
+        batch += chunk
+        if len(batch) >= _BATCH:
+            await settled(asyncio.to_thread(upload.write, bytes(batch)))
+            batch.clear()
+    await settled(asyncio.to_thread(upload.write, bytes(batch)))
+    await settled(asyncio.to_thread(upload.sync))
+
+
+def _age(path: Path, now: float) -> float | None:
+    try:
+        return max(0.0, now - path.stat().st_mtime)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,46 @@
+"""What composition roots of the other packages import: settings in, the repository and the stores out."""
+
+import contextlib
+from dataclasses import dataclass
+
+from ci_common.repository import JobRepository
+from ci_common.settings import StorageSettings
+from ci_common.stores import ArchiveStore, ChangeHub, LogStore
+from ci_persistence.archive_store import FileArchiveStore
+from ci_persistence.archive_validator import ArchiveLimits
+from ci_persistence.change_hub import InotifyChangeHub
+from ci_persistence.log_store import FileLogStore
+from ci_persistence.ownership import make_shared_directory
+from ci_persistence.sqlite_repository import SQLiteJobRepository
+
+_SHARED = 0o2770  # the daemons may run as different users of one group; the world sees nothing
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The bytes of one installation, and the hub that says when they change (not started yet)."""
+
+    logs: LogStore
+    archives: ArchiveStore
+    hub: ChangeHub
+
+
+def open_repository(settings: StorageSettings) -> JobRepository:
+    """Return the repository of that installation; nothing is opened before it is used."""
+    return SQLiteJobRepository(settings.db_path)
+
+
+def open_stores(settings: StorageSettings) -> Stores:
+    """Return the stores; their directories exist, unless this process may not make them."""
+    data, logs = settings.data_path, settings.data_path / "logs"
+    with contextlib.suppress(PermissionError):  # a reader needs no more than what is there
+        make_shared_directory(data, _SHARED)
+        make_shared_directory(data / "archives", _SHARED)
+    limits = ArchiveLimits(
+        settings.archive_max_entries, settings.archive_max_ratio, settings.archive_max_bytes
+    )
+    return Stores(
+        logs=FileLogStore(logs),
+        archives=FileArchiveStore(data / "archives", limits),
+        hub=InotifyChangeHub(settings.db_path, logs),
+    )

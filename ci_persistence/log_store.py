@@ -1,0 +1,163 @@
+"""The output of attempts as files: `logs/<job>/<attempt>.log` and `.events`. One writer each, any number of readers.
+
+Nothing here knows what the bytes mean; offsets and completeness are the pump's.
+"""
+
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+
+from ci_common.errors import StorageFull
+from ci_common.models import LogSeal
+from ci_common.stores import LogStore, LogWriter
+from ci_persistence.ownership import FILE_MODE, fsync_directory, make_shared_directory
+
+DIRECTORY_MODE = 0o2750  # written by the controller, read by its group, nothing for the world
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_READ_SIZE = 1024 * 1024
+
+
+@contextmanager
+def disk_full_as_storage_full(path: Path) -> Generator[None]:
+    """A full disk or quota comes out as StorageFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageFull(f"There is no space left for {path}.") from error
+
+
+class FileLogStore(LogStore):
+    """Logs below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def writer(self, job_id: str, attempt: int) -> LogWriter:
+        path = self._path(job_id, attempt)
+        with disk_full_as_storage_full(path):
+            # Made by the first writer, not with the installation: so it belongs to the controller's user,
+            # and a server that runs as another one can read logs and never write them.
+            make_shared_directory(self._root, DIRECTORY_MODE)
+            make_shared_directory(path.parent, DIRECTORY_MODE)
+            return FileLogWriter(path)
+
+    def size(self, job_id: str, attempt: int) -> int:
+        try:
+            return self._path(job_id, attempt).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def read(self, job_id: str, attempt: int, offset: int, length: int) -> bytes:
+        try:
+            descriptor = os.open(self._path(job_id, attempt), os.O_RDONLY)
+        except FileNotFoundError:
+            return b""
+        try:
+            return _read_fully(descriptor, offset, length)
+        finally:
+            os.close(descriptor)
+
+    def read_events(self, job_id: str, attempt: int) -> list[bytes]:
+        try:
+            data = _events_path(self._path(job_id, attempt)).read_bytes()
+        except FileNotFoundError:
+            return []
+        return [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+
+    def _path(self, job_id: str, attempt: int) -> Path:
+        # Job ids come from URLs: one that could leave the directory must never become a path.
+        if not _JOB_ID.fullmatch(job_id) or attempt < 1:
+            raise ValueError(f"not an attempt: {job_id[:120]!r} {attempt}")
+        return self._root / job_id / f"{attempt}.log"
+
+
+class FileLogWriter(LogWriter):
+    """The writer of one attempt; a second one on the same attempt writes the same bytes, so no harm is done."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._events_path = _events_path(path)
+        self._log = _open_for_writing(path, os.O_RDWR)
+        self._events = _open_for_writing(self._events_path, os.O_WRONLY | os.O_APPEND)
+
+    def write(self, offset: int, data: bytes) -> None:
+        view = memoryview(data)
+        with disk_full_as_storage_full(self._path):
+            while view:
+                written = os.pwrite(self._log, view, offset)
+                view, offset = view[written:], offset + written
+
+    def read(self, offset: int, length: int) -> bytes:
+        return _read_fully(self._log, offset, length)
+
+    def size(self) -> int:
+        return os.fstat(self._log).st_size
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._log, size)
+
+    def write_events(self, lines: Iterable[bytes]) -> None:
+        new_path = self._events_path.with_name(self._events_path.name + ".new")
+        with disk_full_as_storage_full(new_path):
+            descriptor = _open_for_writing(new_path, os.O_WRONLY | os.O_APPEND | os.O_TRUNC)
+            try:
+                _write_fully(descriptor, b"".join(lines))
+                os.fsync(descriptor)
+                new_path.replace(self._events_path)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        os.close(self._events)
+        self._events = descriptor
+
+    def append_event(self, line: bytes) -> None:
+        with disk_full_as_storage_full(self._events_path):
+            _write_fully(self._events, line)
+
+    def seal(self, *, truncated: bool = False) -> LogSeal:
+        with disk_full_as_storage_full(self._path):
+            os.fsync(self._log)
+            os.fsync(self._events)
+            fsync_directory(self._path.parent)
+            fsync_directory(self._path.parent.parent)
+        digest, size = hashlib.sha256(), 0
+        while chunk := os.pread(self._log, _READ_SIZE, size):
+            digest.update(chunk)
+            size += len(chunk)
+        return LogSeal(size, digest.hexdigest(), truncated)
+
+    def close(self) -> None:
+        for descriptor in (self._log, self._events):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._log = self._events = -1
+
+
+def _events_path(log_path: Path) -> Path:
+    return log_path.with_suffix(".events")
+
+
+def _open_for_writing(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_CREAT, FILE_MODE)
+    os.fchmod(descriptor, FILE_MODE)  # whatever the umask
+    return descriptor
+
+
+def _read_fully(descriptor: int, offset: int, length: int) -> bytes:
+    parts: list[bytes] = []
+    while length > 0 and (part := os.pread(descriptor, length, offset)):
+        parts.append(part)
+        offset, length = offset + len(part), length - len(part)
+    return b"".join(parts)
+
+
+def _write_fully(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,158 @@
+"""Rows and models, one from the other: the only place that knows text timestamps, 0/1 booleans and JSON columns."""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+from ci_common.models import (
+    APIKey,
+    Attempt,
+    Fence,
+    Job,
+    JobEvent,
+    JobOptions,
+    JobStatus,
+    Reason,
+    Role,
+    Scope,
+    StopIntent,
+    User,
+)
+
+
+def to_text(moment: datetime) -> str:
+    """Return the stored form of a time: UTC with six decimals always, so that text order is time order."""
+    assert moment.tzinfo is not None, f"{moment} has no time zone"
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def optional_text(moment: datetime | None) -> str | None:
+    """Return the stored form of a time that may be absent."""
+    return None if moment is None else to_text(moment)
+
+
+def from_text(text: str) -> datetime:
+    """Return the time that `to_text` stored; raises ValueError for anything else."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"no time zone in {text!r}")
+    return moment
+
+
+def _optional_time(text: str | None) -> datetime | None:
+    return None if text is None else from_text(text)
+
+
+def _optional_bool(number: int | None) -> bool | None:
+    return None if number is None else bool(number)
+
+
+def _optional_reason(text: str | None) -> Reason | None:
+    return None if text is None else Reason(text)
+
+
+def scopes_text(scopes: frozenset[Scope]) -> str:
+    """Return the stored form of a key's scopes."""
+    return " ".join(sorted(scopes))
+
+
+def options_text(options: JobOptions) -> str:
+    """Return the stored form of a job's options."""
+    return json.dumps({"pytest_args": options.pytest_args, "timeout_seconds": options.timeout_seconds})
+
+
+def data_text(data: Mapping[str, Any]) -> str:
+    """Return the stored form of an event's data."""
+    return json.dumps(dict(data))
+
+
+def user_from(row: sqlite3.Row) -> User:
+    """Return the user in a row of `users`."""
+    return User(
+        id=row["id"],
+        name=row["name"],
+        email=row["email"],
+        created_at=from_text(row["created_at"]),
+        is_active=bool(row["is_active"]),
+        role=Role(row["role"]),
+    )
+
+
+def api_key_from(row: sqlite3.Row) -> APIKey:
+    """Return the key in a row of `api_keys`."""
+    return APIKey(
+        id=row["id"],
+        user_id=row["user_id"],
+        name=row["name"],
+        key_hash=row["key_hash"],
+        created_at=from_text(row["created_at"]),
+        prefix=row["prefix"],
+        scopes=frozenset(Scope(word) for word in row["scopes"].split()),
+        expires_at=_optional_time(row["expires_at"]),
+        last_used_at=_optional_time(row["last_used_at"]),
+        is_active=bool(row["is_active"]),
+    )
+
+
+def _options_from(text: str) -> JobOptions:
+    raw: dict[str, Any] = json.loads(text)
+    return JobOptions(tuple(raw["pytest_args"]), raw["timeout_seconds"])
+
+
+def job_from(row: sqlite3.Row) -> Job:
+    """Return the job in a row of `jobs`."""
+    return Job(
+        id=row["id"],
+        user_id=row["user_id"],
+        created_at=from_text(row["created_at"]),
+        archive_ref=row["archive_ref"],
+        status=JobStatus(row["status"]),
+        options=_options_from(row["options"]),
+        attempt=row["attempt"],
+        success=_optional_bool(row["success"]),
+        exit_code=row["exit_code"],
+        reason=_optional_reason(row["reason"]),
+        message=row["message"],
+        start_time=_optional_time(row["start_time"]),
+        end_time=_optional_time(row["end_time"]),
+        not_before=_optional_time(row["not_before"]),
+        cancel_requested_at=_optional_time(row["cancel_requested_at"]),
+        cancel_requested_by=row["cancel_requested_by"],
+        image_id=row["image_id"],
+        log_size=row["log_size"],
+        log_sha256=row["log_sha256"],
+    )
+
+
+def stop_from(row: sqlite3.Row) -> StopIntent | None:
+    """Return the decision to stop in a row of `attempts`, if one was recorded."""
+    if row["stop_reason"] is None:
+        return None
+    return StopIntent(Reason(row["stop_reason"]), from_text(row["stop_at"]), row["stop_message"])
+
+
+def attempt_from(row: sqlite3.Row, job: Job) -> Attempt:
+    """Return the attempt in a row of `attempts`, with its job."""
+    return Attempt(
+        fence=Fence(row["job_id"], row["number"], row["token"]),
+        job=job,
+        claimed_at=from_text(row["claimed_at"]),
+        container_id=row["container_id"],
+        image_id=row["image_id"],
+        started_at=_optional_time(row["started_at"]),
+        begun_at=_optional_time(row["begun_at"]),
+        stop=stop_from(row),
+    )
+
+
+def event_from(row: sqlite3.Row) -> JobEvent:
+    """Return the event in a row of `job_events`."""
+    return JobEvent(
+        type=row["type"],
+        timestamp=from_text(row["timestamp"]),
+        data=MappingProxyType(json.loads(row["data"])),
+        index=row["position"],
+    )

@@ -1,0 +1,143 @@
+"""SQL of the control plane: the controller row, claiming, expiry. Only the holder of the lease changes anything."""
+
+import secrets
+import sqlite3
+from collections.abc import Collection
+from datetime import datetime, timedelta
+
+from ci_common.models import (
+    Attempt,
+    ControllerLease,
+    ControllerState,
+    JobEvent,
+    JobStatus,
+    Reason,
+)
+from ci_common.verdict import verdict
+from ci_persistence.rows import attempt_from, from_text, job_from, to_text
+from ci_persistence.sqlite_timeline import OPEN, append_event, end, predecessors, status_list
+
+_CLAIMABLE = (
+    "status = 'queued' AND cancel_requested_at IS NULL AND (not_before IS NULL OR not_before <= :now)"
+)
+
+# One statement chooses and takes, so no two claims can take the same job.
+CLAIM = f"""
+    UPDATE jobs SET status = 'claimed', attempt = attempt + 1, not_before = NULL, message = NULL,
+        start_time = NULL, image_id = NULL
+    WHERE id = (SELECT id FROM jobs WHERE {_CLAIMABLE} ORDER BY created_at, id LIMIT 1)
+        AND status IN {status_list(predecessors(JobStatus.CLAIMED))}
+    RETURNING *
+"""  # noqa: S608  (constants of this package)
+COUNT_QUEUED = f"SELECT count(*) FROM jobs WHERE {_CLAIMABLE}"  # noqa: S608
+OPEN_ATTEMPTS = f"""
+    SELECT attempts.* FROM attempts JOIN jobs ON jobs.id = attempts.job_id
+    WHERE attempts.ended_at IS NULL AND jobs.status IN {OPEN} ORDER BY attempts.claimed_at, attempts.job_id
+"""  # noqa: S608
+EXPIRED = "SELECT id FROM jobs WHERE status = 'queued' AND queued_since < ? ORDER BY queued_since"
+
+
+def new_token() -> str:
+    """Return a claim token nobody can guess."""
+    return secrets.token_hex(16)
+
+
+def instance_id(db: sqlite3.Connection) -> str:
+    """Return the identity that the migrator gave this installation."""
+    return str(db.execute("SELECT instance_id FROM installation").fetchone()[0])
+
+
+def take_over(db: sqlite3.Connection, holder: str, now: datetime) -> ControllerLease:
+    """The holder is the controller and every open attempt has a new token."""
+    epoch = db.execute(
+        "INSERT INTO controller (id, epoch, holder, heartbeat_at) VALUES (1, 1, :holder, :now) "
+        "ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1, holder = :holder, heartbeat_at = :now, note = NULL "
+        "RETURNING epoch",
+        {"holder": holder, "now": to_text(now)},
+    ).fetchone()[0]
+    for row in db.execute("SELECT job_id, number FROM attempts WHERE ended_at IS NULL").fetchall():
+        db.execute(
+            "UPDATE attempts SET token = ?, holder = ? WHERE job_id = ? AND number = ?",
+            (new_token(), holder, row["job_id"], row["number"]),
+        )
+    return ControllerLease(epoch, holder)
+
+
+def heartbeat(db: sqlite3.Connection, lease: ControllerLease, now: datetime, note: str | None) -> bool:
+    """The heartbeat is renewed; False: the lease is somebody else's by now."""
+    changed = db.execute(
+        "UPDATE controller SET heartbeat_at = ?, note = ? WHERE epoch = ? AND holder = ?",
+        (to_text(now), note, lease.epoch, lease.holder),
+    )
+    return changed.rowcount == 1
+
+
+def controller_state(db: sqlite3.Connection) -> ControllerState | None:
+    """Return what is known of the controller."""
+    row = db.execute("SELECT * FROM controller").fetchone()
+    if row is None:
+        return None
+    return ControllerState(row["epoch"], row["holder"], from_text(row["heartbeat_at"]), row["note"])
+
+
+def holds(db: sqlite3.Connection, lease: ControllerLease) -> bool:
+    """Tell whether the lease is still the valid one."""
+    found = db.execute("SELECT 1 FROM controller WHERE epoch = ? AND holder = ?", (lease.epoch, lease.holder))
+    return found.fetchone() is not None
+
+
+def count_queued(db: sqlite3.Connection, now: datetime) -> int:
+    """Return how many jobs could be claimed now."""
+    return int(db.execute(COUNT_QUEUED, {"now": to_text(now)}).fetchone()[0])
+
+
+def claim_jobs(db: sqlite3.Connection, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
+    """Up to `limit` jobs are claimed, first in first out; none when the lease is stale."""
+    claimed: list[Attempt] = []
+    while holds(db, lease) and len(claimed) < limit:
+        attempt = _claim_one(db, lease, now)
+        if attempt is None:
+            break
+        claimed.append(attempt)
+    return claimed
+
+
+def _claim_one(db: sqlite3.Connection, lease: ControllerLease, now: datetime) -> Attempt | None:
+    row = db.execute(CLAIM, {"now": to_text(now)}).fetchone()
+    if row is None:
+        return None
+    job = job_from(row)
+    inserted = db.execute(
+        "INSERT INTO attempts (job_id, number, holder, token, claimed_at) VALUES (?, ?, ?, ?, ?) RETURNING *",
+        (job.id, job.attempt, lease.holder, new_token(), to_text(now)),
+    ).fetchone()
+    append_event(db, job.id, JobEvent("claimed", now, {"attempt": job.attempt, "holder": lease.holder}))
+    return attempt_from(inserted, job)
+
+
+def open_attempts(db: sqlite3.Connection) -> list[Attempt]:
+    """Return every claimed or running attempt with its job."""
+    return [
+        attempt_from(
+            row, job_from(db.execute("SELECT * FROM jobs WHERE id = ?", (row["job_id"],)).fetchone())
+        )
+        for row in db.execute(OPEN_ATTEMPTS).fetchall()
+    ]
+
+
+def ended_attempts(db: sqlite3.Connection, attempts: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Return those of the pairs that exist and have ended."""
+    query = "SELECT 1 FROM attempts WHERE job_id = ? AND number = ? AND ended_at IS NOT NULL"
+    return {pair for pair in attempts if db.execute(query, pair).fetchone() is not None}
+
+
+def expire_queued(
+    db: sqlite3.Connection, lease: ControllerLease, queue_timeout: timedelta, now: datetime
+) -> list[str]:
+    """Jobs that have waited longer than that are failed; returns their ids."""
+    if not holds(db, lease):
+        return []
+    minutes = queue_timeout.total_seconds() / 60
+    message = f"It waited in the queue for more than {minutes:g} minutes."
+    late = [row["id"] for row in db.execute(EXPIRED, (to_text(now - queue_timeout),))]
+    return [job_id for job_id in late if end(db, job_id, verdict(Reason.QUEUE_TIMEOUT, message), now)]

@@ -1,0 +1,60 @@
+"""The one place where SQLite's errors become ours. Nothing here knows a query."""
+
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ci_common.errors import (
+    CIError,
+    Conflict,
+    DatabaseBusy,
+    DatabaseCorrupt,
+    SchemaMissing,
+    StorageFull,
+    Unavailable,
+)
+
+HOW_TO_MAKE_SCHEMA = "start ci-controller (or run `ci-admin user create`) on this database first"
+_RETRY_AFTER = 1  # seconds; locks are held for milliseconds
+
+
+@contextmanager
+def translated(path: Path) -> Generator[None]:
+    """Every sqlite3 error raised inside comes out as a CIError that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+def translate(error: sqlite3.Error, path: Path) -> CIError:
+    """Return our word for an error of the driver."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return DatabaseBusy(f"The database {path} is locked by another process.", retry_after=_RETRY_AFTER)
+    if name.startswith("SQLITE_FULL"):
+        return StorageFull(f"There is no space left for the database {path}.")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return corrupt(path, str(error))
+    if name == "SQLITE_ERROR" and str(error).startswith("no such table"):
+        return schema_missing(path)
+    if name.startswith("SQLITE_CANTOPEN") and not path.exists():
+        return schema_missing(path)
+    if isinstance(error, sqlite3.IntegrityError):
+        return Conflict(f"The database refuses it: {error}.")
+    return Unavailable(f"The database {path} cannot be used: {error} ({name or type(error).__name__}).")
+
+
+def schema_missing(path: Path) -> SchemaMissing:
+    """Return the error for a database that is absent, empty or older than this release."""
+    detail = f"The database {path} has no schema of this release: {HOW_TO_MAKE_SCHEMA}."
+    return SchemaMissing(detail, retry_after=2)
+
+
+def corrupt(path: Path, finding: str) -> DatabaseCorrupt:
+    """Return the error for a file that fails SQLite's own checks."""
+    return DatabaseCorrupt(
+        f"The database {path} is damaged ({finding}): stop every process that uses it, keep a copy of it "
+        f"with its -wal and -shm files, and restore the latest backup."
+    )

@@ -1,0 +1,139 @@
+"""SQL about jobs as their owners see them. Each function runs inside a transaction that its caller opened."""
+
+import sqlite3
+from datetime import datetime
+
+from ci_common.errors import AlreadyExists, IdempotencyConflict, JobFinished, JobNotFound, Unauthorized
+from ci_common.models import Idempotency, Job, JobEvent, JobStatus, Reason
+from ci_common.verdict import verdict
+from ci_persistence.rows import event_from, job_from, options_text, to_text
+from ci_persistence.sqlite_timeline import append_event, end
+
+_UNFINISHED = tuple(status for status in JobStatus if not status.is_terminal)
+
+
+def create_job(db: sqlite3.Connection, job: Job, idempotency: Idempotency | None) -> Job:
+    """The job is queued; an equal earlier submission under the same idempotency key is returned instead."""
+    assert job.status is JobStatus.QUEUED, f"a new job is queued, not {job.status}"
+    _require_active_owner(db, job.user_id)
+    earlier = idempotency and find_idempotent(db, job.user_id, idempotency.key)
+    if idempotency and earlier:
+        return _same_submission(earlier, idempotency)
+    if get_job(db, job.id, None) is not None:
+        raise AlreadyExists(f"There is a job {job.id} already.")
+    _insert(db, job, idempotency)
+    append_event(db, job.id, JobEvent("submitted", job.created_at))
+    created = get_job(db, job.id, None)
+    assert created is not None
+    return created
+
+
+def _require_active_owner(db: sqlite3.Connection, user_id: str) -> None:
+    owner = db.execute("SELECT is_active FROM users WHERE id = ?", (user_id,)).fetchone()
+    if owner is None or not owner["is_active"]:
+        raise Unauthorized("There is no valid API key for this request.")
+
+
+def _same_submission(earlier: tuple[Job, str], idempotency: Idempotency) -> Job:
+    job, fingerprint = earlier
+    if fingerprint != idempotency.fingerprint:
+        raise IdempotencyConflict(f"The Idempotency-Key stands for another submission, job {job.id}.")
+    return job
+
+
+def _insert(db: sqlite3.Connection, job: Job, idempotency: Idempotency | None) -> None:
+    created_at = to_text(job.created_at)
+    db.execute(
+        "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, queued_since, idempotency_key, "
+        "idempotency_fingerprint) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            job.id,
+            job.user_id,
+            created_at,
+            job.archive_ref,
+            job.status,
+            options_text(job.options),
+            created_at,
+            idempotency.key if idempotency else None,
+            idempotency.fingerprint if idempotency else None,
+        ),
+    )
+
+
+def find_idempotent(db: sqlite3.Connection, user_id: str, key: str) -> tuple[Job, str] | None:
+    """Return the job and the fingerprint that a key of that user stands for."""
+    row = db.execute(
+        "SELECT * FROM jobs WHERE user_id = ? AND idempotency_key = ?", (user_id, key)
+    ).fetchone()
+    return None if row is None else (job_from(row), row["idempotency_fingerprint"])
+
+
+def get_job(db: sqlite3.Connection, job_id: str, user_id: str | None) -> Job | None:
+    """Return the job, with `user_id` only if it is that user's."""
+    row = db.execute(
+        "SELECT * FROM jobs WHERE id = :job AND (:user IS NULL OR user_id = :user)",
+        {"job": job_id, "user": user_id},
+    ).fetchone()
+    return None if row is None else job_from(row)
+
+
+def queue_position(db: sqlite3.Connection, job_id: str) -> int | None:
+    """Return how many queued jobs come before this one, None if it is not queued."""
+    row = db.execute("SELECT created_at FROM jobs WHERE id = ? AND status = 'queued'", (job_id,)).fetchone()
+    if row is None:
+        return None
+    count = db.execute(
+        "SELECT count(*) FROM jobs WHERE status = 'queued' AND (created_at, id) < (?, ?)",
+        (row["created_at"], job_id),
+    )
+    return int(count.fetchone()[0])
+
+
+def unfinished_jobs(db: sqlite3.Connection, user_id: str) -> list[str]:
+    """Return the ids of the user's jobs that are not terminal."""
+    marks = ", ".join("?" * len(_UNFINISHED))
+    rows = db.execute(
+        f"SELECT id FROM jobs WHERE user_id = ? AND status IN ({marks})",  # noqa: S608  (only question marks)
+        (user_id, *_UNFINISHED),
+    )
+    return [row["id"] for row in rows]
+
+
+def request_cancel(db: sqlite3.Connection, job_id: str, user_id: str | None, by: str, now: datetime) -> Job:
+    """A queued job is cancelled; of one that an attempt holds the cancel is requested."""
+    job = get_job(db, job_id, user_id)
+    if job is None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    if job.status.is_terminal:
+        raise JobFinished(f"Job {job_id} is {job.status} already.", status=job.status.value)
+    if job.cancel_requested_at is None:
+        db.execute(
+            "UPDATE jobs SET cancel_requested_at = ?, cancel_requested_by = ? WHERE id = ?",
+            (to_text(now), by, job_id),
+        )
+        append_event(db, job_id, JobEvent("cancel_requested", now, {"by": by}))
+    if job.status is JobStatus.QUEUED:
+        end(db, job_id, verdict(Reason.CANCELLED, f"Cancelled by {by} while it was queued."), now)
+    changed = get_job(db, job_id, None)
+    assert changed is not None
+    return changed
+
+
+def add_event(db: sqlite3.Connection, job_id: str, event: JobEvent) -> None:
+    """The event is the last of the job's timeline; raises JobNotFound."""
+    if get_job(db, job_id, None) is None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    append_event(db, job_id, event)
+
+
+def get_events(db: sqlite3.Connection, job_id: str, from_index: int) -> list[JobEvent]:
+    """Return the timeline from that index on."""
+    rows = db.execute(
+        "SELECT * FROM job_events WHERE job_id = ? AND position >= ? ORDER BY position", (job_id, from_index)
+    )
+    return [event_from(row) for row in rows]
+
+
+def archive_refs_in_use(db: sqlite3.Connection) -> set[str]:
+    """Return the archive references of all jobs."""
+    return {row["archive_ref"] for row in db.execute("SELECT DISTINCT archive_ref FROM jobs")}

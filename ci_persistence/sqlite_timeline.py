@@ -1,0 +1,71 @@
+"""How a job's status changes: the table of transitions as a guard in SQL, and the event of the same transaction."""
+
+import sqlite3
+from collections.abc import Mapping
+from datetime import datetime
+
+from ci_common.models import TRANSITIONS, Job, JobEvent, JobStatus, JobVerdict, LogSeal
+from ci_persistence.rows import data_text, job_from, to_text
+
+Value = str | int | None
+
+
+def predecessors(status: JobStatus) -> tuple[JobStatus, ...]:
+    """Return the statuses from which the table lets a job come into that one."""
+    return tuple(before for before, after in TRANSITIONS.items() if status in after)
+
+
+def status_list(statuses: tuple[JobStatus, ...]) -> str:
+    """Return statuses as a list for `IN`; they are words of our own, so they need no binding."""
+    return "(" + ", ".join(f"'{status.value}'" for status in statuses) + ")"
+
+
+OPEN = status_list((JobStatus.CLAIMED, JobStatus.RUNNING))
+
+
+def append_event(db: sqlite3.Connection, job_id: str, event: JobEvent) -> None:
+    """The event stands at the end of the job's timeline."""
+    db.execute(
+        "INSERT INTO job_events (job_id, position, type, timestamp, data) "
+        "SELECT :job, coalesce(max(position), -1) + 1, :type, :at, :data FROM job_events WHERE job_id = :job",
+        {"job": job_id, "type": event.type, "at": to_text(event.timestamp), "data": data_text(event.data)},
+    )
+
+
+def move(
+    db: sqlite3.Connection,
+    job_id: str,
+    to: JobStatus,
+    columns: Mapping[str, Value],
+    event: JobEvent,
+) -> Job | None:
+    """The job has that status, those columns and that event; None: its status did not allow it, nothing changed."""
+    changes = ", ".join(f"{name} = :{name}" for name in columns)
+    row = db.execute(
+        f"UPDATE jobs SET status = :to, {changes} "  # noqa: S608  (names of columns, all from this package)
+        f"WHERE id = :job AND status IN {status_list(predecessors(to))} RETURNING *",
+        {**columns, "to": to.value, "job": job_id},
+    ).fetchone()
+    if row is None:
+        return None
+    append_event(db, job_id, event)
+    return job_from(row)
+
+
+def end(
+    db: sqlite3.Connection, job_id: str, verdict: JobVerdict, now: datetime, log: LogSeal | None = None
+) -> Job | None:
+    """The job is terminal with that verdict and that log; None: its status did not allow it."""
+    columns: dict[str, Value] = {
+        "success": int(verdict.success),
+        "reason": verdict.reason,
+        "exit_code": verdict.exit_code,
+        "message": verdict.message,
+        "end_time": to_text(now),
+        "not_before": None,
+        "log_size": log.size if log else None,
+        "log_sha256": log.sha256 if log else None,
+    }
+    data = {"success": verdict.success, "reason": verdict.reason, "message": verdict.message}
+    event = JobEvent(verdict.status.value, now, {**data, "exit_code": verdict.exit_code})
+    return move(db, job_id, verdict.status, columns, event)

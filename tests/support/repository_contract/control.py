@@ -1,0 +1,173 @@
+"""The contract about the one controller: its lease, claiming, expiry."""
+
+import asyncio
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+
+from ci_common.models import (
+    ControllerLease,
+    JobStatus,
+    Reason,
+)
+from ci_common.repository import JobRepository
+from ci_common.verdict import verdict
+from tests.support.repository_contract.story import (
+    SEAL,
+    START,
+    Backend,
+    Story,
+    at,
+    claim_all,
+)
+
+
+class ControlContract:
+    async def test_a_controller_is_known_by_its_heartbeat(self, repository: JobRepository) -> None:
+        assert await repository.controller_state() is None
+        lease = await repository.take_over("first", START)
+        assert await repository.heartbeat(lease, at(5), "the engine does not answer")
+        state = await repository.controller_state()
+        assert state is not None
+        assert (state.epoch, state.holder, state.heartbeat_at) == (lease.epoch, "first", at(5))
+        assert state.note == "the engine does not answer"
+        assert await repository.heartbeat(lease, at(6))
+        state = await repository.controller_state()
+        assert state is not None
+        assert state.note is None
+
+    async def test_taking_over_ends_the_earlier_lease(self, story: Story, other: JobRepository) -> None:
+        job = await story.queue()
+        successor = await other.take_over("successor", at(5))
+        assert successor.epoch == story.lease.epoch + 1
+        assert not await story.repository.heartbeat(story.lease, at(6))
+        assert await story.repository.claim_jobs(story.lease, 1, at(6)) == []
+        assert await story.repository.expire_queued(story.lease, timedelta(0), at(600)) == []
+        assert await story.job(job.id) == job
+
+    async def test_a_lease_is_also_its_holders_name(self, story: Story) -> None:
+        await story.queue()
+        impostor = ControllerLease(story.lease.epoch, "impostor")
+        assert not await story.repository.heartbeat(impostor, at(1))
+        assert await story.repository.claim_jobs(impostor, 1, at(1)) == []
+
+    async def test_the_successor_can_finish_what_its_predecessor_claimed(
+        self, story: Story, other: JobRepository
+    ) -> None:
+        await story.queue()
+        running = await story.run()
+        await story.queue(1)
+        claimed = await story.claim()
+        await other.take_over("successor", at(5))
+        inherited = await other.open_attempts()
+        assert [one.fence.job_id for one in inherited] == [claimed.fence.job_id, running.fence.job_id]
+        assert not {one.fence.token for one in inherited} & {running.fence.token, claimed.fence.token}
+        assert not await story.repository.finish_attempt(running.fence, verdict(None), SEAL, at(6))
+        assert await other.finish_attempt(inherited[1].fence, verdict(None), SEAL, at(6))
+
+    async def test_jobs_are_claimed_first_in_first_out(self, story: Story) -> None:
+        second, first, third = [await story.queue(seconds) for seconds in (2, 1, 3)]
+        assert await story.repository.count_queued(at(9)) == 3
+        attempts = await story.repository.claim_jobs(story.lease, 2, at(9))
+        assert [attempt.job.id for attempt in attempts] == [first.id, second.id]
+        assert [attempt.fence.attempt for attempt in attempts] == [1, 1]
+        assert attempts[0].fence.token != attempts[1].fence.token
+        assert attempts[0].claimed_at == at(9)
+        assert (
+            attempts[0].job
+            == await story.job(first.id)
+            == replace(first, status=JobStatus.CLAIMED, attempt=1)
+        )
+        assert (await story.claim()).job.id == third.id
+        assert await story.repository.count_queued(at(9)) == 0
+        assert await story.timeline(first.id) == ["submitted", "claimed"]
+
+    async def test_a_claim_of_none_claims_none(self, story: Story) -> None:
+        await story.queue()
+        assert await story.repository.claim_jobs(story.lease, 0, at(1)) == []
+
+    async def test_a_job_that_backs_off_is_not_claimed(self, story: Story) -> None:
+        job = await story.queue()
+        attempt = await story.claim()
+        assert await story.release(attempt.fence, not_before=at(60)) is JobStatus.QUEUED
+        later = await story.queue(10)
+        assert await story.repository.count_queued(at(59)) == 1
+        assert [one.job.id for one in await story.repository.claim_jobs(story.lease, 9, at(59))] == [later.id]
+        assert await story.repository.count_queued(at(60)) == 1
+        (again,) = await story.repository.claim_jobs(story.lease, 9, at(60))
+        assert (again.job.id, again.fence.attempt, again.job.not_before) == (job.id, 2, None)
+
+    async def test_several_clients_never_claim_the_same_job(self, story: Story, other: JobRepository) -> None:
+        jobs = {(await story.queue(n)).id for n in range(40)}
+        claims = await asyncio.gather(
+            *(
+                client.claim_jobs(story.lease, 3, at(99))
+                for client in (story.repository, other)
+                for _ in range(8)
+            )
+        )
+        claimed = [attempt.job.id for claim in claims for attempt in claim]
+        assert len(claimed) == 40
+        assert set(claimed) == jobs
+
+    async def test_several_processes_never_claim_the_same_job(self, story: Story, backend: Backend) -> None:
+        jobs = {(await story.queue(-n)).id for n in range(90)}
+        loop = asyncio.get_running_loop()
+        with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as processes:
+            arguments = (backend.open, backend.location, story.lease)
+            claims = await asyncio.gather(
+                *(loop.run_in_executor(processes, claim_all, *arguments) for _ in range(3))
+            )
+        claimed = [job_id for claim in claims for job_id in claim]
+        assert len(claimed) == 90
+        assert set(claimed) == jobs
+
+    async def test_open_attempts_are_the_claimed_and_running_ones(self, story: Story) -> None:
+        for seconds in range(4):
+            await story.queue(seconds)
+        done = await story.run("c1", seconds=5)
+        await story.repository.finish_attempt(done.fence, verdict(None), SEAL, at(6))
+        running = await story.run("c2", seconds=7)
+        claimed = await story.claim(8)
+        found = await story.repository.open_attempts()
+        assert [(one.fence, one.container_id, one.begun_at) for one in found] == [
+            (running.fence, "c2", at(7)),
+            (claimed.fence, None, None),
+        ]
+        assert found[1] == claimed
+        assert found[0].job == await story.job(running.fence.job_id)
+
+    async def test_ended_attempts_are_told_from_open_and_unknown_ones(self, story: Story) -> None:
+        job = await story.queue()
+        first = await story.claim()
+        await story.release(first.fence)
+        await story.claim()
+        asked = [(job.id, 1), (job.id, 2), (job.id, 3), ("unknown", 1)]
+        assert await story.repository.ended_attempts(asked) == {(job.id, 1)}
+        assert await story.repository.ended_attempts([]) == set()
+
+    async def test_jobs_that_waited_too_long_are_failed(self, story: Story) -> None:
+        old, new = await story.queue(0), await story.queue(100)
+        assert await story.repository.expire_queued(story.lease, timedelta(minutes=2), at(121)) == [old.id]
+        expired = await story.job(old.id)
+        assert (expired.status, expired.reason, expired.success) == (
+            JobStatus.FAILED,
+            Reason.QUEUE_TIMEOUT,
+            False,
+        )
+        assert (expired.end_time, await story.timeline(old.id)) == (at(121), ["submitted", "failed"])
+        assert await story.job(new.id) == new
+
+    async def test_releases_before_the_tests_began_are_bounded_by_the_queue_timeout(
+        self, story: Story
+    ) -> None:
+        job = await story.queue(0)
+        await story.release((await story.claim(50)).fence, seconds=100)
+        assert await story.repository.expire_queued(story.lease, timedelta(minutes=2), at(121)) == [job.id]
+
+    async def test_the_wait_starts_anew_after_the_tests_had_begun(self, story: Story) -> None:
+        job = await story.queue(0)
+        await story.release((await story.run(seconds=50)).fence, seconds=100)
+        assert await story.repository.expire_queued(story.lease, timedelta(minutes=2), at(219)) == []
+        assert await story.repository.expire_queued(story.lease, timedelta(minutes=2), at(221)) == [job.id]
