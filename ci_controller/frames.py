@@ -4,10 +4,16 @@ One JSON line each, ASCII, under 16 KiB (Docker's json-file driver cuts there an
 UTF-8), numbered from 1. See docs/architecture.md for the format.
 """
 
+import base64
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, TypeVar, cast
+
+_T = TypeVar("_T")
+
+MAX_LINE: Final = 16 * 1024  # of a frame, and of a piece of stray output
 
 
 class Outcome(StrEnum):
@@ -64,3 +70,102 @@ class StrayOutput:
 
 
 Frame = OutputFrame | EventFrame | TrailerFrame | StrayOutput
+
+
+class FrameDecoder:
+    """Turns the container's output back into frames, however its bytes were cut on the way; never raises.
+
+    Numbers only rise: a line whose number came before is stray, and a gap in them is output that was lost.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._inside_stray = False  # the line is longer than any frame, its beginning was given out
+        self._last_number = 0
+
+    def feed(self, chunk: bytes) -> list[Frame]:
+        """Return the frames that became complete with this chunk."""
+        self._buffer += chunk
+        frames: list[Frame] = []
+        while (line := self._take_line()) is not None:
+            frames.append(self._decode(line))
+        return frames
+
+    def finish(self) -> list[Frame]:
+        """Return what an unfinished last line amounts to; nothing is fed afterwards."""
+        rest, self._buffer = bytes(self._buffer), bytearray()
+        return [self._decode(rest)] if rest else []
+
+    def _take_line(self) -> bytes | None:
+        """Take a line with its newline from the buffer, or a piece of one that cannot be a frame any more."""
+        end = self._buffer.find(b"\n", 0, MAX_LINE) + 1
+        if not end and len(self._buffer) < MAX_LINE:
+            return None
+        size = end or MAX_LINE
+        line = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return line
+
+    def _decode(self, line: bytes) -> Frame:
+        is_whole = not self._inside_stray and (len(line) < MAX_LINE or line.endswith(b"\n"))
+        self._inside_stray = not line.endswith(b"\n")
+        frame = _parse(line) if is_whole else None
+        if frame is None or frame.number <= self._last_number:
+            return StrayOutput(line)
+        self._last_number = frame.number
+        return frame
+
+
+def _parse(line: bytes) -> OutputFrame | EventFrame | TrailerFrame | None:
+    """Return the frame that a line is, None for anything else."""
+    if not line.startswith(b'{"n":'):
+        return None
+    try:
+        document = json.loads(line)
+        return _PARSERS[document["t"]](document)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None  # whoever wrote it, it is no frame of ours
+
+
+def _output(document: dict[str, Any]) -> OutputFrame:
+    return OutputFrame(_natural(document["n"]), base64.b64decode(document["d"], validate=True))
+
+
+def _event(document: dict[str, Any]) -> EventFrame:
+    return EventFrame(_natural(document["n"]), _typed(document["k"], str), _object(document["d"]))
+
+
+def _trailer(document: dict[str, Any]) -> TrailerFrame:
+    code, signal, message = (document.get(key) for key in ("exit_code", "signal", "message"))
+    return TrailerFrame(
+        number=_natural(document["n"]),
+        outcome=Outcome(document["outcome"]),
+        log_bytes=_natural(document["log_bytes"]),
+        log_sha256=_typed(document["log_sha256"], str),
+        exit_code=None if code is None else _typed(code, int),
+        signal=None if signal is None else _natural(signal),
+        session_finished=document.get("session_finished") is True,
+        collection_errors=_natural(document.get("collection_errors", 0)),
+        message=None if message is None else _typed(message, str),
+    )
+
+
+def _typed(value: Any, expected: type[_T]) -> _T:
+    if type(value) is not expected:
+        raise TypeError(f"not {expected.__name__}")
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return cast(dict[str, Any], value)
+
+
+def _natural(value: Any) -> int:
+    if _typed(value, int) < 0:
+        raise ValueError("negative")
+    return value
+
+
+_PARSERS: Final = {"o": _output, "e": _event, "end": _trailer}

@@ -1,0 +1,115 @@
+"""From how a container ended to the job's verdict, or to "infrastructure lost it". Pure.
+
+Nothing a job does makes it Lost: only what comes from outside the container does, or an end before any of the
+user's code ran. Nothing a job writes makes it a success: that takes the harness's own exit and its trailer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from ci_common.models import JobVerdict, Reason, StopIntent
+from ci_common.verdict import PYTEST_REASONS, verdict
+from ci_controller.container_runtime import ExitState
+from ci_controller.frames import Outcome, TrailerFrame
+
+# Exit codes that an engine's end gives a container: SIGKILL, SIGTERM, a host that went down.
+_KILLED_FROM_OUTSIDE: Final = frozenset({137, 143, 255})
+_USAGE_ERROR: Final = 4  # the one code of pytest's that comes before any session
+
+_OWN_ENDINGS: Final[Mapping[Outcome, tuple[Reason, str]]] = MappingProxyType(
+    {
+        Outcome.INSTALL_FAILED: (Reason.INSTALL_FAILED, "Installing the dependencies failed."),
+        Outcome.TIMEOUT: (Reason.TIMEOUT, "The time-out passed."),
+        Outcome.IDLE_TIMEOUT: (Reason.IDLE_TIMEOUT, "There was no output for too long."),
+        Outcome.LOG_LIMIT: (Reason.LOG_LIMIT, "The output exceeded the log limit."),
+        Outcome.OOM: (Reason.OOM, "The job was killed for memory."),
+        Outcome.BAD_ARCHIVE: (Reason.BAD_ARCHIVE, "The archive could not be unpacked."),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The attempt ended for a reason outside the job: release or requeue it, never blame the tests."""
+
+    reason: Reason
+    message: str
+
+
+def decide(
+    trailer: TrailerFrame | None, exit_state: ExitState, stop: StopIntent | None, *, begun: bool
+) -> JobVerdict | Lost:
+    """Return the one verdict that follows from a container's end.
+
+    A recorded intent decides, unless the harness had a result of its own before the stop reached it. Only a
+    success never stands against an intent.
+    """
+    if trailer is None:
+        return _without_trailer(exit_state, stop, begun=begun)
+    if trailer.outcome is Outcome.TESTS_RAN:
+        return _tests_ran(trailer, exit_state, stop)
+    if trailer.outcome in _OWN_ENDINGS:
+        reason, sentence = _OWN_ENDINGS[trailer.outcome]
+        return verdict(reason, trailer.message or sentence)
+    if stop is not None:
+        return _intended(stop)
+    if trailer.outcome is Outcome.NOT_STARTED and begun:
+        return verdict(Reason.CRASHED, "The harness says nothing was started, after it had begun.")
+    # The harness takes no signal from within its container, so a stop without intent came from outside.
+    return Lost(Reason.INFRA, trailer.message or "The container was stopped from outside.")
+
+
+def _without_trailer(exit_state: ExitState, stop: StopIntent | None, *, begun: bool) -> JobVerdict | Lost:
+    if stop is not None:
+        return _intended(stop)
+    if exit_state.oom_killed:
+        return verdict(Reason.OOM, "The container was killed for memory.")
+    said = f" ({exit_state.error})" if exit_state.error else ""
+    if not begun:
+        return Lost(
+            Reason.INFRA, f"The container ended with {exit_state.exit_code} before anything ran{said}."
+        )
+    if exit_state.exit_code in _KILLED_FROM_OUTSIDE:
+        return Lost(Reason.INFRA, f"The container was killed from outside: {exit_state.exit_code}{said}.")
+    return verdict(
+        Reason.CRASHED, f"The container ended with {exit_state.exit_code} without a last word{said}."
+    )
+
+
+def _tests_ran(trailer: TrailerFrame, exit_state: ExitState, stop: StopIntent | None) -> JobVerdict | Lost:
+    reason = _reason_of_tests(trailer)
+    if reason is not None:
+        return verdict(reason, trailer.message or _sentence(trailer), trailer.exit_code)
+    if stop is not None:
+        return _intended(stop)
+    if exit_state.exit_code == 0:
+        return verdict(None, trailer.message, 0)
+    contradiction = f"The tests passed, but the container ended with {exit_state.exit_code}."
+    if exit_state.exit_code in _KILLED_FROM_OUTSIDE:
+        return Lost(Reason.INFRA, contradiction)
+    return verdict(Reason.CRASHED, contradiction, trailer.exit_code)
+
+
+def _reason_of_tests(trailer: TrailerFrame) -> Reason | None:
+    code = trailer.exit_code
+    if code is None or code not in PYTEST_REASONS:
+        return Reason.CRASHED
+    if not trailer.session_finished and code != _USAGE_ERROR:
+        return Reason.CRASHED  # os._exit() in a test, for one
+    if code == 2 and not trailer.collection_errors:
+        return Reason.INTERRUPTED
+    return PYTEST_REASONS[code]
+
+
+def _sentence(trailer: TrailerFrame) -> str:
+    if trailer.signal is not None:
+        return f"pytest was killed by signal {trailer.signal}."
+    if not trailer.session_finished:
+        return f"pytest left with {trailer.exit_code} before its session was finished."
+    return f"pytest ended with {trailer.exit_code}."
+
+
+def _intended(stop: StopIntent) -> JobVerdict:
+    return verdict(stop.reason, stop.message or f"Ended from outside: {stop.reason.value}.")

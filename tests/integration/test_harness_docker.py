@@ -1,0 +1,187 @@
+"""The harness as the first process of a real container: what it stands, what it kills, what it proves."""
+
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from ci_controller.container_runtime import ExitState
+from ci_controller.feed import BOOTSTRAP_COMMAND
+from ci_controller.frames import Outcome
+from ci_controller.install_plan import plan_for
+from ci_controller.verdict import decide
+from tests.support.docker_cli import RUNNER_IMAGE, docker
+from tests.support.harness import (
+    DEFAULTS,
+    MemoryArchive,
+    Said,
+    fed,
+    rest_of,
+    run_harness,
+    started_harness,
+)
+
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
+
+Tree = dict[str, str | bytes]
+HARDENED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "512")
+
+
+def stdin_of(tree: Tree, **changes: object) -> bytes:
+    plan = plan_for(MemoryArchive(tree))
+    return fed(tree, replace(DEFAULTS, install=plan), **changes)
+
+
+@contextmanager
+def command(*options: str, image: str = RUNNER_IMAGE) -> Generator[list[str]]:
+    """Give the command that runs the harness in a container, which is gone afterwards whatever happened."""
+    name = f"test-harness-{uuid.uuid4().hex[:12]}"
+    try:
+        yield ["docker", "run", "-i", "--rm", "--name", name, *HARDENED, *options, image, *BOOTSTRAP_COMMAND]
+    finally:
+        docker("rm", "-f", name, check=False)
+
+
+@pytest.fixture
+def run() -> Callable[..., Said]:
+    """Run a tree, given as the text of its one test module or as files."""
+
+    def run(tree: str | Tree, *options: str, **changes: object) -> Said:
+        files: Tree = {"test_it.py": tree} if isinstance(tree, str) else tree
+        with command(*options) as argv:
+            return run_harness(argv, stdin_of(files, **changes))
+
+    return run
+
+
+BUILD = "[build-system]\nrequires = ['hatchling']\nbuild-backend = 'hatchling.build'\n"
+SRC_PROJECT: Tree = {
+    "pyproject.toml": BUILD + "[project]\nname = 'mine'\nversion = '1'\ndependencies = ['iniconfig']\n"
+    "[project.optional-dependencies]\ntest = ['pytest']\n[tool.hatch.build.targets.wheel]\npackages = ['src/mine']\n",
+    "src/mine/__init__.py": "x = 1",
+    "tests/test_mine.py": "import iniconfig, mine\ndef test_x(): assert mine.x == 1",
+}
+
+
+def test_a_project_is_installed_and_tested(run: Callable[..., Said]) -> None:
+    said = run(SRC_PROJECT)
+    assert (said.exit_code, said.trailer.message) == (0, "1 passed.")
+    assert said.events == ["begun", "phase", "phase"]
+    assert b"==> Installing the project with test with uv\n" in said.log
+
+
+def test_where_nothing_brings_pytest_it_comes_all_the_same(run: Callable[..., Said]) -> None:
+    said = run("def test_a(): pass")
+    assert said.exit_code == 0
+    assert b"==> Installing pytest with uv, as nothing in the project brings it\n" in said.log
+
+
+def test_a_requirement_that_does_not_exist_is_named(run: Callable[..., Said]) -> None:
+    said = run({"test_it.py": "", "requirements.txt": "no-such-package-of-ours==9.9"})
+    assert (said.exit_code, said.trailer.outcome) == (101, Outcome.INSTALL_FAILED)
+    assert "no-such-package-of-ours" in (said.trailer.message or "")
+    assert b"no-such-package-of-ours" in said.log
+
+
+HOSTILE = """
+import os, pytest, signal, subprocess, sys
+
+@pytest.mark.parametrize("number", [1, 2, 3, 9, 10, 15, 17, 19, 23])
+def test_signals_from_within_are_not_obeyed(number):
+    os.kill(1, number)
+
+@pytest.mark.parametrize("name", ["fd/0", "fd/1", "fd/2", "fd/3", "mem", "environ"])
+def test_the_first_process_cannot_be_opened(name):
+    with pytest.raises(PermissionError):
+        open(f"/proc/1/{name}", "r+b")
+
+def test_we_are_nobody_special():
+    assert os.getuid() == 1000
+    assert "CapEff:\\t0000000000000000" in open("/proc/self/status").read()
+
+def test_we_go_before_the_harness_when_memory_is_short():
+    assert int(open("/proc/self/oom_score_adj").read()) > int(open("/proc/1/oom_score_adj").read())
+
+def test_nothing_of_the_harness_is_inherited():
+    listing = [sys.executable, "-c", "import os; print(len(os.listdir('/proc/self/fd')))"]
+    assert subprocess.run(listing, close_fds=False, capture_output=True).stdout == b"4\\n"  # 3 and the listing's own
+
+def test_a_child_may_close_and_print_what_it_likes():
+    subprocess.run(["sh", "-c", "exec >&- 2>&-; kill -9 1; kill -STOP 1"])
+"""
+
+
+def test_hostile_tests_do_it_no_harm(run: Callable[..., Said]) -> None:
+    said = run(HOSTILE)
+    assert (said.exit_code, said.trailer.session_finished) == (0, True), said.log.decode()
+
+
+DAEMON = """
+import subprocess
+def test_a():
+    script = "trap '' 1 2 15; while :; do (sleep 0.05; echo alive); done"
+    subprocess.Popen(["setsid", "sh", "-c", script])
+"""
+
+
+def test_what_is_left_running_is_killed_whatever_session_it_is_in(run: Callable[..., Said]) -> None:
+    said = run(DAEMON, pytest_args=("-s",))
+    assert (said.exit_code, said.trailer.outcome) == (0, Outcome.TESTS_RAN)
+
+
+def test_a_fork_bomb_ends_with_the_tests(run: Callable[..., Said]) -> None:
+    bomb = "import subprocess\ndef test_a(): subprocess.Popen(['sh', '-c', 'f() { f | f & }; f'])"
+    said = run(bomb, "--pids-limit", "60")
+    assert (said.exit_code, said.trailer.outcome) == (0, Outcome.TESTS_RAN)
+
+
+MEMORY = ("--memory", "150m", "--memory-swap", "150m")
+EATER = "x = []\nwhile True: x.append(bytearray(10**7))"
+
+
+def test_pytest_killed_for_memory_is_said_with_the_numbers(run: Callable[..., Said]) -> None:
+    said = run("def test_big():\n " + EATER.replace("\n", "\n "), *MEMORY)
+    assert (said.exit_code, said.trailer.outcome) == (106, Outcome.OOM)
+    assert said.trailer.message == (
+        "pytest was killed for memory at 150 MiB of 150 MiB while test_it.py::test_big ran."
+    )
+
+
+def test_a_child_killed_for_memory_is_only_noted(run: Callable[..., Said]) -> None:
+    said = run(
+        f"import subprocess, sys\ndef test_a(): subprocess.run([sys.executable, '-c', {EATER!r}])", *MEMORY
+    )
+    assert (said.exit_code, said.trailer.session_finished) == (0, True)
+    assert (said.trailer.message or "").startswith(
+        "1 passed. A process that pytest started was killed for memory"
+    )
+
+
+def test_a_request_from_outside_stops_it_with_its_summary() -> None:
+    tree: Tree = {
+        "test_it.py": "import time\ndef test_ok(): pass\ndef test_b(): print('there'); time.sleep(60)"
+    }
+    with (
+        command() as argv,
+        started_harness(argv, stdin_of(tree, pytest_args=("-s",)), b"there") as (process, lines),
+    ):
+        docker("kill", "--signal", "SIGINT", argv[argv.index("--name") + 1])
+        said = rest_of(process, lines)
+    assert (said.exit_code, said.trailer.outcome) == (105, Outcome.STOPPED)
+    assert b"1 passed" in said.log
+
+
+def test_a_feed_that_ends_early_is_lost_and_charged_to_nobody() -> None:
+    with command("--network", "none") as argv:
+        said = run_harness(argv, stdin_of({"test_it.py": ""})[:-5])
+    assert said.exit_code == 100
+    assert not hasattr(decide(said.trailer, ExitState(100), None, begun=False), "status")
+
+
+def test_an_image_whose_python_cannot_be_added_to_gets_an_environment_over_it() -> None:
+    as_nobody = ("--user", "65534", "--workdir", "/tmp", "--env", "HOME=/nonexistent")
+    with command(*as_nobody) as argv:
+        said = run_harness(argv, stdin_of({"test_it.py": "def test_a(): pass"}, workspace="/tmp/workspace"))
+    assert said.exit_code == 0, said.log.decode()
