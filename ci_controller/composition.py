@@ -1,0 +1,74 @@
+"""Where the controller's parts are chosen and put together: repository, stores, engine, loop."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import structlog
+
+from ci_common.clock import SystemClock
+from ci_common.errors import ControllerRunning, DatabaseBusy, SchemaMissing
+from ci_common.models import ControllerState
+from ci_common.repository import JobRepository
+from ci_controller.container_manager import ContainerManager
+from ci_controller.controller import JobController
+from ci_controller.settings import ControllerSettings
+from ci_controller.singleton import lock_file, refuse_if_alive
+from ci_persistence.factory import open_repository, open_stores
+
+log = structlog.get_logger(__name__)
+
+_BUSY_TRIES: Final = 6  # each waits as long as the database itself does
+
+
+@asynccontextmanager
+async def open_controller(settings: ControllerSettings) -> AsyncGenerator[JobController]:
+    """The database is ours and current, nobody else serves it; the controller is ready to run.
+
+    Raises ControllerRunning, SchemaTooNew, DatabaseCorrupt, DatabaseBusy, OSError for paths that cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        is_free = stack.enter_context(lock_file(settings.lock_path))
+        repository = open_repository(settings)
+        stack.push_async_callback(repository.close)
+        if not is_free:
+            await refuse_if_alive(lambda: _state_of_the_other(repository), SystemClock())
+        await _initialize(repository)
+        stores = open_stores(settings)
+        await stores.hub.start()
+        stack.push_async_callback(stores.hub.close)
+        manager = ContainerManager(settings.container_prefix, job_log_bytes=settings.log_limit)
+        stack.push_async_callback(manager.close)
+        yield JobController(
+            repository,
+            manager,
+            settings.reconcile_interval,
+            logs=stores.logs,
+            archives=stores.archives,
+            changes=stores.hub,
+            policy=settings.policy,
+        )
+
+
+async def _state_of_the_other(repository: JobRepository) -> ControllerState | None:
+    """Return the heartbeat of whoever has the lock; its schema is its own business as long as it is there."""
+    try:
+        return await repository.controller_state()
+    except SchemaMissing as error:
+        raise ControllerRunning(
+            "Another controller is starting on this database, or an older release of it runs; "
+            "exactly one may run."
+        ) from error
+
+
+async def _initialize(repository: JobRepository) -> None:
+    for _ in range(_BUSY_TRIES):
+        try:
+            await repository.initialize()
+        except DatabaseBusy as error:
+            log.warning("waiting for the database", error=error.detail)
+            await asyncio.sleep(1)
+        else:
+            return
+    await repository.initialize()

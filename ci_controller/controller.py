@@ -1,0 +1,250 @@
+"""JobController: the loop around observe, plan and execute, what wakes it, and its right to act.
+
+Every pass starts from what is, so any event may be lost: hints from the database, the engine and the pumps
+only make the next pass come sooner than the interval would.
+"""
+
+import asyncio
+import math
+import os
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from ci_common.clock import Clock, SystemClock
+from ci_common.errors import CIError, ControllerRunning, EngineUnavailable
+from ci_common.repository import JobRepository
+from ci_common.stores import ArchiveStore, ChangeHub, LogStore
+from ci_controller.container_runtime import ContainerRuntime
+from ci_controller.executor import Executor
+from ci_controller.job_source import RepositoryJobSource
+from ci_controller.lease import HEARTBEAT_INTERVAL, Lease, Superseded
+from ci_controller.observed_state import Observed, observe
+from ci_controller.operations import Operation
+from ci_controller.planner import plan
+from ci_controller.policy import Policy
+
+log = structlog.get_logger(__name__)
+
+_HOUSEKEEPING_INTERVAL: Final = 30.0
+_CLOSING_GRACE: Final = 2.0  # for what is in flight when we are told to end
+_ENGINE_DOWN: Final = "docker engine does not answer"
+
+
+class JobController:
+    """The one process that makes Docker do what the database says.
+
+    `reconcile_once()` is one pass; `run()` makes passes until `stop()` is called or somebody takes over.
+    """
+
+    def __init__(
+        self,
+        repository: JobRepository,
+        container_manager: ContainerRuntime,
+        reconcile_interval: float = 2.0,
+        *,
+        logs: LogStore,
+        archives: ArchiveStore,
+        changes: ChangeHub,
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+        holder: str | None = None,
+    ) -> None:
+        self._repository = repository
+        self._runtime = container_manager
+        self._interval = reconcile_interval
+        self._logs = logs
+        self._archives = archives
+        self._changes = changes
+        self._policy = policy or Policy()
+        self._clock = clock or SystemClock()
+        self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
+        self._lease = Lease(self._clock)
+        self._wakeup = asyncio.Event()
+        self._beat_now = asyncio.Event()
+        self._over = asyncio.Event()
+        self._taken_over = False
+        self._note: str | None = None
+        self.passes = 0  # since the start, for whoever wants to know that an idle controller is idle
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """We are the controller: whoever was before us cannot write any more. Nothing runs yet."""
+        asked_at = self._clock.monotonic()
+        lease = await self._repository.take_over(self._holder, self._clock.now())
+        self._lease.renewed(asked_at)
+        self._jobs = RepositoryJobSource(
+            self._repository,
+            self._logs,
+            self._archives,
+            lease,
+            await self._repository.instance_id(),
+            max_attempts=self._policy.max_attempts,
+            queue_timeout=self._policy.queue_timeout,
+        )
+        self._executor = Executor(
+            self._jobs,
+            self._runtime,
+            self._policy,
+            self._clock,
+            self._lease,
+            wake=self._wakeup.set,
+            doubt=self._beat_now.set,
+        )
+        log.info(
+            "controller started", epoch=lease.epoch, holder=self._holder, instance=self._jobs.instance_id
+        )
+
+    async def run(self) -> None:
+        """Passes are made until `stop()`; raises ControllerRunning when somebody took over."""
+        await self.start()
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(self._wakeup.set)
+
+        with self._runtime.watch(self._jobs.instance_id, wake):
+            tasks = [
+                asyncio.create_task(work(), name=work.__name__)
+                for work in (
+                    self._over.wait,
+                    self._loop,
+                    self._heartbeats,
+                    self._follow_database,
+                    self._keep_house,
+                )
+            ]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                try:
+                    await _end(tasks)
+                finally:
+                    await self.close()
+        if self._taken_over:
+            raise ControllerRunning("Another controller took over; this one has stopped.")
+
+    def stop(self) -> None:
+        """`run()` returns soon; containers run on, and the next controller adopts them."""
+        self._over.set()
+        self._wakeup.set()
+
+    async def close(self, grace: float = _CLOSING_GRACE) -> None:
+        """Nothing of ours is in flight any more; containers run on."""
+        await self._executor.close(0 if self._taken_over else grace)
+
+    # -- one pass ------------------------------------------------------------------------------------------
+
+    async def reconcile_once(self) -> list[Operation]:
+        """What is was compared with what should be, and what follows has begun; returns the operations.
+
+        Raises EngineUnavailable, Superseded or the database's error without having done anything.
+        """
+        self.passes += 1
+        work = self._executor.work()
+        now = self._clock.now()
+        observed = await observe(self._jobs, self._runtime, self._policy.runner_image, work, now)
+        operations = plan(observed, now, self._policy)
+        self._say(self._what_is_missing(observed))
+        await self._executor.execute(operations)
+        return operations
+
+    async def idle(self, seconds: float | None = None) -> bool:
+        """Return True once no operation is in flight, False if that takes longer."""
+        return await self._executor.idle(seconds)
+
+    def _what_is_missing(self, observed: Observed) -> str | None:
+        if observed.image_id:
+            return None
+        image = self._policy.runner_image
+        return f"runner image {image} is missing: run `make runner-image` or set CI_RUNNER_IMAGE"
+
+    def _say(self, note: str | None) -> None:
+        """The note is what `/ready` and waiting clients read; a new one travels with a heartbeat at once."""
+        if note != self._note:
+            self._note = note
+            log.warning("cannot run jobs", why=note) if note else log.info("can run jobs again")
+            self._beat_now.set()
+
+    # -- the loops around it -------------------------------------------------------------------------------
+
+    async def _loop(self) -> None:
+        while not self._over.is_set():
+            self._wakeup.clear()  # before looking: a hint that comes meanwhile is worth another look
+            if await self._pass():
+                await _set_within(self._wakeup, min(self._interval, self._executor.next_retry or math.inf))
+            else:
+                await asyncio.sleep(self._interval)  # one probe at a time, whatever the hints say
+
+    async def _pass(self) -> bool:
+        """Make one pass; whatever goes wrong with it ends here, and the next one starts afresh."""
+        try:
+            await self.reconcile_once()
+        except EngineUnavailable as error:
+            self._say(_ENGINE_DOWN)
+            log.debug("engine unavailable", error=error.detail)
+        except Superseded as error:
+            log.warning("pass refused", error=str(error))
+            self._beat_now.set()
+        except CIError as error:
+            log.warning("pass failed", code=error.code, error=error.detail)
+        except Exception:
+            log.exception("pass failed: a programming error")
+        else:
+            return True
+        return False
+
+    async def _heartbeats(self) -> None:
+        while await self._beat():
+            await _set_within(self._beat_now, HEARTBEAT_INTERVAL)
+            self._beat_now.clear()
+        self._taken_over = True
+        self._over.set()
+
+    async def _beat(self) -> bool:
+        """Renew the lease; False: somebody took over. A database that does not answer proves nothing."""
+        asked_at = self._clock.monotonic()
+        try:
+            renewed = await self._jobs.heartbeat(self._note, self._clock.now())
+        except CIError as error:
+            log.warning("heartbeat failed", code=error.code, error=error.detail)
+            return True
+        if renewed:
+            self._lease.renewed(asked_at)
+        return renewed
+
+    async def _follow_database(self) -> None:
+        with self._changes.database() as changes:
+            while True:
+                if await changes.wait(60.0):
+                    self._wakeup.set()
+
+    async def _keep_house(self) -> None:
+        while True:
+            try:
+                for job_id in await self._jobs.keep_house(self._clock.now()):
+                    log.info("expired in the queue", job=job_id)
+            except CIError as error:
+                log.warning("housekeeping failed", code=error.code, error=error.detail)
+            await asyncio.sleep(_HOUSEKEEPING_INTERVAL)
+
+
+async def _end(tasks: Sequence[asyncio.Task[object]]) -> None:
+    """The tasks are over; raises what one of them died of."""
+    for task in tasks:
+        task.cancel()
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    """The event is set, or that many seconds have passed."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,253 @@
+"""Carries out operations: one short idempotent method each, no decisions about what should be.
+
+Between any two durable effects the process may die; what it leaves behind is read by the next plan. The
+order is: claim, create, start, record the start, feed; later drain, seal, record the verdict, remove.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+
+import structlog
+
+from ci_common import verdict as verdicts
+from ci_common.clock import Clock
+from ci_common.crash_points import crash_point
+from ci_common.errors import InvalidArchive
+from ci_common.models import Attempt, JobVerdict, LogSeal, Reason
+from ci_controller import labels
+from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerRuntime, ContainerSpec
+from ci_controller.feed import BOOTSTRAP_COMMAND
+from ci_controller.followers import Followers
+from ci_controller.job_source import JobSource
+from ci_controller.lease import Lease, Superseded
+from ci_controller.observed_state import SentSignal, Work
+from ci_controller.operations import (
+    AdoptContainer,
+    AttemptKey,
+    Claim,
+    FinishAttempt,
+    Operation,
+    ReleaseAttempt,
+    RemoveContainer,
+    SettleAttempt,
+    StartContainer,
+    StopContainer,
+    key_of,
+)
+from ci_controller.policy import Policy
+from ci_controller.upload import Upload
+from ci_controller.verdict import Lost, decide
+from ci_controller.work import KeyedOperation, Workshop
+
+log = structlog.get_logger(__name__)
+
+
+class Executor:
+    """Knows how; the planner knows what."""
+
+    def __init__(
+        self,
+        jobs: JobSource,
+        runtime: ContainerRuntime,
+        policy: Policy,
+        clock: Clock,
+        lease: Lease,
+        *,
+        wake: Callable[[], None],
+        doubt: Callable[[], None],
+    ) -> None:
+        self._jobs = jobs
+        self._runtime = runtime
+        self._policy = policy
+        self._clock = clock
+        self._lease = lease
+        self._wake = wake
+        self._workshop = Workshop(clock, wake, doubt)
+        self._followers = Followers(jobs, runtime, clock, policy.log_limit, wake)
+        self._signals: dict[AttemptKey, SentSignal] = {}
+
+    def work(self) -> Work:
+        """Return what is going on in this process, for the next plan to leave alone."""
+        return Work(
+            self._workshop.busy(),
+            self._followers.containers(),
+            dict(self._signals),
+            self._followers.over_limit(),
+        )
+
+    async def execute(self, operations: Iterable[Operation]) -> None:
+        """Claims are done; everything else has begun, each in a task of its own."""
+        for operation in operations:
+            log.info("operation", operation=str(operation))
+            if isinstance(operation, Claim):
+                await self._claim(operation)
+            else:
+                self._workshop.begin(operation, self._carry_out(operation))
+
+    @property
+    def next_retry(self) -> float | None:
+        """Seconds until something that failed may be tried again, None when nothing waits."""
+        return self._workshop.next_retry
+
+    async def idle(self, seconds: float | None = None) -> bool:
+        """Return True once no operation is in flight, False if that takes longer."""
+        return await self._workshop.idle(seconds)
+
+    async def close(self, grace: float) -> None:
+        """No task and no pump of ours is left; containers run on."""
+        await self._workshop.close(grace)
+        await self._followers.close()
+
+    async def _carry_out(self, operation: KeyedOperation) -> None:
+        match operation:
+            case StartContainer():
+                await self._start(operation)
+            case AdoptContainer():
+                await self._followers.follow(operation.attempt, operation.container_id)
+            case StopContainer():
+                await self._stop(operation)
+            case SettleAttempt():
+                await self._settle(operation)
+            case FinishAttempt():
+                await self._finish_without_container(operation)
+            case ReleaseAttempt():
+                await self._release_without_container(operation)
+            case RemoveContainer():
+                await self._remove(operation)
+
+    async def _claim(self, operation: Claim) -> None:
+        self._lease.require()
+        claimed = await self._jobs.claim(operation.slots, self._clock.now())
+        crash_point("after_claim")
+        if claimed:
+            self._wake()
+
+    # -- start ---------------------------------------------------------------------------------------------
+
+    async def _start(self, operation: StartContainer) -> None:
+        attempt = operation.attempt
+        try:
+            upload = await asyncio.to_thread(Upload.open, self._jobs, attempt, self._policy)
+        except InvalidArchive as error:
+            await self._finish(attempt, verdicts.verdict(Reason.BAD_ARCHIVE, error.detail), None)
+            return
+        try:
+            await self._create_and_feed(operation, upload)
+        finally:
+            await asyncio.to_thread(upload.close)
+
+    async def _create_and_feed(self, operation: StartContainer, upload: Upload) -> None:
+        attempt, loop, recorded = operation.attempt, asyncio.get_running_loop(), threading.Event()
+        try:
+            self._lease.require()
+            container_id = await self._runtime.create(self._spec(operation))
+            crash_point("after_create")
+
+            def on_started() -> None:
+                """In the engine's worker thread: the row says so before the first byte is fed."""
+                start = self._record_start(operation, container_id)
+                asyncio.run_coroutine_threadsafe(start, loop).result()
+                recorded.set()
+
+            self._lease.require()
+            await self._runtime.start_and_feed(container_id, upload.chunks(), on_started)
+            crash_point("after_feed")
+        except InvalidArchive as error:
+            await self._record_stop(attempt, Reason.BAD_ARCHIVE, error.detail)
+        except (ContainerError, ContainerGone) as error:
+            if recorded.is_set():
+                raise  # the next plan sees what became of the container
+            await self._release(attempt, Reason.INFRA, f"Its container could not be started: {error}", None)
+
+    async def _record_start(self, operation: StartContainer, container_id: str) -> None:
+        """The row says that it runs, so that a claimed attempt has run nothing of the user's; it is followed."""
+        fence = operation.attempt.fence
+        if not await self._jobs.started(fence, container_id, operation.image_id, self._clock.now()):
+            raise Superseded("the attempt is not ours any more")
+        crash_point("after_mark_started")
+        await self._followers.follow(operation.attempt, container_id)
+
+    def _spec(self, operation: StartContainer) -> ContainerSpec:
+        job_id, number = key_of(operation.attempt)
+        return ContainerSpec(
+            name=labels.container_name(self._policy.container_prefix, job_id, number),
+            image_id=operation.image_id,
+            command=BOOTSTRAP_COMMAND,
+            labels=labels.run_labels(self._jobs.instance_id, job_id, number, self._jobs.epoch),
+            memory_bytes=self._policy.memory_bytes,
+            cpus=self._policy.cpus,
+            pids=self._policy.pids,
+            network=self._policy.network,
+        )
+
+    # -- stop ----------------------------------------------------------------------------------------------
+
+    async def _stop(self, operation: StopContainer) -> None:
+        await self._record_stop(operation.attempt, operation.reason, operation.message)
+        self._lease.require()
+        await self._runtime.signal(operation.container_id, operation.signal)
+        self._signals[key_of(operation.attempt)] = SentSignal(operation.signal, self._clock.now())
+        crash_point("after_stop_signal")
+
+    async def _record_stop(self, attempt: Attempt, reason: Reason, message: str | None) -> None:
+        if await self._jobs.record_stop(attempt.fence, reason, message, self._clock.now()) is None:
+            raise Superseded("the attempt is not ours any more")
+        crash_point("after_record_stop")
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    async def _settle(self, operation: SettleAttempt) -> None:
+        attempt = operation.attempt
+        exit_state = await self._runtime.exit_state(operation.container_id)
+        if exit_state is None:
+            return
+        crash_point("after_exit")
+        output = await self._followers.drain(attempt, operation.container_id, exit_state)
+        seal = await self._followers.seal(attempt, truncated=output.truncated)
+        crash_point("after_seal")
+        outcome = decide(output.trailer, exit_state, attempt.stop, begun=output.begun)
+        if isinstance(outcome, Lost):
+            await self._release(attempt, outcome.reason, outcome.message, seal)
+        else:
+            await self._finish(attempt, outcome, seal)
+
+    async def _finish_without_container(self, operation: FinishAttempt) -> None:
+        seal = await self._seal_if_started(operation.attempt)
+        verdict = verdicts.verdict(operation.reason, operation.message)
+        await self._finish(operation.attempt, verdict, seal)
+
+    async def _release_without_container(self, operation: ReleaseAttempt) -> None:
+        seal = await self._seal_if_started(operation.attempt)
+        await self._release(operation.attempt, Reason.INFRA, operation.message, seal)
+
+    async def _seal_if_started(self, attempt: Attempt) -> LogSeal | None:
+        if attempt.started_at is None:
+            return None
+        return await self._followers.seal(attempt, truncated=True)
+
+    async def _finish(self, attempt: Attempt, verdict: JobVerdict, seal: LogSeal | None) -> None:
+        if not await self._jobs.finish(attempt.fence, verdict, seal, self._clock.now()):
+            raise Superseded("the attempt is not ours any more")
+        log.info("finished", attempt=str(key_of(attempt)), status=verdict.status, reason=verdict.reason)
+        self._forget(attempt)
+
+    async def _release(self, attempt: Attempt, reason: Reason, message: str, seal: LogSeal | None) -> None:
+        now = self._clock.now()
+        wait = self._policy.backoff_after(attempt.fence.attempt)
+        not_before = now + wait if wait > timedelta(0) else None
+        status = await self._jobs.release(attempt.fence, reason, message, seal, not_before, now)
+        if status is None:
+            raise Superseded("the attempt is not ours any more")
+        log.warning("released", attempt=str(key_of(attempt)), status=status, reason=reason, message=message)
+        self._forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        crash_point("after_finish")
+        self._signals.pop(key_of(attempt), None)
+
+    async def _remove(self, operation: RemoveContainer) -> None:
+        self._lease.require()
+        await self._runtime.remove(operation.container_id)
+        crash_point("after_remove")

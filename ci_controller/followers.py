@@ -1,0 +1,177 @@
+"""The pumps of the attempts that run here: started, asked what they saw, drained and sealed at the end.
+
+Pumps work in threads of their own; everything here happens on the loop's thread, but for file access.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from ci_common.clock import Clock
+from ci_common.crash_points import crash_point
+from ci_common.errors import CIError
+from ci_common.models import Attempt, LogSeal
+from ci_common.stores import LogWriter
+from ci_controller.container_runtime import ContainerRuntime, ExitState
+from ci_controller.job_source import JobSource
+from ci_controller.log_pump import LogPump, PumpEvent, PumpEventKind, PumpResult, drained, read_result
+from ci_controller.operations import AttemptKey, key_of
+
+log = structlog.get_logger(__name__)
+
+_READINGS: Final = 5  # of a finished container's output; more would not make it settle down
+
+
+@dataclass(slots=True)
+class _Follower:
+    """One attempt's pump and the log it writes."""
+
+    attempt: Attempt
+    container_id: str
+    writer: LogWriter
+    pump: LogPump = field(init=False)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    over_limit: bool = False
+    begun: asyncio.Task[None] | None = None  # records it in the attempt's row
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Tell whether the pump ended before the container's last word."""
+        return self.ended.is_set() and not (self.pump.result and self.pump.result.trailer)
+
+
+class Followers:
+    """At most one pump per attempt."""
+
+    def __init__(
+        self,
+        jobs: JobSource,
+        runtime: ContainerRuntime,
+        clock: Clock,
+        log_limit: int,
+        wake: Callable[[], None],
+    ) -> None:
+        self._jobs = jobs
+        self._runtime = runtime
+        self._clock = clock
+        self._log_limit = log_limit
+        self._wake = wake
+        self._followers: dict[AttemptKey, _Follower] = {}
+
+    def containers(self) -> frozenset[str]:
+        """Return the containers whose output is being read, or was read to its last word."""
+        return frozenset(one.container_id for one in self._followers.values() if not one.is_cut_off)
+
+    def over_limit(self) -> frozenset[AttemptKey]:
+        """Return the attempts that wrote more than they may."""
+        return frozenset(key for key, one in self._followers.items() if one.over_limit)
+
+    async def follow(self, attempt: Attempt, container_id: str) -> None:
+        """A pump reads the container's output; one that had ended is replaced, and reads from the start."""
+        await self._drop(attempt)
+        writer = await asyncio.to_thread(self._jobs.log_writer, attempt.fence)
+        one = _Follower(attempt, container_id, writer)
+        loop = asyncio.get_running_loop()
+
+        def hand_over(event: PumpEvent) -> None:
+            """From the pump's thread to the loop's; a pump is closed before its loop is."""
+            loop.call_soon_threadsafe(self._heard, one, event)
+
+        one.pump = LogPump(
+            self._runtime,
+            writer,
+            container_id,
+            log_limit=self._log_limit,
+            on_event=hand_over,
+        )
+        self._followers[key_of(attempt)] = one
+        one.pump.start()
+
+    async def drain(self, attempt: Attempt, container_id: str, exit_state: ExitState) -> PumpResult:
+        """The log holds everything that a container that has exited ever wrote; returns what was found."""
+        result = await self._end_of_pump(attempt)
+        previous = None
+        for _ in range(_READINGS):
+            if result and drained(result, exit_state, previous):
+                break
+            previous, result = result, await self._read_again(attempt, container_id)
+        assert result is not None, "at least one reading was made"
+        if result.begun and attempt.begun_at is None:
+            await self._record_begun(attempt)
+        return result
+
+    async def seal(self, attempt: Attempt, *, truncated: bool) -> LogSeal:
+        """The log is on disk for good, and nobody writes to it any more."""
+        await self._drop(attempt)
+        return await asyncio.to_thread(self._seal, attempt, truncated)
+
+    async def close(self) -> None:
+        """Every pump has ended and every file is closed; the logs are left as they are."""
+        await asyncio.gather(*(self._drop(one.attempt) for one in tuple(self._followers.values())))
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    async def _drop(self, attempt: Attempt) -> None:
+        one = self._followers.pop(key_of(attempt), None)
+        if one is None:
+            return
+        try:
+            await asyncio.to_thread(one.pump.close)
+            if one.begun:
+                await one.begun
+        finally:
+            await asyncio.to_thread(one.writer.close)
+
+    async def _end_of_pump(self, attempt: Attempt) -> PumpResult | None:
+        """Return what the pump found once it ended by itself, None where there was none or it was kept from it."""
+        one = self._followers.get(key_of(attempt))
+        if one is None:
+            return None
+        await one.ended.wait()
+        return None if one.pump.error else one.pump.result
+
+    async def _read_again(self, attempt: Attempt, container_id: str) -> PumpResult:
+        await self._drop(attempt)
+        return await asyncio.to_thread(self._read, attempt, container_id)
+
+    def _read(self, attempt: Attempt, container_id: str) -> PumpResult:
+        writer = self._jobs.log_writer(attempt.fence)
+        try:
+            return read_result(self._runtime, writer, container_id, self._log_limit)
+        finally:
+            writer.close()
+
+    def _seal(self, attempt: Attempt, truncated: bool) -> LogSeal:
+        writer = self._jobs.log_writer(attempt.fence)
+        try:
+            return writer.seal(truncated=truncated)
+        finally:
+            writer.close()
+
+    def _heard(self, one: _Follower, event: PumpEvent) -> None:
+        match event.kind:
+            case PumpEventKind.BEGUN:
+                if one.attempt.begun_at is None:
+                    one.begun = asyncio.create_task(self._note_begun(one.attempt))
+            case PumpEventKind.OVER_LIMIT:
+                one.over_limit = True
+                self._wake()
+            case PumpEventKind.ENDED:
+                one.ended.set()
+                if one.is_cut_off:
+                    self._wake()
+            case PumpEventKind.TRAILER:
+                pass  # the container's exit follows at once, and that is what wakes
+
+    async def _note_begun(self, attempt: Attempt) -> None:
+        try:
+            await self._record_begun(attempt)
+        except CIError as error:  # tried again when the output is drained
+            log.warning("begun not recorded", attempt=str(key_of(attempt)), error=str(error))
+
+    async def _record_begun(self, attempt: Attempt) -> None:
+        if await self._jobs.begun(attempt.fence, self._clock.now()):
+            crash_point("after_mark_begun")

@@ -1,0 +1,191 @@
+"""The seam between the core and where its jobs come from: here, the repository and the stores.
+
+Everything the core knows of desired state passes through a `JobSource`; an agent on another host will have
+one that speaks HTTP. Writes about an attempt are fenced: False or None means that somebody else acted.
+"""
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from ci_common.models import (
+    Attempt,
+    ControllerLease,
+    Fence,
+    JobStatus,
+    JobVerdict,
+    LogSeal,
+    Reason,
+    StopIntent,
+)
+from ci_common.repository import JobRepository
+from ci_common.stores import Archive, ArchiveStore, LogStore, LogWriter
+from ci_controller.lease import Superseded
+from ci_controller.operations import AttemptKey
+
+
+class JobSource(Protocol):
+    """What the core asks about its jobs, and how it reports."""
+
+    @property
+    def instance_id(self) -> str:
+        """The installation whose containers are ours."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of our right to act; only a label, fences decide."""
+        ...
+
+    async def heartbeat(self, note: str | None, now: datetime) -> bool:
+        """The right to act is renewed; False: somebody took over, stop at once."""
+        ...
+
+    async def count_claimable(self, now: datetime) -> int:
+        """Return how many jobs could be claimed now."""
+        ...
+
+    async def claim(self, slots: int, now: datetime) -> list[Attempt]:
+        """Up to so many jobs are ours, as fresh attempts."""
+        ...
+
+    async def held(self) -> list[Attempt]:
+        """Return every open attempt of ours, with cancel requests as they stand now; raises Superseded."""
+        ...
+
+    async def ended(self, attempts: Collection[AttemptKey]) -> frozenset[AttemptKey]:
+        """Return those of the attempts that exist and have ended."""
+        ...
+
+    async def started(self, fence: Fence, container_id: str, image_id: str, now: datetime) -> bool:
+        """The attempt runs in that container, and its deadline counts from now."""
+        ...
+
+    async def begun(self, fence: Fence, now: datetime) -> bool:
+        """The attempt is charged from here on."""
+        ...
+
+    async def record_stop(
+        self, fence: Fence, reason: Reason, message: str | None, now: datetime
+    ) -> StopIntent | None:
+        """The decision to end the attempt stands; the first one is returned."""
+        ...
+
+    async def finish(self, fence: Fence, verdict: JobVerdict, log: LogSeal | None, now: datetime) -> bool:
+        """The job is terminal."""
+        ...
+
+    async def release(
+        self,
+        fence: Fence,
+        reason: Reason,
+        message: str,
+        log: LogSeal | None,
+        not_before: datetime | None,
+        now: datetime,
+    ) -> JobStatus | None:
+        """The attempt ended without a verdict; returns what became of the job."""
+        ...
+
+    def open_archive(self, attempt: Attempt) -> AbstractContextManager[Archive]:
+        """Return the upload, opened for reading in a thread; raises InvalidArchive."""
+        ...
+
+    def log_writer(self, fence: Fence) -> LogWriter:
+        """Return the writer of the attempt's log; the caller closes it."""
+        ...
+
+    async def keep_house(self, now: datetime) -> list[str]:
+        """Jobs that waited too long were failed (returned), and the database was looked after."""
+        ...
+
+
+class RepositoryJobSource:
+    """The jobs of a repository on this machine, held under a controller's lease."""
+
+    def __init__(
+        self,
+        repository: JobRepository,
+        logs: LogStore,
+        archives: ArchiveStore,
+        lease: ControllerLease,
+        instance_id: str,
+        *,
+        max_attempts: int,
+        queue_timeout: timedelta,
+    ) -> None:
+        self._repository = repository
+        self._logs = logs
+        self._archives = archives
+        self._lease = lease
+        self._max_attempts = max_attempts
+        self._queue_timeout = queue_timeout
+        self.instance_id = instance_id
+        self.epoch = lease.epoch
+
+    async def heartbeat(self, note: str | None, now: datetime) -> bool:
+        return await self._repository.heartbeat(self._lease, now, note)
+
+    async def count_claimable(self, now: datetime) -> int:
+        return await self._repository.count_queued(now)
+
+    async def claim(self, slots: int, now: datetime) -> list[Attempt]:
+        return await self._repository.claim_jobs(self._lease, slots, now)
+
+    async def held(self) -> list[Attempt]:
+        attempts = await self._repository.open_attempts()
+        # In this order: had the tokens we just read been made for a successor, its epoch would stand by now.
+        state = await self._repository.controller_state()
+        if state is None or state.epoch != self.epoch:
+            raise Superseded("another controller took over")
+        return attempts
+
+    async def ended(self, attempts: Collection[AttemptKey]) -> frozenset[AttemptKey]:
+        if not attempts:
+            return frozenset()
+        return frozenset(AttemptKey(*pair) for pair in await self._repository.ended_attempts(attempts))
+
+    async def started(self, fence: Fence, container_id: str, image_id: str, now: datetime) -> bool:
+        return await self._repository.mark_started(fence, container_id, image_id, now)
+
+    async def begun(self, fence: Fence, now: datetime) -> bool:
+        return await self._repository.mark_begun(fence, now)
+
+    async def record_stop(
+        self, fence: Fence, reason: Reason, message: str | None, now: datetime
+    ) -> StopIntent | None:
+        return await self._repository.record_stop(fence, reason, message, now)
+
+    async def finish(self, fence: Fence, verdict: JobVerdict, log: LogSeal | None, now: datetime) -> bool:
+        return await self._repository.finish_attempt(fence, verdict, log, now)
+
+    async def release(
+        self,
+        fence: Fence,
+        reason: Reason,
+        message: str,
+        log: LogSeal | None,
+        not_before: datetime | None,
+        now: datetime,
+    ) -> JobStatus | None:
+        return await self._repository.release_attempt(
+            fence,
+            reason=reason,
+            message=message,
+            max_attempts=self._max_attempts,
+            not_before=not_before,
+            now=now,
+            log=log,
+        )
+
+    def open_archive(self, attempt: Attempt) -> AbstractContextManager[Archive]:
+        return self._archives.open(attempt.job.archive_ref)
+
+    def log_writer(self, fence: Fence) -> LogWriter:
+        return self._logs.writer(fence.job_id, fence.attempt)
+
+    async def keep_house(self, now: datetime) -> list[str]:
+        expired = await self._repository.expire_queued(self._lease, self._queue_timeout, now)
+        await self._repository.maintain()
+        return expired

@@ -1,0 +1,101 @@
+"""One complete picture of desired and actual state, or an error: we never decide on a partial view."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Final
+
+from ci_common.errors import EngineUnavailable
+from ci_common.models import Attempt
+from ci_controller import labels
+from ci_controller.container_runtime import ContainerRuntime, ContainerState, ObservedContainer
+from ci_controller.job_source import JobSource
+from ci_controller.operations import AttemptKey, WorkKey, key_of
+
+_ENGINE_PATIENCE: Final = 10.0  # a listing takes milliseconds; calls that change something may take longer
+
+
+@dataclass(frozen=True, slots=True)
+class SentSignal:
+    """The last signal this process sent to an attempt's container."""
+
+    name: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What this process itself is doing at that moment; a new process is doing nothing."""
+
+    busy: frozenset[WorkKey] = frozenset()  # in flight, or backing off after a failure: left alone
+    followed: frozenset[str] = frozenset()  # containers whose output is being read
+    signals: Mapping[AttemptKey, SentSignal] = field(default_factory=lambda: MappingProxyType({}))
+    over_limit: frozenset[AttemptKey] = frozenset()  # wrote more than the log limit and still run
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything a plan depends on, but the time."""
+
+    attempts: tuple[Attempt, ...] = ()
+    containers: tuple[ObservedContainer, ...] = ()
+    ended: frozenset[AttemptKey] = frozenset()  # attempts of containers that exist, whose row says they ended
+    claimable: int = 0
+    image_id: str | None = None  # of the runner image; None: the engine does not have it
+    work: Work = field(default_factory=Work)
+
+
+def attempt_of(container: ObservedContainer) -> AttemptKey | None:
+    """Return the attempt that a container's labels name, None when it runs none."""
+    job_id, attempt = container.labels.get(labels.JOB), container.labels.get(labels.ATTEMPT, "")
+    if container.labels.get(labels.KIND) != labels.KIND_RUN or not job_id or not attempt.isdecimal():
+        return None
+    return AttemptKey(job_id, int(attempt))
+
+
+async def observe(
+    jobs: JobSource, runtime: ContainerRuntime, runner_image: str, work: Work, now: datetime
+) -> Observed:
+    """Return the present state, whole; raises EngineUnavailable or the database's error instead of a part.
+
+    `work` was looked at before, and containers are listed before rows are read: a container is never
+    older news than the row that explains it, and what was in flight meanwhile is left alone.
+    """
+    try:
+        async with asyncio.timeout(_ENGINE_PATIENCE):
+            containers, image_id = await asyncio.gather(
+                runtime.list(jobs.instance_id), runtime.image_id(runner_image)
+            )
+    except TimeoutError as error:
+        raise EngineUnavailable(f"no listing came within {_ENGINE_PATIENCE:g} s") from error
+    attempts = tuple(await jobs.held())
+    claimable = await jobs.count_claimable(now)
+    ended = await jobs.ended(_unheld(containers, attempts))
+    return Observed(attempts, tuple(containers), ended, claimable, image_id, work)
+
+
+def containers_by_attempt(observed: Observed) -> dict[AttemptKey, ObservedContainer]:
+    """Return the one container of each open attempt: the recorded one, else one with its labels."""
+    found: dict[AttemptKey, ObservedContainer] = {}
+    recorded = {attempt.container_id for attempt in observed.attempts if attempt.container_id}
+    unrecorded = {key_of(attempt) for attempt in observed.attempts if not attempt.container_id}
+    for container in observed.containers:
+        key = attempt_of(container)
+        if key is None:
+            continue
+        if container.id in recorded or (key in unrecorded and _never_started(found.get(key))):
+            found[key] = container
+    return found
+
+
+def _never_started(container: ObservedContainer | None) -> bool:
+    """Of two containers with the same labels the started one counts."""
+    return container is None or container.state is ContainerState.CREATED
+
+
+def _unheld(containers: Iterable[ObservedContainer], attempts: Iterable[Attempt]) -> set[AttemptKey]:
+    held = {key_of(attempt) for attempt in attempts}
+    named = {key for container in containers if (key := attempt_of(container))}
+    return named - held

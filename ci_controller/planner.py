@@ -1,0 +1,199 @@
+"""The decisions of the controller: what is, compared with what should be, gives operations. Pure: no I/O, no clock.
+
+No two operations of one plan have the same work key, so all may run side by side; what one of them changes
+is seen by the next plan.
+"""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+from ci_common.models import Attempt, Reason, StopIntent
+from ci_controller import labels
+from ci_controller.container_runtime import ContainerState, ObservedContainer
+from ci_controller.observed_state import Observed, SentSignal, Work, attempt_of, containers_by_attempt
+from ci_controller.operations import (
+    AdoptContainer,
+    AttemptOperation,
+    Claim,
+    FinishAttempt,
+    Operation,
+    ReleaseAttempt,
+    RemoveContainer,
+    SettleAttempt,
+    StartContainer,
+    StopContainer,
+    key_of,
+    work_key,
+)
+from ci_controller.policy import Policy
+
+SIGINT, SIGKILL = "SIGINT", "SIGKILL"
+
+
+def plan(observed: Observed, now: datetime, policy: Policy) -> list[Operation]:
+    """Return what to do now; empty when everything is as it should be or under way."""
+    containers = containers_by_attempt(observed)
+    wanted: list[Operation] = []
+    for attempt in observed.attempts:
+        wanted += _about_attempt(attempt, containers.get(key_of(attempt)), observed, now, policy)
+    wanted += _removals(observed, now, policy)
+    allowed: list[Operation] = [one for one in wanted if _is_free(one, observed.work)]
+    return [*_claims(observed, policy), *allowed]
+
+
+def _is_free(operation: Operation, work: Work) -> bool:
+    return isinstance(operation, Claim) or work_key(operation) not in work.busy
+
+
+# -- claiming ----------------------------------------------------------------------------------------------
+
+
+def _claims(observed: Observed, policy: Policy) -> Iterator[Operation]:
+    free = policy.max_running_jobs - len(observed.attempts) - _strays(observed)
+    if observed.claimable and free > 0 and observed.image_id:
+        slots = min(free, observed.claimable)
+        yield Claim(slots, f"{observed.claimable} queued, {free} of {policy.max_running_jobs} slots free")
+
+
+def _strays(observed: Observed) -> int:
+    """How many containers still use the machine although no open attempt has them."""
+    held = {key_of(attempt) for attempt in observed.attempts}
+    return sum(
+        1
+        for container in observed.containers
+        if container.state is ContainerState.RUNNING and (key := attempt_of(container)) and key not in held
+    )
+
+
+# -- attempts ----------------------------------------------------------------------------------------------
+
+
+def _about_attempt(
+    attempt: Attempt, container: ObservedContainer | None, observed: Observed, now: datetime, policy: Policy
+) -> Iterable[AttemptOperation]:
+    if attempt.started_at is None:
+        return [_prepare(attempt, container, observed, policy)]
+    if container is None or container.state is ContainerState.CREATED:
+        return [_lost(attempt)]
+    if container.state is ContainerState.EXITED:
+        return [SettleAttempt(attempt, container.id, "its container has ended")]
+    return _supervise(attempt, attempt.started_at, container, observed.work, now, policy)
+
+
+def _prepare(
+    attempt: Attempt, container: ObservedContainer | None, observed: Observed, policy: Policy
+) -> AttemptOperation:
+    """Of a claimed attempt, which was never fed: that happens only once it is recorded as started."""
+    if attempt.job.cancel_requested_at:
+        return FinishAttempt(attempt, Reason.CANCELLED, _by(attempt), "cancel requested before it started")
+    if container and container.state is not ContainerState.CREATED:
+        cause = "its container was started but never fed"
+        return ReleaseAttempt(attempt, "The controller went away before the tree was handed over.", cause)
+    if observed.image_id is None:
+        message = f"The runner image {policy.runner_image} is not on the engine."
+        return ReleaseAttempt(attempt, message, "the runner image is missing")
+    cause = "claimed, its container was never started: made anew" if container else "claimed, no container"
+    return StartContainer(attempt, observed.image_id, cause)
+
+
+def _lost(attempt: Attempt) -> AttemptOperation:
+    cause = "its container is gone"
+    if attempt.stop:
+        return FinishAttempt(attempt, attempt.stop.reason, attempt.stop.message, f"{cause} after the stop")
+    return ReleaseAttempt(attempt, "Its container vanished from the engine.", cause)
+
+
+def _supervise(
+    attempt: Attempt,
+    started_at: datetime,
+    container: ObservedContainer,
+    work: Work,
+    now: datetime,
+    policy: Policy,
+) -> Iterator[AttemptOperation]:
+    """Of a running container: its output is followed, and whoever must stop is stopped."""
+    sent = work.signals.get(key_of(attempt))
+    if sent and sent.name == SIGKILL and now >= sent.at + policy.stuck_after:
+        yield ReleaseAttempt(attempt, "Its container could not be killed.", "it outlived its SIGKILL")
+        return
+    if container.id not in work.followed:
+        yield AdoptContainer(attempt, container.id, "it runs and nobody reads its output")
+    if attempt.stop:
+        yield from _carry_out(attempt, attempt.stop, container, sent, now, policy)
+    else:
+        yield from _decide_stop(attempt, started_at, container, work, now, policy)
+
+
+def _carry_out(
+    attempt: Attempt,
+    stop: StopIntent,
+    container: ObservedContainer,
+    sent: SentSignal | None,
+    now: datetime,
+    policy: Policy,
+) -> Iterator[AttemptOperation]:
+    """The stop is recorded: SIGINT for a cancel, so that pytest can sum up; SIGKILL after that and for the rest.
+
+    The grace counts from the signal, not from the record: a predecessor may have died between the two.
+    """
+    if stop.reason is not Reason.CANCELLED:
+        signal, cause = SIGKILL, "its stop is recorded"
+    elif sent is None:
+        signal, cause = SIGINT, "its cancel is recorded"
+    elif now >= sent.at + policy.stop_grace + policy.slack:
+        signal, cause = SIGKILL, "its grace is over"
+    else:
+        return
+    if sent is None or sent.name != SIGKILL:
+        yield StopContainer(attempt, container.id, signal, stop.reason, stop.message, cause)
+
+
+def _decide_stop(
+    attempt: Attempt,
+    started_at: datetime,
+    container: ObservedContainer,
+    work: Work,
+    now: datetime,
+    policy: Policy,
+) -> Iterator[AttemptOperation]:
+    """The harness enforces deadline and log limit itself; here is the second line, and the only one for cancels."""
+    timeout = policy.timeout_of(attempt.job)
+    if attempt.job.cancel_requested_at:
+        yield StopContainer(attempt, container.id, SIGINT, Reason.CANCELLED, _by(attempt), "cancel requested")
+    elif key_of(attempt) in work.over_limit:
+        message = f"The log reached its limit of {policy.log_limit} bytes."
+        yield StopContainer(attempt, container.id, SIGKILL, Reason.LOG_LIMIT, message, "log limit reached")
+    elif now >= started_at + timeout + policy.stop_grace + policy.slack:
+        message = f"The job ran longer than its time-out of {timeout.total_seconds():g} s."
+        yield StopContainer(attempt, container.id, SIGKILL, Reason.TIMEOUT, message, "past its deadline")
+
+
+def _by(attempt: Attempt) -> str:
+    return f"Cancelled by {attempt.job.cancel_requested_by or 'an operator'}."
+
+
+# -- containers that no open attempt has -------------------------------------------------------------------
+
+
+def _removals(observed: Observed, now: datetime, policy: Policy) -> Iterator[Operation]:
+    held = {key_of(attempt) for attempt in observed.attempts}
+    for container in observed.containers:
+        key = attempt_of(container)
+        if key in held or key in observed.work.busy:
+            continue
+        if cause := _why_remove(container, observed, now, policy):
+            yield RemoveContainer(container.id, container.name, cause)
+
+
+def _why_remove(
+    container: ObservedContainer, observed: Observed, now: datetime, policy: Policy
+) -> str | None:
+    age = now - container.created_at
+    if container.labels.get(labels.KIND) == labels.KIND_PROBE:
+        return "a probe past its time" if age >= policy.probe_lifetime else None
+    key = attempt_of(container)
+    if key is None:
+        return None  # not of a kind we know: a newer release's, perhaps
+    if key in observed.ended:
+        return "its attempt has ended"
+    return "an orphan: no attempt knows it" if age >= policy.orphan_grace else None

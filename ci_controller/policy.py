@@ -1,0 +1,45 @@
+"""What the operator decided about jobs and containers, as plain values: the numbers planner and executor go by."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+from ci_common.models import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Limits and choices of one installation; the settings fill it, tests make their own."""
+
+    runner_image: str = "ci-runner:latest"
+    container_prefix: str = ""
+    network: str = "internet"  # or "none"
+    memory_bytes: int = 2 * 1024**3
+    cpus: float = 2.0
+    pids: int = 512
+    log_limit: int = 100 * 1024**2
+    max_running_jobs: int = os.cpu_count() or 1
+    max_attempts: int = 3  # of those whose tests began
+    job_timeout: timedelta = timedelta(minutes=30)
+    job_idle_timeout: timedelta = timedelta(minutes=10)
+    queue_timeout: timedelta = timedelta(hours=24)
+    # The harness passes a SIGINT on, sends SIGTERM 10 s later and SIGKILL 5 s after that; we are the second line.
+    stop_grace: timedelta = timedelta(seconds=15)
+    slack: timedelta = timedelta(seconds=10)  # for the harness to say its last word after that
+    stuck_after: timedelta = timedelta(
+        seconds=60
+    )  # a container that outlives its SIGKILL by that is given up
+    orphan_grace: timedelta = timedelta(seconds=60)
+    probe_lifetime: timedelta = timedelta(minutes=10)
+    max_backoff: timedelta = timedelta(seconds=60)
+
+    def timeout_of(self, job: Job) -> timedelta:
+        """Return how long the job may run: what its submitter asked for (the server judged that), or our default."""
+        asked = job.options.timeout_seconds
+        return self.job_timeout if asked is None else timedelta(seconds=asked)
+
+    def backoff_after(self, attempt: int) -> timedelta:
+        """Return how long a job waits after losing that attempt: nothing at first, then 1, 2, 4 … seconds."""
+        if attempt <= 1:
+            return timedelta(0)
+        return min(timedelta(seconds=2 ** min(attempt - 2, 16)), self.max_backoff)

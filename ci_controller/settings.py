@@ -1,0 +1,102 @@
+"""The settings of `ci-controller`: environment variables that begin with `CI_`, overridden by flags."""
+
+import os
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ci_common.settings import StorageSettings
+from ci_controller.policy import Policy
+
+_SIZES: Final = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+_DURATIONS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_size(value: Any) -> Any:
+    """Return bytes for `2GiB`, `512m` or a plain number; everything else is left to the field's own check."""
+    found = re.fullmatch(r"([\d.]+)\s*(?:([kmgt])(?:i?b)?|b)?", str(value).strip().lower())
+    return int(float(found[1]) * _SIZES[found[2] or ""]) if found else value
+
+
+def parse_duration(value: Any) -> Any:
+    """Return a duration for `30m`, `1.5h` or a plain number of seconds."""
+    found = re.fullmatch(r"([\d.]+)\s*([smhd]?)", str(value).strip().lower())
+    return timedelta(seconds=float(found[1]) * _DURATIONS[found[2]]) if found else value
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
+
+
+class ControllerSettings(StorageSettings):
+    """What an operator can decide about the controller, the jobs and their containers."""
+
+    reconcile_interval: float = Field(
+        default=2.0,
+        gt=0,
+        description="Seconds between two passes at most; a safety net, changes are seen at once.",
+    )
+    container_prefix: str = Field(
+        default="",
+        pattern=r"^([a-zA-Z0-9][a-zA-Z0-9_.-]*)?$",
+        description="In front of every container's name, for people; containers are told apart by their labels.",
+    )
+    max_running_jobs: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        gt=0,
+        description="Jobs that run at the same time; by default one per core.",
+    )
+    max_attempts: int = Field(
+        default=3,
+        gt=0,
+        description="How often infrastructure may lose a job whose tests had begun before it is given up.",
+    )
+    job_timeout: Duration = Field(
+        default=timedelta(minutes=30),
+        description="How long a job may run when its submitter names no time-out.",
+    )
+    job_idle_timeout: Duration = Field(
+        default=timedelta(minutes=10), description="How long a job may run without writing anything."
+    )
+    queue_timeout: Duration = Field(
+        default=timedelta(hours=24), description="How long a job may wait in the queue before it fails."
+    )
+    job_memory: Size = Field(
+        default=2 * 1024**3, description="Memory of a job, swap included; bytes or `2GiB`."
+    )
+    job_cpus: float = Field(default=2.0, gt=0, description="CPU cores a job may use.")
+    job_pids: int = Field(default=512, gt=0, description="Processes and threads a job may have.")
+    log_limit: Size = Field(
+        default=100 * 1024**2, description="Bytes of output after which a job is stopped; bytes or `100MiB`."
+    )
+    job_network: Literal["internet", "none"] = Field(
+        default="internet",
+        description="`internet`: the package index but no private network; `none`: no network.",
+    )
+    runner_image: str = Field(default="ci-runner:latest", description="The image that jobs run in.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least important messages that are logged."
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="How log lines look; `auto`: `console` on a terminal, else `json`."
+    )
+
+    @property
+    def policy(self) -> Policy:
+        """The same decisions as the core wants them."""
+        return Policy(
+            runner_image=self.runner_image,
+            container_prefix=self.container_prefix,
+            network=self.job_network,
+            memory_bytes=self.job_memory,
+            cpus=self.job_cpus,
+            pids=self.job_pids,
+            log_limit=self.log_limit,
+            max_running_jobs=self.max_running_jobs,
+            max_attempts=self.max_attempts,
+            job_timeout=self.job_timeout,
+            job_idle_timeout=self.job_idle_timeout,
+            queue_timeout=self.queue_timeout,
+        )

@@ -1,0 +1,298 @@
+"""A controller over a real SQLite database, real stores and the engine in memory; and one that can die anywhere."""
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import threading
+import zipfile
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+from ci_common.clock import utcnow
+from ci_common.models import Job, JobOptions, User, new_id
+from ci_common.repository import JobRepository
+from ci_common.settings import StorageSettings
+from ci_common.stores import LogStore, LogWriter
+from ci_controller.container_runtime import ContainerRuntime, ExitState
+from ci_controller.controller import JobController
+from ci_controller.frames import Outcome
+from ci_controller.policy import Policy
+from ci_persistence.factory import Stores, open_repository, open_stores
+from tests.support.fake_runtime import FakeContainerRuntime, Step
+
+T = TypeVar("T")
+
+GO: Final = b"G\0\0\0\0"  # the last record of a complete feed
+OUTPUT: Final = b"collected 1 item\n\xff\xfe not text\n1 passed\n"
+
+
+class Frames:
+    """Writes what the harness would."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._output = b""
+
+    def output(self, data: bytes) -> bytes:
+        self._output += data
+        return self._frame(t="o", d=base64.b64encode(data).decode())
+
+    def begun(self) -> bytes:
+        return self._frame(t="e", k="begun", d={})
+
+    def trailer(self, outcome: Outcome, **fields: Any) -> bytes:
+        digest = hashlib.sha256(self._output).hexdigest()
+        return self._frame(t="end", outcome=outcome, log_bytes=len(self._output), log_sha256=digest, **fields)
+
+    def _frame(self, **fields: Any) -> bytes:
+        self._number += 1
+        return json.dumps({"n": self._number, **fields}, separators=(",", ":")).encode() + b"\n"
+
+
+def a_run(*middle: Step, exit_code: int = 0) -> Callable[[bytes], Iterable[Step]]:
+    """Return the script of a container that prints OUTPUT, does `middle`, and ends as pytest with that code."""
+
+    def script(fed: bytes) -> Iterator[Step]:
+        frames = Frames()
+        if not fed.endswith(GO):
+            yield frames.trailer(Outcome.NOT_STARTED, message="The feed broke off.")
+            yield ExitState(100)
+            return
+        yield frames.begun()
+        for line in OUTPUT.splitlines(keepends=True):
+            yield frames.output(line)
+        yield from middle
+        yield frames.trailer(Outcome.TESTS_RAN, exit_code=exit_code, session_finished=True)
+        yield ExitState(exit_code)
+
+    return script
+
+
+async def eventually(check: Callable[[], Awaitable[T | None]], *, seconds: float = 10) -> T:
+    """Return the first true-ish answer; raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while True:
+            answer = await check()
+            if answer:
+                return answer
+            await asyncio.sleep(0.005)
+
+
+@dataclass
+class ControlledSystem:
+    """One installation; controllers come and go."""
+
+    repository: JobRepository
+    stores: Stores
+    runtime: FakeContainerRuntime
+    user: User
+    policy: Policy = field(default_factory=lambda: Policy(max_running_jobs=2))
+
+    def controller(self, interval: float = 60, **changes: Any) -> JobController:
+        """Return a controller that is not started; by default only hints make it move."""
+        parts: dict[str, Any] = {
+            "logs": self.stores.logs,
+            "archives": self.stores.archives,
+            "changes": self.stores.hub,
+            "policy": self.policy,
+            "holder": new_id(),
+        }
+        repository = changes.pop("repository", self.repository)
+        runtime = changes.pop("runtime", self.runtime)
+        return JobController(repository, runtime, interval, **{**parts, **changes})
+
+    @asynccontextmanager
+    async def running(self, interval: float = 60, **changes: Any) -> AsyncGenerator[JobController]:
+        """A controller runs; at the end it is told to stop, as by SIGTERM."""
+        controller = self.controller(interval, **changes)
+        task = asyncio.create_task(controller.run())
+        try:
+            yield controller
+        finally:
+            controller.stop()
+            await task
+
+    async def submit(self, files: dict[str, bytes] | None = None, **options: Any) -> str:
+        """A job is queued; returns its id."""
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as packed:
+            for path, content in (files or {"test_a.py": b"def test_a(): pass\n"}).items():
+                packed.writestr(path, content)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield archive.getvalue()
+
+        stored = await self.stores.archives.save(chunks(), 10**9)
+        job = Job(new_id(), self.user.id, utcnow(), stored.ref, options=JobOptions(**options))
+        return (await self.repository.create_job(job)).id
+
+    async def job(self, job_id: str) -> Job:
+        job = await self.repository.get_job(job_id)
+        assert job is not None
+        return job
+
+    async def cancel(self, job_id: str) -> None:
+        await self.repository.request_cancel(job_id, self.user.id, self.user.email, utcnow())
+
+    async def finished(self, job_id: str, *, seconds: float = 10) -> Job:
+        """Return the job once it is terminal and nothing of it is left on the engine."""
+
+        async def check() -> Job | None:
+            job = await self.job(job_id)
+            gone = not any(job_id in name for name in self.runtime.containers)
+            return job if job.status.is_terminal and gone else None
+
+        return await eventually(check, seconds=seconds)
+
+    async def printed(self, job_id: str, attempt: int = 1) -> None:
+        """Everything that a running script has printed stands in the log."""
+
+        async def check() -> bool:
+            return self.log(job_id, attempt) == OUTPUT
+
+        await eventually(check)
+
+    def log(self, job_id: str, attempt: int = 1) -> bytes:
+        return self.stores.logs.read(job_id, attempt, 0, 10**9)
+
+    async def verdicts(self, job_id: str) -> list[str]:
+        """Return the final events of the job's timeline: exactly one, if all is well."""
+        final = {"completed", "failed", "cancelled", "dead_lettered"}
+        return [event.type for event in await self.repository.get_events(job_id) if event.type in final]
+
+
+@asynccontextmanager
+async def controlled_system(
+    path: Path, script: Callable[[bytes], Iterable[Step]]
+) -> AsyncGenerator[ControlledSystem]:
+    """An installation in that directory, on an engine whose containers do `script`."""
+    settings = StorageSettings(db_path=path / "ci_jobs.db")
+    repository = open_repository(settings)
+    stores = open_stores(settings)
+    runtime = FakeContainerRuntime(script)
+    try:
+        await repository.initialize()
+        await stores.hub.start()
+        user = User(new_id(), "Ada", "ada@example.org", utcnow())
+        await repository.create_user(user)
+        yield ControlledSystem(repository, stores, runtime, user)
+    finally:
+        await runtime.close()
+        await stores.hub.close()
+        await repository.close()
+
+
+# -- a process that dies between two durable effects -------------------------------------------------------
+
+
+class ProcessDied(OSError):
+    """Whatever a process that is dead would do."""
+
+
+class Life:
+    """The life of a process that dies after the n-th effect of that name; from then on it can do nothing."""
+
+    def __init__(self, death: str, nth: int = 1) -> None:
+        self._death = death
+        self._left = nth
+        self._lock = threading.Lock()
+        self.died = threading.Event()
+
+    def effect(self, name: str) -> None:
+        """The effect stands; raises ProcessDied if it was the last one, before anybody heard of it."""
+        self.require()
+        with self._lock:
+            self._left -= name == self._death
+            if self._left:
+                return
+        self.died.set()
+        raise ProcessDied(f"died after {name}")
+
+    def require(self) -> None:
+        if self.died.is_set():
+            raise ProcessDied("dead")
+
+
+class _Mortal:
+    """Stands in front of something and lets its user die after an effect on it."""
+
+    def __init__(self, real: Any, life: Life, effects: frozenset[str]) -> None:
+        self._real = real
+        self._life = life
+        self._effects = effects
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._real, name)
+        if name == "close" or not callable(method):  # files of a dead process are closed, too
+            return method
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._life.require()
+            result = method(*args, **kwargs)
+            if asyncio.iscoroutine(result):
+                return self._awaited(name, result)
+            if name in self._effects:
+                self._life.effect(name)
+            return result
+
+        return call
+
+    async def _awaited(self, name: str, result: Awaitable[Any]) -> Any:
+        value = await result
+        if name in self._effects:
+            self._life.effect(name)
+        self._life.require()
+        return value
+
+
+class _MortalRuntime(_Mortal):
+    """Starting and feeding is more than one effect."""
+
+    async def start_and_feed(
+        self, container_id: str, chunks: Iterable[bytes], on_started: Callable[[], None]
+    ) -> None:
+        def started() -> None:
+            self._life.effect("start")
+            on_started()
+
+        def fed() -> Iterator[bytes]:
+            for chunk in chunks:
+                yield chunk
+                self._life.effect("feed")
+
+        self._life.require()
+        await self._real.start_and_feed(container_id, fed(), started)
+        self._life.effect("end of feed")
+
+
+class _MortalLogs(_Mortal):
+    def writer(self, job_id: str, attempt: int) -> LogWriter:
+        self._life.require()
+        writer = self._real.writer(job_id, attempt)
+        return cast("LogWriter", _Mortal(writer, self._life, frozenset({"write", "write_events", "seal"})))
+
+
+def mortal(system: ControlledSystem, life: Life) -> dict[str, Any]:
+    """Return the parts of a controller that dies when its life is over."""
+    writes = frozenset(
+        {
+            "take_over",
+            "claim_jobs",
+            "mark_started",
+            "mark_begun",
+            "record_stop",
+            "finish_attempt",
+            "release_attempt",
+        }
+    )
+    calls = frozenset({"create", "signal", "remove"})
+    return {
+        "repository": cast("JobRepository", _Mortal(system.repository, life, writes)),
+        "runtime": cast("ContainerRuntime", _MortalRuntime(system.runtime, life, calls)),
+        "logs": cast("LogStore", _MortalLogs(system.stores.logs, life, frozenset())),
+    }

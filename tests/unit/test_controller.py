@@ -1,0 +1,425 @@
+"""The controller over a real database and real stores, with the engine in memory."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from ci_common.clock import utcnow
+from ci_common.errors import ControllerRunning
+from ci_common.models import JobStatus, Reason
+from ci_controller import labels
+from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState
+from ci_controller.frames import Outcome
+from ci_controller.lease import Superseded
+from ci_controller.operations import render
+from tests.support.controlled import (
+    OUTPUT,
+    ControlledSystem,
+    Frames,
+    a_run,
+    controlled_system,
+    eventually,
+)
+from tests.support.fake_runtime import Step, UntilSignal
+
+IMPATIENT = {"stop_grace": timedelta(seconds=0.05), "slack": timedelta(seconds=0.05)}
+
+
+@pytest.fixture
+async def system(tmp_path: Path) -> AsyncGenerator[ControlledSystem]:
+    async with controlled_system(tmp_path, a_run()) as made:
+        yield made
+
+
+async def is_running(system: ControlledSystem, job_id: str) -> bool:
+    return (await system.job(job_id)).status is JobStatus.RUNNING
+
+
+async def test_a_whole_job(system: ControlledSystem) -> None:
+    async with system.running():
+        job_id = await system.submit()
+        job = await system.finished(job_id)
+    assert (job.status, job.success, job.exit_code, job.attempt) == (JobStatus.COMPLETED, True, 0, 1)
+    assert system.log(job_id) == OUTPUT
+    assert job.log_size == len(OUTPUT)
+    assert job.image_id == await system.runtime.image_id("ci-runner:latest")
+    types = [event.type for event in await system.repository.get_events(job_id)]
+    assert types == ["submitted", "claimed", "running", "completed"]
+
+
+async def test_step_by_step(system: ControlledSystem) -> None:
+    controller = system.controller()
+    await controller.start()
+    job_id = await system.submit()
+    name = labels.container_name("", job_id, 1)
+    steps: list[str] = []
+
+    async def step() -> bool:
+        operations = await controller.reconcile_once()
+        await controller.idle()
+        steps.extend(render(operations).splitlines())
+        return (await system.job(job_id)).status.is_terminal and not system.runtime.containers
+
+    await eventually(step)
+    assert await controller.reconcile_once() == []
+    await controller.close()
+    assert steps == [
+        "claim 1: 1 queued, 2 of 2 slots free",
+        f"start {job_id}/1: claimed, no container",
+        f"settle {job_id}/1: its container has ended",
+        f"remove {name}: its attempt has ended",
+    ]
+
+
+async def test_failing_tests_are_a_verdict(system: ControlledSystem) -> None:
+    system.runtime.script = a_run(exit_code=1)
+    async with system.running():
+        job = await system.finished(await system.submit())
+    assert (job.status, job.success, job.reason) == (JobStatus.COMPLETED, False, Reason.TESTS_FAILED)
+
+
+async def test_hints_make_it_fast_and_an_idle_controller_makes_no_passes(system: ControlledSystem) -> None:
+    """The interval is a minute here, so whatever happens sooner was caused by a hint."""
+    async with system.running(interval=60) as controller:
+        for _ in range(3):
+            await system.finished(await system.submit(), seconds=5)
+        busy = controller.passes
+        assert busy < 60
+        await controller.idle()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.4):
+                await eventually(lambda: passes_rise_above(controller.passes, busy + 3))
+
+
+async def passes_rise_above(passes: int, limit: int) -> bool:
+    return passes > limit
+
+
+async def test_no_more_jobs_at_a_time_than_slots(system: ControlledSystem) -> None:
+    gate = threading.Event()
+    system.runtime.script = a_run(gate)
+    async with system.running():
+        ids = [await system.submit() for _ in range(5)]
+        await eventually(lambda: is_running(system, ids[1]))
+        assert len(system.runtime.containers) == 2
+        gate.set()
+        jobs = [await system.finished(job_id) for job_id in ids]
+    assert all(job.success for job in jobs)
+
+
+async def test_the_harness_gets_what_the_submitter_asked_for(system: ControlledSystem) -> None:
+    fed: list[bytes] = []
+
+    def script(data: bytes) -> Iterator[Step]:
+        fed.append(data)
+        yield from a_run()(data)
+
+    system.runtime.script = script
+    async with system.running():
+        await system.finished(await system.submit(pytest_args=("-k", "quick"), timeout_seconds=77.0))
+    assert b'"pytest_args": ["-k", "quick"]' in fed[0]
+    assert b'"timeout": 77.0' in fed[0]
+
+
+# -- archives ----------------------------------------------------------------------------------------------
+
+
+async def test_an_archive_that_cannot_be_tested_fails_with_its_sentence(system: ControlledSystem) -> None:
+    async with system.running():
+        job = await system.finished(await system.submit({"README": b"nothing\n"}))
+    assert (job.status, job.reason) == (JobStatus.FAILED, Reason.BAD_ARCHIVE)
+    assert job.message is not None
+    assert "no Python file" in job.message
+
+
+async def test_an_archive_that_is_gone_fails_the_job(system: ControlledSystem) -> None:
+    job_id = await system.submit()
+    system.stores.archives.delete((await system.job(job_id)).archive_ref)
+    async with system.running():
+        job = await system.finished(job_id)
+    assert (job.status, job.reason) == (JobStatus.FAILED, Reason.BAD_ARCHIVE)
+
+
+# -- cancelling --------------------------------------------------------------------------------------------
+
+
+async def test_cancel_between_claim_and_start(system: ControlledSystem) -> None:
+    controller = system.controller()
+    await controller.start()
+    job_id = await system.submit()
+    await controller.reconcile_once()
+    assert (await system.job(job_id)).status is JobStatus.CLAIMED
+    await system.cancel(job_id)
+    assert render(await controller.reconcile_once()).startswith(f"finish {job_id}/1 (cancelled)")
+    await controller.idle()
+    job = await system.job(job_id)
+    assert (job.status, job.reason, job.message) == (
+        JobStatus.CANCELLED,
+        Reason.CANCELLED,
+        "Cancelled by ada@example.org.",
+    )
+    assert not system.runtime.containers
+    await controller.close()
+
+
+async def test_cancel_of_a_running_job_lets_it_sum_up(system: ControlledSystem) -> None:
+    def script(fed: bytes) -> Iterator[Step]:
+        frames = Frames()
+        yield frames.begun()
+        yield frames.output(OUTPUT)
+        yield UntilSignal("SIGINT")
+        yield frames.output(b"1 passed so far\n")
+        yield frames.trailer(Outcome.STOPPED)
+        yield ExitState(2)
+
+    system.runtime.script = script
+    async with system.running():
+        job_id = await system.submit()
+        await system.printed(job_id)
+        await system.cancel(job_id)
+        job = await system.finished(job_id)
+    assert (job.status, job.reason) == (JobStatus.CANCELLED, Reason.CANCELLED)
+    assert system.log(job_id) == OUTPUT + b"1 passed so far\n"
+
+
+async def test_who_ignores_sigint_is_killed_when_the_grace_is_over(system: ControlledSystem) -> None:
+    system.runtime.script = a_run(threading.Event())
+    async with system.running(interval=0.05, policy=replace(system.policy, **IMPATIENT)):
+        job_id = await system.submit()
+        await system.printed(job_id)
+        [container] = system.runtime.containers.values()
+        await system.cancel(job_id)
+        job = await system.finished(job_id)
+    assert container.signals == ["SIGINT", "SIGKILL"]
+    assert (job.status, job.reason) == (JobStatus.CANCELLED, Reason.CANCELLED)
+
+
+async def test_a_cancel_that_came_too_late_changes_nothing(system: ControlledSystem) -> None:
+    gate = threading.Event()
+    system.runtime.script = a_run(gate, exit_code=1)
+    async with system.running():
+        job_id = await system.submit()
+        await system.printed(job_id)
+        gate.set()
+        job = await system.finished(job_id)
+        assert job.reason is Reason.TESTS_FAILED
+    assert await system.verdicts(job_id) == ["completed"]
+
+
+async def test_past_its_deadline_a_job_is_killed(system: ControlledSystem) -> None:
+    """The harness does that itself; this one does not."""
+    system.runtime.script = a_run(threading.Event())
+    policy = replace(system.policy, job_timeout=timedelta(seconds=0.05), **IMPATIENT)
+    async with system.running(interval=0.05, policy=policy):
+        job = await system.finished(await system.submit())
+    assert (job.status, job.reason) == (JobStatus.FAILED, Reason.TIMEOUT)
+
+
+async def test_a_log_over_the_limit_ends_the_job(system: ControlledSystem) -> None:
+    def flood(fed: bytes) -> Iterator[Step]:
+        frames = Frames()
+        yield frames.begun()
+        for _ in range(200):
+            yield frames.output(b"x" * 8191 + b"\n")
+        yield threading.Event()
+
+    system.runtime.script = flood
+    async with system.running(policy=replace(system.policy, log_limit=1024)):
+        job_id = await system.submit()
+        job = await system.finished(job_id)
+    assert (job.status, job.reason) == (JobStatus.FAILED, Reason.LOG_LIMIT)
+    assert job.log_size is not None
+    assert job.log_size < 1024 + 2 * 1024**2
+
+
+# -- the engine --------------------------------------------------------------------------------------------
+
+
+async def test_engine_down_charges_nobody_and_is_said(system: ControlledSystem) -> None:
+    system.runtime.down = True
+
+    async def noted() -> bool:
+        state = await system.repository.controller_state()
+        return state is not None and state.note == "docker engine does not answer"
+
+    async def silent() -> bool:
+        state = await system.repository.controller_state()
+        return state is not None and state.note is None
+
+    async with system.running(interval=0.05):
+        job_id = await system.submit()
+        await eventually(noted)
+        assert (await system.job(job_id)).status is JobStatus.QUEUED
+        system.runtime.down = False
+        job = await system.finished(job_id)
+        await eventually(silent)
+    assert (job.success, job.attempt) == (True, 1)
+
+
+async def test_engine_away_during_a_job(system: ControlledSystem) -> None:
+    gate = threading.Event()
+    system.runtime.script = a_run(gate)
+    async with system.running(interval=0.05):
+        job_id = await system.submit()
+        await system.printed(job_id)
+        system.runtime.down = True
+        gate.set()
+        [container] = system.runtime.containers.values()
+
+        async def ended() -> bool:
+            return container.state is ContainerState.EXITED
+
+        await eventually(ended)
+        system.runtime.down = False
+        job = await system.finished(job_id)
+    assert (job.success, job.attempt) == (True, 1)
+    assert system.log(job_id) == OUTPUT
+
+
+async def test_a_missing_image_keeps_jobs_queued_and_says_what_to_do(system: ControlledSystem) -> None:
+    images, system.runtime.images = system.runtime.images, {}
+
+    async def noted() -> bool:
+        state = await system.repository.controller_state()
+        return state is not None and "make runner-image" in (state.note or "")
+
+    async with system.running(interval=0.05):
+        job_id = await system.submit()
+        await eventually(noted)
+        assert (await system.job(job_id)).status is JobStatus.QUEUED
+        system.runtime.images = images
+        assert (await system.finished(job_id)).attempt == 1
+
+
+@pytest.mark.parametrize("call", ["create", "start"])
+async def test_a_lost_reply(system: ControlledSystem, call: Literal["create", "start"]) -> None:
+    system.runtime.lose_reply_of(call)
+    async with system.running(interval=0.05):
+        job = await system.finished(await system.submit())
+    assert job.success
+
+
+async def test_a_vanished_container_is_run_again_and_then_given_up(system: ControlledSystem) -> None:
+    system.runtime.script = a_run(threading.Event())
+    policy = replace(system.policy, max_attempts=2, max_backoff=timedelta(0))
+    async with system.running(interval=0.05, policy=policy):
+        job_id = await system.submit()
+        for attempt in (1, 2):
+            await system.printed(job_id, attempt)
+            await eventually(lambda: begun(system, attempt))  # noqa: B023
+            system.runtime.vanish(system.runtime.containers[labels.container_name("", job_id, attempt)].id)
+        job = await system.finished(job_id)
+    assert (job.status, job.reason, job.attempt) == (JobStatus.DEAD_LETTERED, Reason.INFRA, 2)
+    assert system.log(job_id, 2) == OUTPUT
+
+
+async def begun(system: ControlledSystem, attempt: int) -> bool:
+    return any(
+        one.begun_at for one in await system.repository.open_attempts() if one.fence.attempt == attempt
+    )
+
+
+async def test_a_name_taken_by_a_stranger_costs_an_attempt_but_no_job(system: ControlledSystem) -> None:
+    controller = system.controller()
+    await controller.start()
+    job_id = await system.submit()
+    await controller.reconcile_once()
+    name = labels.container_name("", job_id, 1)
+    stranger = await system.runtime.create(ContainerSpec(name, await image(system), ("sleep",), {"a": "b"}))
+    await controller.reconcile_once()
+    await controller.idle()
+    job = await system.job(job_id)
+    assert (job.status, job.attempt) == (JobStatus.QUEUED, 1)
+    assert "could not be started" in (job.message or "")
+    await controller.close()
+    async with system.running(interval=0.05):
+
+        async def completed() -> bool:
+            return (await system.job(job_id)).success is True
+
+        await eventually(completed)
+    assert (await system.job(job_id)).attempt == 2
+    assert system.runtime.containers[name].id == stranger
+
+
+async def image(system: ControlledSystem) -> str:
+    found = await system.runtime.image_id("ci-runner:latest")
+    assert found
+    return found
+
+
+# -- orphans -----------------------------------------------------------------------------------------------
+
+
+async def test_foreign_containers_are_never_touched(system: ControlledSystem) -> None:
+    foreign = ContainerSpec("job-x-1", await image(system), ("sleep",), labels.run_labels("else", "x", 1, 1))
+    container_id = await system.runtime.create(foreign)
+    async with system.running(policy=replace(system.policy, orphan_grace=timedelta(0))):
+        assert (await system.finished(await system.submit())).success
+    assert [one.id for one in system.runtime.containers.values()] == [container_id]
+
+
+async def test_an_orphan_of_ours_is_removed_after_its_grace(system: ControlledSystem) -> None:
+    instance = await system.repository.instance_id()
+    spec = ContainerSpec("job-x-1", await image(system), ("sleep",), labels.run_labels(instance, "x", 1, 1))
+    await system.runtime.create(spec)
+
+    async def gone() -> bool:
+        return not system.runtime.containers
+
+    async with system.running(interval=0.05, policy=replace(system.policy, orphan_grace=timedelta(0))):
+        await eventually(gone)
+
+
+# -- two controllers ---------------------------------------------------------------------------------------
+
+
+async def test_a_stop_leaves_the_job_running_and_the_successor_adopts_it(system: ControlledSystem) -> None:
+    gate = threading.Event()
+    system.runtime.script = a_run(gate)
+    async with system.running():
+        job_id = await system.submit()
+        await system.printed(job_id)
+    [container] = system.runtime.containers.values()
+    assert container.state is ContainerState.RUNNING
+    async with system.running():
+        gate.set()
+        job = await system.finished(job_id)
+    assert (job.success, job.attempt) == (True, 1)
+    assert system.log(job_id) == OUTPUT
+    assert ("create", container.spec.name) in system.runtime.calls
+
+
+async def test_who_was_taken_over_stops_and_its_writes_affect_nothing(system: ControlledSystem) -> None:
+    gate = threading.Event()
+    system.runtime.script = a_run(gate)
+    first = system.controller()
+    running = asyncio.create_task(first.run())
+    job_id = await system.submit()
+    await system.printed(job_id)
+    [stale] = await system.repository.open_attempts()
+    async with system.running() as second:
+        with pytest.raises(ControllerRunning):
+            await running
+        with pytest.raises(Superseded):
+            await first.reconcile_once()
+        assert await system.repository.record_stop(stale.fence, Reason.TIMEOUT, None, utcnow()) is None
+        gate.set()
+        job = await system.finished(job_id)
+        await second.idle()
+    assert (job.success, job.attempt) == (True, 1)
+    assert await system.verdicts(job_id) == ["completed"]
+
+
+async def test_what_waited_too_long_in_the_queue_fails(system: ControlledSystem) -> None:
+    system.runtime.down = True
+    job_id = await system.submit()
+    async with system.running(policy=replace(system.policy, queue_timeout=timedelta(0))):
+        job = await system.finished(job_id)
+    assert (job.status, job.reason) == (JobStatus.FAILED, Reason.QUEUE_TIMEOUT)

@@ -1,0 +1,396 @@
+"""The planner, by the text of its plans and by properties that hold for every observation."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ci_common.models import Attempt, JobOptions, Reason
+from ci_controller import labels
+from ci_controller.container_runtime import ContainerState, ObservedContainer
+from ci_controller.observed_state import Observed, Work, attempt_of
+from ci_controller.operations import (
+    AdoptContainer,
+    AttemptKey,
+    Claim,
+    FinishAttempt,
+    Operation,
+    ReleaseAttempt,
+    RemoveContainer,
+    SettleAttempt,
+    StartContainer,
+    StopContainer,
+    StopKey,
+    key_of,
+    render,
+    work_key,
+)
+from ci_controller.planner import plan
+from tests.support.controller import (
+    IMAGE,
+    NOW,
+    POLICY,
+    ago,
+    claimed,
+    container,
+    follows,
+    running,
+    sent,
+    stopping,
+    world,
+)
+
+CREATED, RUNNING, EXITED = ContainerState.CREATED, ContainerState.RUNNING, ContainerState.EXITED
+KEY = AttemptKey("a", 1)
+
+
+def planned(observed: Observed) -> str:
+    return render(plan(observed, NOW, POLICY))
+
+
+# -- claiming ----------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_do_is_an_empty_plan() -> None:
+    assert planned(world()) == ""
+
+
+def test_claims_as_many_as_there_are_slots() -> None:
+    assert planned(world(claimable=5)) == "claim 2: 5 queued, 2 of 2 slots free"
+
+
+def test_claims_no_more_than_are_queued() -> None:
+    assert planned(world(claimable=1)) == "claim 1: 1 queued, 2 of 2 slots free"
+
+
+def test_claims_nothing_while_every_slot_is_taken() -> None:
+    one, two = container("a"), container("b")
+    observed = world(running("a"), running("b"), one, two, claimable=3, work=follows(one, two))
+    assert planned(observed) == ""
+
+
+def test_claims_nothing_without_the_runner_image() -> None:
+    assert planned(world(claimable=3, image_id=None)) == ""
+
+
+def test_a_container_that_outlived_its_attempt_keeps_its_slot() -> None:
+    observed = world(container("a"), container("b"), ended=frozenset({KEY, AttemptKey("b", 1)}), claimable=1)
+    assert planned(observed) == (
+        "remove job-a-1: its attempt has ended\nremove job-b-1: its attempt has ended"
+    )
+
+
+# -- before a container runs -------------------------------------------------------------------------------
+
+
+def test_a_claimed_attempt_is_started() -> None:
+    assert planned(world(claimed())) == "start a/1: claimed, no container"
+
+
+def test_a_container_that_was_only_created_is_made_anew() -> None:
+    observed = world(claimed(), container(state=CREATED))
+    assert planned(observed) == "start a/1: claimed, its container was never started: made anew"
+
+
+@pytest.mark.parametrize("state", [RUNNING, EXITED])
+def test_a_started_container_of_a_claimed_attempt_was_never_fed(state: ContainerState) -> None:
+    observed = world(claimed(), container(state=state))
+    assert planned(observed) == "release a/1: its container was started but never fed"
+
+
+def test_a_claimed_attempt_is_given_back_when_the_image_went_missing() -> None:
+    assert planned(world(claimed(), image_id=None)) == "release a/1: the runner image is missing"
+
+
+@pytest.mark.parametrize("state", [None, CREATED, RUNNING])
+def test_a_cancel_before_the_start_finishes_the_job(state: ContainerState | None) -> None:
+    containers = [container(state=state)] if state else []
+    observed = world(claimed(cancel=True), *containers)
+    assert planned(observed) == "finish a/1 (cancelled): cancel requested before it started"
+
+
+# -- while it runs -----------------------------------------------------------------------------------------
+
+
+def test_a_running_container_is_left_alone() -> None:
+    observed = world(running(), container(), work=follows(container()))
+    assert planned(observed) == ""
+
+
+def test_a_running_container_that_nobody_reads_is_adopted() -> None:
+    assert planned(world(running(), container())) == "adopt a/1: it runs and nobody reads its output"
+
+
+def test_the_recorded_container_is_the_one_that_counts() -> None:
+    other = replace(container(), id="another", state=EXITED)
+    observed = world(running(), other, container(), work=follows(container()))
+    assert planned(observed) == ""
+
+
+def test_a_cancel_is_a_sigint_first() -> None:
+    observed = world(running(cancel=True), container(), work=follows(container()))
+    assert planned(observed) == "stop a/1 by SIGINT (cancelled): cancel requested"
+
+
+def test_a_cancel_that_was_recorded_before_a_crash_is_carried_out() -> None:
+    attempt = stopping(running(cancel=True), Reason.CANCELLED, since=3600)
+    observed = world(attempt, container(), work=follows(container()))
+    assert planned(observed) == "stop a/1 by SIGINT (cancelled): its cancel is recorded"
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(24, ""), (25, "its grace is over")])
+def test_sigkill_when_the_grace_is_over(seconds: float, expected: str) -> None:
+    attempt = stopping(running(cancel=True), Reason.CANCELLED, since=seconds)
+    observed = world(attempt, container(), work=follows(container(), signals=sent("SIGINT", seconds)))
+    assert planned(observed) == (f"stop a/1 by SIGKILL (cancelled): {expected}" if expected else "")
+
+
+@pytest.mark.parametrize(("seconds", "stops"), [(1824, False), (1825, True)])
+def test_the_deadline_has_a_second_line(seconds: float, stops: bool) -> None:
+    observed = world(running(since=seconds), container(), work=follows(container()))
+    assert planned(observed) == ("stop a/1 by SIGKILL (timeout): past its deadline" if stops else "")
+
+
+def test_a_submitter_may_ask_for_another_time_out() -> None:
+    attempt = running(since=60)
+    quick = replace(attempt, job=replace(attempt.job, options=JobOptions(timeout_seconds=30)))
+    observed = world(quick, container(), work=follows(container()))
+    assert planned(observed) == "stop a/1 by SIGKILL (timeout): past its deadline"
+
+
+def test_a_log_past_its_limit_is_the_end() -> None:
+    work = follows(container(), over_limit=frozenset({KEY}))
+    observed = world(running(), container(), work=work)
+    assert planned(observed) == "stop a/1 by SIGKILL (log_limit): log limit reached"
+
+
+def test_a_recorded_stop_that_nobody_asked_for_kills() -> None:
+    observed = world(stopping(running(), Reason.TIMEOUT), container(), work=follows(container()))
+    assert planned(observed) == "stop a/1 by SIGKILL (timeout): its stop is recorded"
+
+
+def test_a_killed_container_is_waited_for_and_then_given_up() -> None:
+    attempt = stopping(running(), Reason.TIMEOUT, since=60)
+    waiting = follows(container(), signals=sent("SIGKILL", 59))
+    assert planned(world(attempt, container(), work=waiting)) == ""
+    enough = follows(container(), signals=sent("SIGKILL", 60))
+    assert planned(world(attempt, container(), work=enough)) == "release a/1: it outlived its SIGKILL"
+
+
+# -- the end -----------------------------------------------------------------------------------------------
+
+
+def test_an_ended_container_is_settled() -> None:
+    assert planned(world(running(), container(state=EXITED))) == "settle a/1: its container has ended"
+
+
+def test_a_vanished_container_is_infrastructure() -> None:
+    assert planned(world(running())) == "release a/1: its container is gone"
+
+
+def test_a_vanished_container_that_was_being_stopped_ends_as_decided() -> None:
+    observed = world(stopping(running(), Reason.TIMEOUT))
+    assert planned(observed) == "finish a/1 (timeout): its container is gone after the stop"
+
+
+@pytest.mark.parametrize("state", list(ContainerState))
+def test_the_container_of_an_ended_attempt_is_removed(state: ContainerState) -> None:
+    observed = world(container(state=state), ended=frozenset({KEY}))
+    assert planned(observed) == "remove job-a-1: its attempt has ended"
+
+
+def test_an_earlier_attempts_container_is_removed_while_the_next_one_starts() -> None:
+    observed = world(claimed(number=2), container(), ended=frozenset({KEY}))
+    assert planned(observed) == "start a/2: claimed, no container\nremove job-a-1: its attempt has ended"
+
+
+@pytest.mark.parametrize(("age", "goes"), [(59, False), (60, True)])
+def test_an_orphan_has_a_grace(age: float, goes: bool) -> None:
+    expected = "remove job-a-1: an orphan: no attempt knows it" if goes else ""
+    assert planned(world(container(age=age))) == expected
+
+
+@pytest.mark.parametrize(("age", "goes"), [(599, False), (600, True)])
+def test_a_probe_lives_ten_minutes(age: float, goes: bool) -> None:
+    observed = world(container(age=age, kind=labels.KIND_PROBE))
+    assert planned(observed) == ("remove job-a-1: a probe past its time" if goes else "")
+
+
+def test_a_container_of_an_unknown_kind_is_never_touched() -> None:
+    assert planned(world(container(age=10**6, kind="waiting"))) == ""
+
+
+# -- what is in flight -------------------------------------------------------------------------------------
+
+
+def test_what_is_in_flight_is_left_alone() -> None:
+    observed = world(claimed(), container("b", age=100), work=Work(busy=frozenset({KEY, "c-b-1"})))
+    assert planned(observed) == ""
+
+
+def test_a_cancel_does_not_wait_for_the_feed() -> None:
+    work = follows(container(), busy=frozenset({KEY}))
+    observed = world(running(cancel=True), container(), work=work)
+    assert planned(observed) == "stop a/1 by SIGINT (cancelled): cancel requested"
+
+
+# -- properties --------------------------------------------------------------------------------------------
+
+names = st.sampled_from("abc")
+numbers = st.integers(1, 2)
+ages = st.sampled_from([0.0, 30.0, 70.0, 700.0, 4000.0])
+stops = st.sampled_from([None, Reason.CANCELLED, Reason.TIMEOUT, Reason.LOG_LIMIT])
+
+
+@st.composite
+def attempts(draw: st.DrawFn) -> Attempt:
+    name, number, cancel = draw(names), draw(numbers), draw(st.booleans())
+    if draw(st.booleans()):
+        return claimed(name, number, cancel=cancel)
+    attempt = running(name, number, since=draw(ages), cancel=cancel)
+    reason = draw(stops)
+    return stopping(attempt, reason, since=draw(ages)) if reason else attempt
+
+
+@st.composite
+def observations(draw: st.DrawFn) -> Observed:
+    held = draw(st.lists(attempts(), max_size=3, unique_by=lambda one: one.fence.job_id))
+    present = st.builds(container, names, numbers, st.sampled_from(list(ContainerState)), age=ages)
+    containers = draw(st.lists(present, max_size=4, unique_by=lambda one: one.id))
+    keys = [key_of(one) for one in held]
+    unheld = {key for one in containers if (key := attempt_of(one)) and key not in keys}
+    return Observed(
+        tuple(held),
+        tuple(containers),
+        ended=frozenset(key for key in sorted(unheld) if draw(st.booleans())),
+        claimable=draw(st.integers(0, 5)),
+        image_id=draw(st.sampled_from([IMAGE, None])),
+        work=Work(
+            busy=frozenset(key for key in keys if draw(st.booleans())),
+            followed=frozenset(one.id for one in containers if draw(st.booleans())),
+            signals={
+                key: next(iter(sent(draw(st.sampled_from(["SIGINT", "SIGKILL"])), draw(ages)).values()))
+                for key in keys
+                if draw(st.booleans())
+            },
+        ),
+    )
+
+
+@given(observations())
+def test_at_most_one_operation_per_key_and_none_that_is_busy(observed: Observed) -> None:
+    operations = [one for one in plan(observed, NOW, POLICY) if not isinstance(one, Claim)]
+    keys = [work_key(one) for one in operations]
+    assert len(keys) == len(set(keys))
+    assert not observed.work.busy & set(keys)
+
+
+@given(observations())
+def test_never_a_second_container_for_an_attempt(observed: Observed) -> None:
+    live = {attempt_of(one) for one in observed.containers if one.state is not CREATED}
+    started = {key_of(one.attempt) for one in plan(observed, NOW, POLICY) if isinstance(one, StartContainer)}
+    assert not started & live
+
+
+@given(observations())
+def test_never_removes_what_is_not_settled(observed: Observed) -> None:
+    by_id = {one.id: one for one in observed.containers}
+    held = {key_of(one) for one in observed.attempts}
+    for operation in plan(observed, NOW, POLICY):
+        if isinstance(operation, RemoveContainer):
+            removed = by_id[operation.container_id]
+            key = attempt_of(removed)
+            assert key not in held
+            assert key in observed.ended or removed.created_at <= ago(60)
+
+
+@given(observations())
+def test_never_more_than_the_slots(observed: Observed) -> None:
+    claims = [one for one in plan(observed, NOW, POLICY) if isinstance(one, Claim)]
+    assert len(claims) <= 1
+    for claim in claims:
+        assert 0 < claim.slots <= observed.claimable
+        assert claim.slots + len(observed.attempts) <= POLICY.max_running_jobs
+        assert observed.image_id
+
+
+@given(observations())
+def test_the_same_observation_gives_the_same_plan(observed: Observed) -> None:
+    assert planned(observed) == planned(replace(observed))
+
+
+@given(observations())
+def test_applying_plans_comes_to_rest(observed: Observed) -> None:
+    """A world in which every operation works has nothing left to do after a few plans."""
+    observed = replace(observed, work=replace(observed.work, busy=frozenset()))
+    now = NOW
+    for _ in range(20):
+        operations = plan(observed, now, POLICY)
+        if not operations:
+            return
+        observed = _applied(observed, operations)
+        now += timedelta(seconds=1)
+    raise AssertionError(f"still busy: {render(plan(observed, now, POLICY))}")
+
+
+def _applied(observed: Observed, operations: list[Operation]) -> Observed:
+    for operation in operations:
+        observed = _apply(observed, operation)
+    return observed
+
+
+def _apply(observed: Observed, operation: Operation) -> Observed:
+    """What the world looks like once the operation worked; a stopped container exits at once."""
+    match operation:
+        case Claim(slots):
+            fresh = [claimed(f"new-{observed.claimable}-{index}") for index in range(slots)]
+            return replace(
+                observed,
+                attempts=(*observed.attempts, *fresh),
+                claimable=observed.claimable - slots,
+            )
+        case StartContainer(attempt):
+            started = running(*key_of(attempt), since=0)
+            made = container(*key_of(attempt))
+            return _followed(_with(_without(observed, made.id), started, made), made.id)
+        case RemoveContainer(container_id):
+            return _without(observed, container_id)
+        case StopContainer(attempt, container_id, _, reason):
+            found = next(one for one in observed.containers if one.id == container_id)
+            stopped = attempt if attempt.stop else stopping(attempt, reason, since=0)
+            return _with(observed, stopped, replace(found, state=EXITED))
+        case AdoptContainer(_, container_id):
+            return _followed(observed, container_id)
+        case SettleAttempt(attempt) | FinishAttempt(attempt) | ReleaseAttempt(attempt):
+            return _ended(observed, attempt)
+
+
+def _with(observed: Observed, attempt: Attempt, one: ObservedContainer) -> Observed:
+    others = tuple(other for other in observed.attempts if key_of(other) != key_of(attempt))
+    containers = tuple(other for other in observed.containers if other.id != one.id)
+    return replace(observed, attempts=(*others, attempt), containers=(*containers, one))
+
+
+def _without(observed: Observed, container_id: str) -> Observed:
+    return replace(observed, containers=tuple(one for one in observed.containers if one.id != container_id))
+
+
+def _ended(observed: Observed, attempt: Attempt) -> Observed:
+    key = key_of(attempt)
+    left = tuple(one for one in observed.attempts if key_of(one) != key)
+    return replace(observed, attempts=left, ended=observed.ended | {key})
+
+
+def _followed(observed: Observed, container_id: str) -> Observed:
+    work = replace(observed.work, followed=observed.work.followed | {container_id})
+    return replace(observed, work=work)
+
+
+def test_stopping_has_a_key_of_its_own() -> None:
+    observed = world(running(cancel=True), container())
+    assert [work_key(one) for one in plan(observed, NOW, POLICY) if not isinstance(one, Claim)] == [
+        KEY,
+        StopKey(KEY),
+    ]
