@@ -1,5 +1,6 @@
 """Ctrl-C while a job is followed: the first one leaves it running, a second one soon after cancels it."""
 
+import signal
 import sys
 import threading
 import time
@@ -66,50 +67,35 @@ def run_interruptible(work: Callable[[], int], job: FollowedJob, *, grace: float
         return _leave(task, job, grace)
 
 
-class _Press:
-    """One press of Ctrl-C, whose signal may come twice: from the terminal and from a program that passes it on."""
-
-    def __init__(self) -> None:
-        self._at = time.monotonic()
-
-    def age(self) -> float:
-        return time.monotonic() - self._at
-
-    def is_bouncing(self) -> bool:
-        return self.age() < _BOUNCE_SECONDS
+def _let_it_bounce() -> None:
+    """One press of Ctrl-C is over: its signal may come twice, from the terminal and from who passes it on."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(_BOUNCE_SECONDS)
+    signal.signal(signal.SIGINT, before)
 
 
 def _leave(task: _Task, job: FollowedJob, grace: float) -> int:
-    press, said = _Press(), False
-    while True:
-        try:
-            if job.job_id is None:
-                job.say("Interrupted before the server confirmed the job; `ci list` shows whether it has it.")
-                return ClientExit.INTERRUPTED
-            if not said:
-                job.say(_leaving(job.job_id, grace))
-                said = True
-            ended = task.wait(max(0.0, grace - press.age()))
-            return task.result() if ended else ClientExit.INTERRUPTED
-        except KeyboardInterrupt:
-            if not press.is_bouncing():
-                return _cancel(task, job)
+    _let_it_bounce()
+    try:
+        if job.job_id is None:
+            job.say("Interrupted before the server confirmed the job; `ci list` shows whether it has it.")
+            return ClientExit.INTERRUPTED
+        job.say(_leaving(job.job_id, grace))
+        return task.result() if task.wait(grace) else ClientExit.INTERRUPTED
+    except KeyboardInterrupt:
+        return _cancel(task, job)
 
 
 def _cancel(task: _Task, job: FollowedJob) -> int:
     """The job is over and its verdict shown; one that had ended by itself keeps its own exit code."""
-    press, asked = _Press(), False
-    while True:
-        try:
-            if not asked:
-                _ask_for_the_end(job)
-                asked = True
-            task.wait()
-            return task.result()
-        except KeyboardInterrupt:
-            if not press.is_bouncing():
-                job.say("Left; the job ends without us.")
-                return ClientExit.INTERRUPTED
+    _let_it_bounce()
+    try:
+        _ask_for_the_end(job)
+        task.wait()
+        return task.result()
+    except KeyboardInterrupt:
+        job.say("Left; the job ends without us.")
+        return ClientExit.INTERRUPTED
 
 
 def _ask_for_the_end(job: FollowedJob) -> None:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 
-class ContainerGone(Exception):  # noqa: N818 - named for what happened
+class ContainerGone(Exception):
     """There is no such container (any more)."""
 
 

@@ -8,7 +8,8 @@ import asyncio
 import math
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -29,6 +30,7 @@ from ci_controller.policy import Policy
 log = structlog.get_logger(__name__)
 
 _HOUSEKEEPING_INTERVAL: Final = 30.0
+_PRUNE_INTERVAL: Final = 3600.0
 _CLOSING_GRACE: Final = 2.0  # for what is in flight when we are told to end
 _ENGINE_DOWN: Final = "docker engine does not answer"
 
@@ -108,13 +110,14 @@ class JobController:
 
         with self._runtime.watch(self._jobs.instance_id, wake):
             tasks = [
-                asyncio.create_task(work(), name=work.__name__)
+                asyncio.create_task(work())
                 for work in (
                     self._over.wait,
                     self._loop,
                     self._heartbeats,
                     self._follow_database,
-                    self._keep_house,
+                    partial(_every, _HOUSEKEEPING_INTERVAL, self._keep_house),
+                    partial(_every, _PRUNE_INTERVAL, self.prune),
                 )
             ]
             try:
@@ -223,13 +226,23 @@ class JobController:
                     self._wakeup.set()
 
     async def _keep_house(self) -> None:
-        while True:
-            try:
-                for job_id in await self._jobs.keep_house(self._clock.now()):
-                    log.info("expired in the queue", job=job_id)
-            except CIError as error:
-                log.warning("housekeeping failed", code=error.code, error=error.detail)
-            await asyncio.sleep(_HOUSEKEEPING_INTERVAL)
+        for job_id in await self._jobs.keep_house(self._clock.now()):
+            log.info("expired in the queue", job=job_id)
+
+    async def prune(self) -> None:
+        """Uploads that no job came of are gone."""
+        for ref in await self._jobs.prune():
+            log.info("abandoned upload removed", archive=ref)
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """The work is done now and again and again; what goes wrong with one turn ends with it."""
+    while True:
+        try:
+            await work()
+        except (CIError, OSError) as error:
+            log.warning("housekeeping failed", error=str(error))
+        await asyncio.sleep(seconds)
 
 
 async def _end(tasks: Sequence[asyncio.Task[object]]) -> None:

@@ -4,10 +4,11 @@ Everything the core knows of desired state passes through a `JobSource`; an agen
 one that speaks HTTP. Writes about an attempt are fenced: False or None means that somebody else acted.
 """
 
+import asyncio
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Final, Protocol
 
 from ci_common.models import (
     Attempt,
@@ -23,6 +24,8 @@ from ci_common.repository import JobRepository
 from ci_common.stores import Archive, ArchiveStore, LogStore, LogWriter
 from ci_controller.lease import Superseded
 from ci_controller.operations import AttemptKey
+
+_ABANDONED_AFTER: Final = 3600.0  # seconds; longer than any server may stand between an upload and its row
 
 
 class JobSource(Protocol):
@@ -98,6 +101,10 @@ class JobSource(Protocol):
 
     async def keep_house(self, now: datetime) -> list[str]:
         """Jobs that waited too long were failed (returned), and the database was looked after."""
+        ...
+
+    async def prune(self) -> list[str]:
+        """Uploads that no job came of (their server died in between) are gone; returns their references."""
         ...
 
 
@@ -189,3 +196,14 @@ class RepositoryJobSource:
         expired = await self._repository.expire_queued(self._lease, self._queue_timeout, now)
         await self._repository.maintain()
         return expired
+
+    async def prune(self) -> list[str]:
+        old = await asyncio.to_thread(self._old_archives)
+        abandoned = sorted(old - await self._repository.archive_refs_in_use()) if old else []
+        for ref in abandoned:
+            await asyncio.to_thread(self._archives.delete, ref)
+        return abandoned
+
+    def _old_archives(self) -> set[str]:
+        """Archives whose row would stand by now: an upload's row follows its file within seconds."""
+        return {ref for ref, age in self._archives.refs() if age > _ABANDONED_AFTER}

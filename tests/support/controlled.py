@@ -17,7 +17,7 @@ from ci_common.clock import utcnow
 from ci_common.models import Job, JobOptions, User, new_id
 from ci_common.repository import JobRepository
 from ci_common.settings import StorageSettings
-from ci_common.stores import LogStore, LogWriter
+from ci_common.stores import LogStore, LogWriter, StoredArchive
 from ci_controller.container_runtime import ContainerRuntime, ExitState
 from ci_controller.controller import JobController
 from ci_controller.frames import Outcome
@@ -119,6 +119,12 @@ class ControlledSystem:
 
     async def submit(self, files: dict[str, bytes] | None = None, **options: Any) -> str:
         """A job is queued; returns its id."""
+        stored = await self.save_archive(files)
+        job = Job(new_id(), self.user.id, utcnow(), stored.ref, options=JobOptions(**options))
+        return (await self.repository.create_job(job)).id
+
+    async def save_archive(self, files: dict[str, bytes] | None = None) -> StoredArchive:
+        """An upload stands in the store, without a job."""
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as packed:
             for path, content in (files or {"test_a.py": b"def test_a(): pass\n"}).items():
@@ -127,9 +133,7 @@ class ControlledSystem:
         async def chunks() -> AsyncIterator[bytes]:
             yield archive.getvalue()
 
-        stored = await self.stores.archives.save(chunks(), 10**9)
-        job = Job(new_id(), self.user.id, utcnow(), stored.ref, options=JobOptions(**options))
-        return (await self.repository.create_job(job)).id
+        return await self.stores.archives.save(chunks(), 10**9)
 
     async def job(self, job_id: str) -> Job:
         job = await self.repository.get_job(job_id)

@@ -1,7 +1,5 @@
 """What the first `ci-admin up` makes, what the next one keeps, and what it tells the person."""
 
-# ruff: noqa: ASYNC240 - a test's own little files; nothing else runs on the loop meanwhile
-
 import stat
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime

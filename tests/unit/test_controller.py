@@ -1,7 +1,9 @@
 """The controller over a real database and real stores, with the engine in memory."""
 
 import asyncio
+import os
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -423,3 +425,20 @@ async def test_what_waited_too_long_in_the_queue_fails(system: ControlledSystem)
     async with system.running(policy=replace(system.policy, queue_timeout=timedelta(0))):
         job = await system.finished(job_id)
     assert (job.status, job.reason) == (JobStatus.FAILED, Reason.QUEUE_TIMEOUT)
+
+
+async def test_uploads_that_no_job_came_of_are_removed_in_time(
+    system: ControlledSystem, tmp_path: Path
+) -> None:
+    """A server that died between the upload and the row leaves a file; a young one may still get its row."""
+    used = (await system.job(await system.submit())).archive_ref
+    abandoned, young = [(await system.save_archive()).ref for _ in range(2)]
+    for ref in (used, abandoned):
+        two_hours_ago = time.time() - 7200
+        [path] = tmp_path.rglob(ref)
+        os.utime(path, (two_hours_ago, two_hours_ago))
+    controller = system.controller()
+    await controller.start()
+    await controller.prune()
+    await controller.close()
+    assert {ref for ref, _ in system.stores.archives.refs()} == {used, young}

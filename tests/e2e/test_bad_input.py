@@ -1,0 +1,358 @@
+"""Whatever is wrong with what comes in or with what is around: one clear sentence, the right code, nothing lost."""
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ci_common.api_keys import generate_api_key
+from ci_common.errors import errors_by_code
+from tests.support.archives import HOSTILE, zip_of
+from tests.support.eventually import eventually
+from tests.support.installation import FIXTURES, Daemon, Installation, make_project
+
+pytestmark = pytest.mark.docker
+Shared = tuple[Installation, Daemon]
+
+BAD_DATA = 65
+NO_SUCH_JOB = 66
+UNAVAILABLE = 69
+BUSY = 75
+NOT_ALLOWED = 77
+USAGE = 64
+
+UNKNOWN_JOB = "00000000-0000-4000-8000-000000000000"
+
+# What it is in HOSTILE -> what its refusal says.
+ARCHIVES = {
+    "nothing at all": "zip",
+    "text": "zip",
+    "no entries": "no files",
+    "only directories": "no files",
+    "parent": "../evil",
+    "parent inside": "a/../../evil",
+    "absolute": "/etc/passwd",
+    "symlink": "link",
+    "duplicate": "a.txt",
+    "overlapping": "overlap",
+    "encrypted": "encrypted",
+    "bomb": "a.txt",
+    "wrong checksum": "a.txt",
+    "larger than declared": "a.txt",
+}
+
+
+# -- archives ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", ["/submit", "/submit-stream", "/submit-async"])
+def test_every_hostile_archive_is_refused_by_its_rule_and_leaves_nothing(shared: Shared, route: str) -> None:
+    system, server = shared
+    with system.http(server) as http:
+        jobs, files = http.get("/jobs").json(), _archives(system)
+        for what, said in ARCHIVES.items():
+            archive, rule = HOSTILE[what]
+            problem = _problem(http.post(route, files={"file": archive}), 422, "invalid_archive")
+            assert problem["rule"] == rule, what
+            assert said in problem["detail"], (what, problem)
+        assert http.get("/jobs").json() == jobs
+    assert _archives(system) <= files
+
+
+def test_a_form_without_a_file_is_refused(shared: Shared) -> None:
+    system, server = shared
+    with system.http(server) as http:
+        problem = _problem(http.post("/submit-async", files={"other": b"x"}), 422, "invalid_request")
+        assert "'file'" in problem["detail"]
+        _problem(http.post("/submit-async", content=b"PK"), 422, "invalid_request")
+
+
+def test_an_upload_over_a_limit_is_refused_by_the_limit(installation: Installation, tmp_path: Path) -> None:
+    system, limit, unpacked = installation, 100_000, 60_000
+    system.key()
+    server = system.start_server(CI_MAX_UPLOAD_BYTES=str(limit), CI_ARCHIVE_MAX_BYTES=str(unpacked))
+    for size, said in ((4 * limit, str(limit)), (unpacked + 1000, str(unpacked))):
+        project = make_project(tmp_path / str(size), {"test_a.py": "", "data": os.urandom(size)})
+        done = system.ci(server, "submit", "test", project=project)
+        assert (done.code, done.out) == (BAD_DATA, b""), done.err
+        assert said in _one_sentence(done.err)
+    with system.http(server) as http:
+        large = zip_of({"data": os.urandom(2 * limit)})
+        _problem(http.post("/submit-async", files={"file": large}), 413, "archive_too_large")
+        chunked = {"Content-Type": "multipart/form-data; boundary=b"}
+        body = http.post("/submit-async", headers=chunked, content=_form_in_pieces(large))
+        _problem(body, 413, "archive_too_large")
+        assert http.get("/jobs").json() == []
+    assert _archives(system) == set()
+
+
+def _form_in_pieces(archive: bytes) -> Iterator[bytes]:
+    yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="p.zip"\r\n\r\n'
+    yield from (archive[at : at + 10_000] for at in range(0, len(archive), 10_000))
+    yield b"\r\n--b--\r\n"
+
+
+# -- projects ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("files", [{}, {"README.md": "hello\n"}], ids=["empty", "no Python"])
+def test_what_is_no_project_is_told_before_anything_is_sent(
+    shared: Shared, tmp_path: Path, files: dict[str, str | bytes]
+) -> None:
+    system, server = shared
+    project = make_project(tmp_path / "p", files)
+    project.mkdir(exist_ok=True)
+    before = system.ci(server, "list", "--json").out
+    done = system.ci(server, "submit", "test", project=project)
+    assert (done.code, done.out) == (USAGE, b""), done.err
+    assert str(project) in _one_sentence(done.err)
+    assert "-C" in done.err
+    assert system.ci(server, "list", "--json").out == before
+
+
+# -- keys ----------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_or_malformed_key_is_77_and_says_where_keys_come_from(shared: Shared) -> None:
+    system, server = shared
+    for key, more in ((generate_api_key(), ""), (system.key()[:-1], "well formed"), ("ci_é", "")):
+        for command in (("submit", "test"), ("list", "--json"), ("status", UNKNOWN_JOB)):
+            done = system.ci(server, *command, "--api-key", key, project=FIXTURES / "passing")
+            assert (done.code, done.out) == (NOT_ALLOWED, b""), (key, command, done.err)
+            assert "key" in _one_sentence(done.err)
+            assert more in done.err
+            assert key not in done.err
+
+
+def test_no_key_at_all_is_77_and_says_how_to_give_one(shared: Shared) -> None:
+    system, server = shared
+    done = system.ci(server, "list", "--json", "--api-key", "")
+    assert done.code == NOT_ALLOWED, done.err
+    assert "CI_API_KEY" in _one_sentence(done.err)
+    anonymous = httpx.get(f"{server.url}/jobs")
+    _problem(anonymous, 401, "unauthorized")
+    assert anonymous.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_a_revoked_key_is_77_with_the_next_request(shared: Shared) -> None:
+    system, server = shared
+    system.key("eve")
+    issued = system.admin("key", "create", "--email", "eve@example.org", "--name", "lost", "--json")
+    key, key_id = re.findall(r'"(?:api_key|id)": "([^"]+)"', issued.text)
+    assert system.ci(server, "list", "--json", "--api-key", key).code == 0
+    assert system.admin("key", "revoke", key_id).code == 0
+    done = system.ci(server, "list", "--json", "--api-key", key)
+    assert (done.code, done.out) == (NOT_ALLOWED, b""), done.err
+    assert "key" in _one_sentence(done.err)
+    assert system.ci(server, "list", "--json", user="eve").code == 0, "her other key is as good as before"
+
+
+# -- jobs ----------------------------------------------------------------------------------------------
+
+
+def test_a_foreign_job_and_an_unknown_one_are_66_alike(shared: Shared) -> None:
+    system, server = shared
+    foreign = system.submit(server, FIXTURES / "passing")
+    for command in ("wait", "status", "logs", "cancel"):
+        said: set[str] = set()
+        for job_id in (foreign, UNKNOWN_JOB):
+            done = system.ci(server, command, job_id, user="eve")
+            assert (done.code, done.out) == (NO_SUCH_JOB, b""), done.err
+            said.add(_one_sentence(done.err).replace(job_id, "ID"))
+        assert len(said) == 1, said
+    assert system.ci(server, "status", "no/such?job", user="eve").code == NO_SUCH_JOB
+    assert system.wait(server, foreign)["success"] is True, "nobody else's request touched it"
+
+
+# -- what is around --------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_down_is_69_and_named(shared: Shared) -> None:
+    system, _ = shared
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    for command in (("submit", "test"), ("list", "--json")):
+        done = system.ci(shared[1], *command, "--server", nowhere, project=FIXTURES / "passing")
+        assert (done.code, done.out) == (UNAVAILABLE, b""), done.err
+        assert nowhere in done.err
+
+
+def test_without_a_controller_the_client_says_so_and_the_job_runs_once_there_is_one(
+    installation: Installation,
+) -> None:
+    system = installation
+    system.key()
+    server = system.start_server()
+    with system.spawn_ci(server, "submit", "test", project=FIXTURES / "passing") as waiting:
+        _read_until(waiting, "start ci-controller")
+        assert _not_ready(server, "controller")
+        system.start_controller()
+        out, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0, err
+    assert b"4 passed" in out
+
+
+def test_without_docker_jobs_stay_queued_and_uncharged_and_everyone_says_why(
+    installation: Installation, tmp_path: Path
+) -> None:
+    system = installation
+    system.key()
+    blind = system.start_controller(DOCKER_HOST=f"unix://{tmp_path}/no-docker.sock")
+    server = system.start_server()
+    with system.spawn_ci(server, "submit", "test", project=FIXTURES / "passing") as waiting:
+        assert "no-docker.sock" in _read_until(waiting, "Docker")
+        assert "Docker" in _not_ready(server, "controller")
+        (job,) = _jobs(system, server)
+        assert (job["status"], job["success"]) == ("queued", None)
+        assert blind.terminate() == 0
+        system.start_controller()
+        out, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0, err
+    assert b"4 passed" in out
+    (job,) = _jobs(system, server)
+    assert (job["attempt"], job["success"]) == (1, True), "waiting for the engine cost it nothing"
+    assert httpx.get(f"{server.url}/ready").status_code == 200
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB, which is full once somebody fills it."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=False, capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("only root can mount a small file system")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_full_disk_refuses_jobs_and_the_same_submission_works_once_there_is_room(
+    installation: Installation, small_disk: Path
+) -> None:
+    system, data = installation, {"CI_DATA_DIR": str(small_disk / "data")}
+    system.start_controller(**data)
+    server = system.start_server(**data, CI_MIN_FREE_BYTES="500000")
+    system.wait_ready(server)
+    earlier = system.submit(server, FIXTURES / "passing")
+    system.wait(server, earlier)
+    log = system.log(server, earlier)
+
+    filler = small_disk / "filler"
+    _fill(filler)
+    archive, once = zip_of({"test_a.py": b"def test_a(): pass\n"}), {"Idempotency-Key": "the-same"}
+    with system.http(server) as http:
+        refused = http.post("/submit-async", files={"file": archive}, headers=once)
+        _problem(refused, 507, "storage_full")
+        assert "MiB free" in _not_ready(server, "disk")
+        done = system.ci(server, "submit", "test", project=FIXTURES / "passing")
+        assert (done.code, done.out) == (BUSY, b""), done.err
+        assert "room" in done.err or "space" in done.err
+        assert [job["job_id"] for job in _jobs(system, server)] == [earlier], "no half of a job"
+        assert system.log(server, earlier) == log
+
+        filler.unlink()
+        accepted = http.post("/submit-async", files={"file": archive}, headers=once).raise_for_status()
+    done = system.ci(server, "submit", "test", project=FIXTURES / "passing")
+    assert done.code == 0, done.err
+    assert system.wait(server, accepted.json()["job_id"])["success"] is True
+
+
+def test_a_disk_that_fills_up_under_a_job_costs_it_nothing(
+    installation: Installation, small_disk: Path, tmp_path: Path
+) -> None:
+    """What could not be written while there was no room is written when there is: the container kept it."""
+    system, data = installation, {"CI_DATA_DIR": str(small_disk / "data")}
+    system.start_controller(**data)
+    server = system.start_server(**data)
+    code = (
+        "import pathlib, sys\ndef test_x():\n"
+        "    for n in range(20_000):\n        print(f'line {n:05}', 'x' * 40)\n"
+        "    sys.stdout.flush()\n"
+    )
+    project = make_project(tmp_path / "p", {"test_x.py": code})
+    filler = small_disk / "filler"
+    with filler.open("wb") as file:
+        file.write(bytes(2_500_000))
+    job_id = system.submit(server, project, "--", "-s")
+    eventually(lambda: _full(small_disk), what="a full disk", seconds=60)
+    filler.unlink()
+    job = system.wait(server, job_id)
+    assert (job["success"], job["attempt"]) == (True, 1), job
+    printed = re.findall(rb"line (\d{5}) x{40}\n", system.log(server, job_id))
+    assert [int(number) for number in printed] == list(range(20_000))
+
+
+# -- helpers ---------------------------------------------------------------------------------------------
+
+
+def _problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Return a problem document after judging its shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert (problem["status"], problem["code"]) == (status, code), problem
+    assert problem["request_id"]
+    assert errors_by_code()[code].http_status == status
+    return problem
+
+
+def _one_sentence(err: str) -> str:
+    """Return the error's line; there is one and no traceback."""
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, err
+    assert "Traceback" not in err
+    return errors[0]
+
+
+def _read_until(process: "subprocess.Popen[bytes]", text: str) -> str:
+    """Return the first remark of a running `ci` that has this in it."""
+    assert process.stderr is not None
+    seen: list[str] = []
+    while line := process.stderr.readline().decode():
+        seen.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"it ended without saying {text!r}: {seen}")
+
+
+def _not_ready(server: Daemon, check: str) -> str:
+    """Return why /ready says that this is not well, once it says so."""
+
+    def said() -> str | None:
+        reasons: list[str] = httpx.get(f"{server.url}/ready").json()["reasons"]
+        return next((reason for reason in reasons if reason.startswith(f"{check}: ")), None)
+
+    return eventually(said, what=f"/ready complaining about the {check}")
+
+
+def _jobs(system: Installation, server: Daemon) -> list[dict[str, Any]]:
+    with system.http(server) as http:
+        return http.get("/jobs").raise_for_status().json()
+
+
+def _archives(system: Installation) -> set[str]:
+    """Return the names of all files in the store of archives, finished or not."""
+    return {path.name for path in Path(f"{system.database}.data").glob("archives/*")}
+
+
+def _fill(path: Path) -> None:
+    """Nothing more fits on the disk of this path."""
+    with path.open("wb", buffering=0) as file:
+        for size in (65536, 4096, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
+
+
+def _full(place: Path) -> bool:
+    return os.statvfs(place).f_bavail == 0
