@@ -37,7 +37,7 @@ cli.add_command(user)
 cli.add_command(key)
 
 
-@cli.command()
+@cli.command(short_help="Check everything this machine needs.")
 @with_database
 def doctor(db_path: Path | None, as_json: bool) -> int:
     """Check everything this machine needs, one line each with the way out; exit code 69 if something failed."""
@@ -46,7 +46,7 @@ def doctor(db_path: Path | None, as_json: bool) -> int:
     return examine(db_path, as_json=as_json)
 
 
-@cli.command()
+@cli.command(short_help="Run controller and server in the foreground.")
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen at."
 )

@@ -16,8 +16,8 @@ from ci_admin.local_checks import (
     check_sqlite,
 )
 from ci_admin.location import database_in_force
-from ci_admin.settings import read_settings
 from ci_common.clock import utcnow
+from ci_common.settings import read_settings
 from ci_controller.container_manager import ContainerManager
 from ci_controller.doctor import Check, run_checks
 from ci_controller.settings import ControllerSettings
@@ -28,7 +28,7 @@ _FAILED = 69
 
 def examine(db_path: Path | None, *, as_json: bool) -> int:
     """Every finding is on stdout; returns 0 if nothing failed, else 69."""
-    checks = asyncio.run(_all_checks(read_settings(ControllerSettings, database_in_force(db_path))))
+    checks = asyncio.run(_all_checks(read_settings(ControllerSettings, db_path=database_in_force(db_path))))
     click.echo(render.as_json(as_document(checks)) if as_json else as_text(checks))
     return exit_code(checks)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ci_admin.accounts import create_user, issue_key
 from ci_common.api_keys import hash_api_key
-from ci_common.errors import CIError, InvalidRequest
+from ci_common.client_config import read_config
+from ci_common.errors import CIError
 from ci_common.models import DEFAULT_SCOPES, Role, User
 from ci_common.repository import JobRepository
 
@@ -27,15 +28,9 @@ class ClientSetup:
     written: bool = False
 
 
-def config_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the file the client reads: `~/.ci/config`, unless CI_CONFIG_FILE names another."""
-    named = environ.get("CI_CONFIG_FILE")
-    return Path(named).expanduser() if named else Path.home() / ".ci" / "config"
-
-
 async def set_up_client(repository: JobRepository, config: Path, server: str, now: datetime) -> ClientSetup:
     """The file holds a key for this database, unless it held a foreign one before: that one is never replaced."""
-    stored = _read(config)
+    stored = read_config(config)
     if "api_key" in stored:
         owner = await _owner_of(repository, stored["api_key"], now)
         return ClientSetup(config, stored.get("server"), owner is not None, owner)
@@ -60,18 +55,6 @@ async def _login_user(repository: JobRepository, now: datetime) -> User:
     return await repository.get_user_by_email(email) or await create_user(
         repository, name, email, Role.ADMIN, now
     )
-
-
-def _read(config: Path) -> dict[str, str]:
-    # The same `key=value` lines as the client reads; it is a package of its own that we do not import.
-    try:
-        text = config.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{config} cannot be read: {error}") from error
-    pairs = (line.partition("=") for line in text.splitlines() if not line.lstrip().startswith("#"))
-    return {name.strip(): value.strip().strip("\"'") for name, separator, value in pairs if separator}
 
 
 def _append(config: Path, settings: Mapping[str, str]) -> None:

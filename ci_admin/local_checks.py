@@ -4,7 +4,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from ci_common.errors import CIError, SchemaMissing
@@ -17,7 +17,6 @@ from ci_persistence.sqlite_connection import HAS_WAL_RESET_BUG
 _GIB = 1024**3
 _LITTLE_SPACE = 2 * _GIB
 _NO_SPACE = _GIB // 4
-_HEARTBEAT_STALE = timedelta(seconds=15)
 _FOR_OTHERS = 0o007
 
 
@@ -60,20 +59,22 @@ def check_permissions(settings: StorageSettings) -> Check:
 
 
 async def check_database(repository: JobRepository, path: Path) -> Check:
-    """Tell whether the database is there, whole and of this release."""
+    """Tell whether the database is there, can be read and is of this release.
+
+    Every start of a daemon looks the whole file through; this waits for nobody who writes.
+    """
     how = "The first `ci-controller`, `ci-admin up` or `ci-admin user create` makes it."
     if not os.access(path, os.F_OK):
         return Check("database", "warning", f"There is no database {path} yet.", how)
     try:
         await repository.check()
-        await repository.initialize()  # has nothing to make any more, but looks the file through
     except SchemaMissing as error:
         return Check(
             "database", "warning", error.detail, "`ci-controller` brings it up to date when it starts."
         )
     except CIError as error:
         return Check("database", "failed", error.detail, "See the part on recovery in docs/operations.md.")
-    return Check("database", "ok", f"{path} is whole and has the schema of this release")
+    return Check("database", "ok", f"{path} can be read and has the schema of this release")
 
 
 async def check_controller(repository: JobRepository, now: datetime) -> Check:
@@ -93,7 +94,7 @@ def judge_controller(state: ControllerState | None, now: datetime) -> Check:
     if state is None:
         return Check("controller", "warning", "No controller has run on this database yet.", fix)
     age = now - state.heartbeat_at
-    if age > _HEARTBEAT_STALE:
+    if not state.is_alive(now):
         since = f"{state.heartbeat_at:%Y-%m-%d %H:%M:%S} UTC"
         return Check("controller", "warning", f"No controller is running (last seen {since}).", fix)
     if state.note:

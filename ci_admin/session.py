@@ -51,11 +51,10 @@ def _named_or_announced(db_path: Path | None) -> Path:
 
 async def _in_repository(path: Path, action: Callable[[JobRepository], Awaitable[Result]]) -> Result:
     # Here, not above: `--help` need not wait for the libraries of settings and database.
-    from ci_admin.settings import read_settings
-    from ci_common.settings import StorageSettings
+    from ci_common.settings import StorageSettings, read_settings
     from ci_persistence.factory import open_repository
 
-    repository = open_repository(read_settings(StorageSettings, path))
+    repository = open_repository(read_settings(StorageSettings, db_path=path))
     try:
         await repository.initialize()
         return await action(repository)

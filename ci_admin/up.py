@@ -12,15 +12,15 @@ from pathlib import Path
 
 import click
 
-from ci_admin.first_run import ClientSetup, config_path, set_up_client
+from ci_admin.first_run import ClientSetup, set_up_client
 from ci_admin.location import personal_database
 from ci_admin.next_steps import greeting
 from ci_admin.processes import Children, Ended
 from ci_admin.runner_image import ensure_runner_image
-from ci_admin.settings import read_settings
+from ci_common.client_config import config_path
 from ci_common.clock import utcnow
 from ci_common.errors import Unavailable
-from ci_common.settings import StorageSettings
+from ci_common.settings import StorageSettings, read_settings
 from ci_controller.settings import ControllerSettings
 from ci_persistence.factory import open_repository
 
@@ -34,7 +34,7 @@ def run(host: str, port: int, db_path: Path | None) -> int:
     """Return when the system is stopped: 0 if it was asked to, else the exit code of the daemon that ended."""
     database = (db_path or personal_database()).absolute()
     with _listen(host, port) as listener:
-        settings = read_settings(ControllerSettings, database)
+        settings = read_settings(ControllerSettings, db_path=database)
         ensure_runner_image(settings.runner_image)
         database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return asyncio.run(_up(settings, listener, _url(host, port)))

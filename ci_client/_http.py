@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 from ci_client.config import is_loopback
 from ci_common.errors import (
@@ -88,9 +89,8 @@ class Http:
     """One server and one key."""
 
     def __init__(self, server_url: str, api_key: str) -> None:
-        local = is_loopback(server_url)
         # Why: loading certificates takes 50 ms; where no TLS can occur an empty context does (and trusts nobody).
-        plain = local and server_url.startswith("http:")
+        plain = urlsplit(server_url).scheme == "http"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx.create_ssl_context()
         self._client = httpx.Client(
             base_url=server_url,
@@ -98,7 +98,8 @@ class Http:
             timeout=_TIMEOUT,
             verify=context,
             follow_redirects=False,
-            mounts={"all://": None} if local else None,  # a proxy cannot reach this machine's loopback
+            # A proxy cannot reach this machine's loopback.
+            mounts={"all://": None} if is_loopback(server_url) else None,
         )
         self.server_url = server_url
 
@@ -156,11 +157,12 @@ class Http:
             return int(length)
 
     @contextmanager
-    def download(self, path: str, offset: int) -> Generator[Iterator[bytes]]:
+    def download(self, path: str, params: Params, offset: int) -> Generator[Iterator[bytes]]:
         """Yield the bytes of a document from `offset` on."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         # Identity: offsets count the bytes of the document, not of a compressed form of it.
-        with self._open("GET", path, headers={"Accept-Encoding": "identity", **headers}) as response:
+        headers["Accept-Encoding"] = "identity"
+        with self._open("GET", path, params=params, headers=headers) as response:
             if offset and response.status_code != _PARTIAL_CONTENT:
                 raise ProtocolError("The server ignored the range that was asked for.")
             yield response.iter_bytes()

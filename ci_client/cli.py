@@ -14,7 +14,6 @@ import click
 from ci_client.config import Flags
 from ci_client.console import Console, ReaderGone
 from ci_client.exit_codes import ClientExit, exit_code_of_error, exit_code_table
-from ci_client.sanitizer import one_line
 from ci_common import __version__
 from ci_common.errors import CIError
 from ci_common.models import JobStatus
@@ -60,6 +59,17 @@ def _duration(text: str) -> float:
 class _Group(click.Group):
     """The top of the command; its help ends with examples, settings and the exit codes."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        """Return the commands in the order in which a person comes to need them."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[:1] == ["test"]:
+            ctx.fail("No such command 'test'. Did you mean 'submit test'?")
+        return super().resolve_command(ctx, args)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         for text in (_EXAMPLES, _SETTINGS):
             formatter.write("\n" + text)
@@ -88,10 +98,10 @@ def ci() -> None:
 
 @ci.group("submit")
 def submit() -> None:
-    """Submit a job."""
+    """Submit a project: `ci submit test` runs its tests."""
 
 
-@submit.command("test")
+@submit.command("test", short_help="Run the project's tests in a clean container.")
 @click.option("--async", "background", is_flag=True, help="Print the job id and return at once.")
 @click.option(
     "--timeout", type=_duration, metavar="DURATION", help="End the job after this time (90, 90s, 10m, 1h)."
@@ -110,7 +120,7 @@ def submit() -> None:
 @_json_option
 @_raw_option
 @_connection_options
-@click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
+@click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- PYTEST_ARGS...]")
 def submit_test(
     background: bool,
     timeout: float | None,
@@ -125,8 +135,9 @@ def submit_test(
     """Send the tree as it is, run its tests in a clean container, show the output live.
 
     What git would take is sent: tracked files and untracked ones that are not ignored; outside of git everything
-    but the usual artefacts. A .ciignore file (syntax of .gitignore) keeps more back. Arguments after -- are
-    pytest's.
+    but the usual artefacts. A .ciignore file (syntax of .gitignore) keeps more back.
+
+    Arguments after -- are pytest's: ci submit test -- -k parser -x
     """
     from ci_client.commands import following
 
@@ -231,14 +242,18 @@ def _report(arguments: list[str], code: str, message: str, extra: dict[str, Any]
         click.echo(json.dumps({"error": {"code": code, "message": message, **known}}), err=True)
         return
     request = f" (request {extra['request_id']})" if extra.get("request_id") else ""
-    Console().note(f"error: {one_line(message + request)}", "red")
+    Console().note(f"error: {message}{request}", "red")
 
 
 def _report_usage(arguments: list[str], error: click.UsageError) -> None:
     if _wants_json(arguments):
         _report(arguments, "usage", error.format_message(), {})
-    else:
-        error.show()
+        return
+    error.show()
+    of_submit = error.ctx is not None and error.ctx.command is submit_test
+    if of_submit and isinstance(error, click.NoSuchOption) and not error.possibilities:
+        hint = f"An option of pytest comes after --, as in: ci submit test -- {error.option_name}"
+        click.echo(hint, err=True)
 
 
 def _wants_json(arguments: list[str]) -> bool:

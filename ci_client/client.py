@@ -26,7 +26,14 @@ from ci_client.following import StreamState, is_last
 from ci_client.job_info import JobInfo
 from ci_client.retry import Retries, RetryPolicy
 from ci_client.upload import Progress, form_fields, opened
-from ci_common.errors import ArchiveTooLarge, CIError, InvalidOffset, NotFound, ServerUnreachable
+from ci_common.errors import (
+    ArchiveTooLarge,
+    CIError,
+    InvalidOffset,
+    InvalidRequest,
+    NotFound,
+    ServerUnreachable,
+)
 from ci_common.events import ErrorEvent, Position, StreamEvent
 from ci_common.models import JobOptions, JobStatus, new_id
 
@@ -130,11 +137,15 @@ class CIClient:
         return JobInfo.from_json(answer) if answer else None
 
     def log(self, job_id: str) -> Iterator[bytes]:
-        """Yield the bytes of a job's log as far as it has been written."""
+        """Yield the bytes of a job's log as far as it has been written: of one attempt, the current one."""
+        attempt = self.get_job(job_id).attempt
+        if attempt == 0:
+            return
         offset, retries = 0, self._retries()
         while True:
             try:
-                with self._http.download(f"{_job_path(job_id)}/log", offset) as chunks:
+                log = self._http.download(f"{_job_path(job_id)}/log", {"attempt": attempt}, offset)
+                with log as chunks:
                     for chunk in chunks:
                         retries.progress()
                         offset += len(chunk)
@@ -252,4 +263,6 @@ def submit_tests_streaming(
 
 
 def _job_path(job_id: str) -> str:
+    if not job_id:
+        raise InvalidRequest("The job id is empty: `ci list` shows the ids of your jobs.")
     return f"/jobs/{quote(job_id, safe='')}"

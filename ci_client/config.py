@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ci_common.client_config import config_path, read_config
 from ci_common.errors import InvalidRequest, Unauthorized
 
 DEFAULT_SERVER = "http://localhost:8000"
@@ -49,24 +50,6 @@ def resolve(flags: Flags, environ: Mapping[str, str] = os.environ) -> Connection
             "the operator issues one by `ci-admin key create`."
         )
     return Connection(server_url, check_key(key), tuple(warnings))
-
-
-def config_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the file a person's settings are in."""
-    named = environ.get("CI_CONFIG_FILE")
-    return Path(named).expanduser() if named else Path.home() / ".ci" / "config"
-
-
-def read_config(path: Path) -> dict[str, str]:
-    """Return the `key=value` lines of a file; nothing where there is no file. Other lines are not ours."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path} cannot be read: {error}") from error
-    pairs = (line.partition("=") for line in text.splitlines() if not line.lstrip().startswith("#"))
-    return {name.strip(): value.strip().strip("\"'") for name, separator, value in pairs if separator}
 
 
 def check_key(key: str) -> str:

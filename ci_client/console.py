@@ -1,5 +1,6 @@
 """The two streams of a command: data to stdout, everything else to stderr. No knowledge of jobs.
 
+Remarks often quote a server or a file name, so all of them are made harmless here; data is its writer's business.
 Data is written unbuffered through a file of its own, so that a line is seen when it was sent and a worker
 thread that is left behind at exit holds no lock of the interpreter.
 """
@@ -13,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import RawIOBase
 from typing import Literal, TextIO, cast
+
+from ci_client.sanitizer import one_line
 
 Colour = Literal["red", "green", "yellow", "dim"]
 _SGR: Mapping[Colour, str] = {"red": "31", "green": "32", "yellow": "33", "dim": "2"}
@@ -69,12 +72,12 @@ class Console:
         self.data(f"{text}\n".encode("utf-8", "backslashreplace"))
 
     def note(self, text: str, colour: Colour | None = None) -> None:
-        """One line for people, on stderr."""
+        """One line for people, on stderr, whatever is in the text."""
         self._clear()
         if self._mid_line and self.terminal.stdout and self.terminal.stderr:
             self._err("\n")  # both are one screen: do not write behind half a line of output
             self._mid_line = False
-        self._err(self._painted(text, colour) + "\n")
+        self._err(self._painted(one_line(text), colour) + "\n")
 
     def warn(self, text: str) -> None:
         """One line about something that may surprise later."""
@@ -87,7 +90,7 @@ class Console:
         import shutil  # slow to import, and only needed on terminals
 
         width = shutil.get_terminal_size().columns - 1
-        self._err(_CLEAR_LINE + text[:width])
+        self._err(_CLEAR_LINE + one_line(text)[:width])
         self._transient = True
 
     def _clear(self) -> None:

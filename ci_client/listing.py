@@ -2,12 +2,12 @@
 
 import os
 import stat
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ci_client.git import GitFailed, ls_files
 from ci_common.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -27,16 +27,6 @@ DEFAULT_IGNORES = (
 IGNORED_BY_GIT = "ignored by git"
 BY_CIIGNORE = f"excluded by {CIIGNORE}"
 BY_DEFAULT = "not sent by default"
-
-# Set inside git's hooks; they would make git look at another tree than the one we are asked for.
-_GIT_LOCAL = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_PREFIX",
-    "GIT_COMMON_DIR",
-    "GIT_OBJECT_DIRECTORY",
-)
 
 
 @dataclass(slots=True)
@@ -63,15 +53,11 @@ def list_project(root: Path, *, include_ignored: bool = False) -> Listing:
     return listing
 
 
-class _GitFailed(Exception):
-    pass
-
-
 def _git_listing(root: Path) -> Listing | None:
     """Return what git lists, None where it cannot say."""
     try:
         return _list_repository(root, "", set())
-    except _GitFailed as error:
+    except GitFailed as error:
         if not any((parent / ".git").exists() for parent in (root, *root.parents)):
             return None
         walked = Listing()
@@ -85,10 +71,11 @@ def _list_repository(root: Path, prefix: str, seen: set[Path]) -> Listing:
     """Return the files of one repository and of those nested in it, submodules or not."""
     directory = root / prefix
     listing = Listing()
-    listed = sorted(set(_git(directory, "ls-files", "-co", "--exclude-standard", "-z")))
-    for ignored in _git(directory, "ls-files", "-oi", "--exclude-standard", "--directory", "-z"):
-        listing.skipped[prefix + ignored] = IGNORED_BY_GIT
-    for name in listed:
+    ours, ignored = ls_files(
+        directory, ("-co", "--exclude-standard"), ("-oi", "--exclude-standard", "--directory")
+    )
+    listing.skipped = {prefix + name: IGNORED_BY_GIT for name in ignored}
+    for name in sorted(set(ours)):
         path = prefix + name.rstrip("/")
         if stat.S_ISDIR(_mode(root / path)):
             _add_nested(listing, root, path, seen)
@@ -113,25 +100,9 @@ def _add_nested(listing: Listing, root: Path, path: str, seen: set[Path]) -> Non
         listing.warnings += nested.warnings
 
 
-def _git(directory: Path, *arguments: str) -> list[str]:
-    environ = {name: value for name, value in os.environ.items() if name not in _GIT_LOCAL}
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(directory), *arguments],
-            capture_output=True,
-            check=True,
-            env={**environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except OSError as error:
-        raise _GitFailed("git cannot be started") from error
-    except subprocess.CalledProcessError as error:
-        lines = os.fsdecode(error.stderr).strip().splitlines() or [f"exit {error.returncode}"]
-        raise _GitFailed(lines[0]) from error
-    return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
-
-
 def _tracked_executables(directory: Path) -> Iterator[str]:
-    for line in _git(directory, "ls-files", "-sz"):
+    (lines,) = ls_files(directory, ("-s",))
+    for line in lines:
         entry, _, name = line.partition("\t")
         if entry.startswith("100755"):
             yield name

@@ -4,11 +4,11 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ci_client.console import Console
 from ci_client.exit_codes import exit_code_of_verdict
-from ci_client.job_info import JobInfo
 from ci_client.sanitizer import TerminalSanitizer, one_line
 from ci_common.events import (
     CompleteEvent,
@@ -21,6 +21,7 @@ from ci_common.events import (
 from ci_common.models import JobStatus
 
 if TYPE_CHECKING:
+    from ci_client.job_info import JobInfo  # brings httpx with it, which not every command needs
     from ci_client.selection import Selection
 
 _PROGRESS_SECONDS = 0.1
@@ -80,7 +81,7 @@ class TextRenderer:
             case StatusEvent():
                 self._state(event)
             case ErrorEvent():
-                self._console.warn(one_line(event.message))
+                self._console.warn(event.message)
             case CompleteEvent():
                 self._log.finish()
                 took = time.monotonic() - self._submitted if self._submitted is not None else None
@@ -93,8 +94,7 @@ class TextRenderer:
     def _state(self, event: StatusEvent) -> None:
         if event.status.is_terminal:
             return  # the verdict says it better
-        text = one_line(event.message or "")
-        text = f"{event.status.value}: {text}" if text else event.status.value
+        text = f"{event.status.value}: {event.message}" if event.message else event.status.value
         if event.attempt > self._attempt > 0:
             self._console.note(f"Attempt {event.attempt} (the one before was lost): {text}")
         elif self._console.terminal.stderr:
@@ -122,15 +122,13 @@ class JsonRenderer:
 
 def how_to_follow(job_id: str) -> str:
     """Return the line that tells how to find a job again."""
-    return (
-        f"Job {one_line(job_id)} (follow: ci wait {one_line(job_id)}, cancel: ci cancel {one_line(job_id)})"
-    )
+    return f"Job {job_id} (follow: ci wait {job_id}, cancel: ci cancel {job_id})"
 
 
 def describe_verdict(event: CompleteEvent, seconds: float | None = None) -> str:
     """Return the verdict in one line."""
     took = f" in {_duration(seconds)}" if seconds is not None else ""
-    evidence = f" - {one_line(event.message)}" if event.message else ""
+    evidence = f" - {event.message}" if event.message else ""
     if event.success:
         return f"✓ passed{took}{evidence}"
     if event.status is JobStatus.CANCELLED:
@@ -142,17 +140,22 @@ def describe_verdict(event: CompleteEvent, seconds: float | None = None) -> str:
     return f"✗ no verdict: {reason}{evidence}"
 
 
-def job_table(jobs: Iterable[JobInfo]) -> Iterable[str]:
-    """Yield the lines of `ci list`; scripts parse them, so they stay as they are."""
+def job_table(jobs: "Iterable[JobInfo]") -> Iterable[str]:
+    """Yield the lines of `ci list`; scripts parse them, so they stay as they are.
+
+    The first line comes once the first job has: a list that could not be had must not look like an empty one.
+    """
+    left = iter(jobs)
+    first = list(islice(left, 1))
     yield f"{'JOB ID':<38} {'STATUS':<12} {'START TIME':<22} {'END TIME':<22} SUCCESS"
     yield "-" * 110
-    for job in jobs:
+    for job in chain(first, left):
         times = f"{_time(job.start_time):<22} {_time(job.end_time):<22}"
         mark = "-" if job.success is None else "✓" if job.success else "✗"
         yield f"{one_line(job.job_id):<38} {one_line(job.status):<12} {times} {mark}"
 
 
-def job_details(job: JobInfo) -> Iterable[str]:
+def job_details(job: "JobInfo") -> Iterable[str]:
     """Yield a job's fields, one a line."""
     for name, value in job.raw.items():
         yield f"{one_line(name) + ':':<22} {_field(value)}"
@@ -168,7 +171,7 @@ def selection_lines(selection: "Selection") -> Iterable[str]:
         yield ""
         yield "Not sent:"
     for path, reason in sorted(selection.skipped.items()):
-        yield f"  {one_line(path)}: {reason}"
+        yield f"  {one_line(path)}: {one_line(reason)}"
 
 
 def selection_json(selection: "Selection") -> str:

@@ -14,6 +14,8 @@ _COLOUR = re.compile(r"[0-9;:]*")
 _MAX_COLOUR = 64  # characters of one SGR sequence; real ones have under 30
 _MAX_STRING = 4096  # an unterminated OSC or DCS ends here, so that it cannot hide the rest of the log
 
+_REORDERING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # shows text in another order
+
 _STRING_STARTERS = {"]": "\x9d", "P": "\x90", "X": "\x98", "^": "\x9e", "_": "\x9f"}  # ESC x and its C1 form
 _ABORT = "\x18\x1a"  # CAN and SUB end any sequence
 
@@ -126,7 +128,7 @@ class TerminalSanitizer:
 
 
 def one_line(text: str) -> str:
-    """Return text from elsewhere fit for one line of ours: no control characters, no colours."""
+    """Return text from elsewhere fit for one line of ours: no control characters, no colours, in its own order."""
     sanitizer = TerminalSanitizer(colours=False)
     clean = sanitizer.feed(text.encode("utf-8", "replace")) + sanitizer.finish()
-    return " ".join(clean.decode().split())
+    return " ".join(_REORDERING.sub("", clean.decode()).split())

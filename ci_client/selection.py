@@ -5,7 +5,7 @@ import stat
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ci_client.listing import Listing, list_project
 from ci_common.errors import NotAProject
@@ -52,33 +52,55 @@ def select_files(root: Path, *, include_ignored: bool = False) -> Selection:
     for path in listing.paths:
         selector.add(path)
     entries = tuple(sorted(selector.entries.values(), key=lambda entry: entry.path.encode()))
-    _require_python(root, entries, listing.skipped)
+    _require_python(root.resolve(), entries, listing.skipped)
     return Selection(root, entries, listing.skipped, (*listing.warnings, *_surprises(entries)))
 
 
+class _Refused(Exception):
+    """A link that does not go; the text says why."""
+
+
 class _Selector:
-    """Takes paths one by one and sorts them into entries and skipped ones."""
+    """Takes paths one by one and sorts them into entries and skipped ones.
+
+    A link goes as a copy of what it leads to, and never brings in what would not go by its own name. What lies
+    behind a link (a name in git's index may lead through one) is judged as a link is.
+    """
 
     def __init__(self, root: Path, listing: Listing) -> None:
         self.entries: dict[str, Entry] = {}
         self._root = root
         self._real_root = root.resolve()
         self._listing = listing
+        self._offered = {path for path in listing.paths if not _forbidden(path)}
+        self._linked: dict[str, bool] = {"": False}  # directory -> whether a link leads to it
 
     def add(self, path: str) -> None:
         """The path is an entry, or skipped with a reason."""
-        if problem := _forbidden(path):
-            return self._skip(path, problem, warn=True)
+        self._add(path, path, within_link=False)
+
+    def _add(self, name: str, path: str, *, within_link: bool) -> None:
+        """The file at a path of the project is an entry under that name, or the name is skipped with a reason."""
+        if problem := _forbidden(name):
+            return self._skip(name, problem, warn=True)
         source = self._root / path
         try:
             info = source.lstat()
         except FileNotFoundError:
-            return self._skip(path, "deleted")
+            return self._skip(name, "deleted")
         except OSError as error:
-            return self._skip(path, f"cannot be read: {error.strerror}", warn=True)
-        if stat.S_ISLNK(info.st_mode):
-            return self._add_link(path, source)
-        return self._add_file(path, source, info)
+            return self._skip(name, f"cannot be read: {error.strerror}", warn=True)
+        if stat.S_ISLNK(info.st_mode) or self._is_linked(path.rpartition("/")[0]):
+            return self._add_link(name, source, within_link=within_link)
+        return self._add_file(name, source, info)
+
+    def _is_linked(self, directory: str) -> bool:
+        known = self._linked.get(directory)
+        if known is None:
+            above = directory.rpartition("/")[0]
+            known = self._is_linked(above) or (self._root / directory).is_symlink()
+            self._linked[directory] = known
+        return known
 
     def _add_file(self, path: str, source: Path, info: os.stat_result) -> None:
         if not stat.S_ISREG(info.st_mode):
@@ -90,47 +112,50 @@ class _Selector:
         self.entries[name] = Entry(name, source, info.st_size, executable)
         return None
 
-    def _add_link(self, path: str, source: Path) -> None:
-        """A link goes as a copy of what it points to, if that is inside of the project."""
+    def _add_link(self, name: str, source: Path, *, within_link: bool) -> None:
         try:
-            target = source.resolve(strict=True)
-            info = target.stat()
-        except (OSError, RuntimeError):
-            return self._skip(path, "symbolic link to nothing", warn=True)
-        if not target.is_relative_to(self._real_root):
-            return self._skip(path, "symbolic link out of the project", warn=True)
-        inner = target.relative_to(self._real_root)
+            target, info = self._target_of(source)
+            if not stat.S_ISDIR(info.st_mode):
+                self._require_offered(target)
+                return self._add_file(name, self._real_root / target, info)
+            if within_link:  # expanding these as well would not end where links go in a circle
+                raise _Refused("symbolic link to a directory inside of a linked directory")
+            self._add_linked_directory(name, target)
+        except _Refused as refusal:
+            return self._skip(name, str(refusal), warn=True)
+
+    def _target_of(self, source: Path) -> tuple[str, os.stat_result]:
+        """Return the path in the project that a link leads to, and what is there; raises _Refused."""
+        try:
+            real = source.resolve(strict=True)
+            info = real.stat()
+        except (OSError, RuntimeError) as error:
+            raise _Refused("symbolic link to nothing") from error
+        if not real.is_relative_to(self._real_root):
+            raise _Refused("symbolic link out of the project")
+        inner = real.relative_to(self._real_root)
         if ".git" in inner.parts:
-            return self._skip(path, "symbolic link into .git", warn=True)
-        if stat.S_ISDIR(info.st_mode):
-            return self._add_linked_directory(path, inner.as_posix())
-        return self._add_file(path, target, info)
+            raise _Refused("symbolic link into .git")
+        return inner.as_posix(), info
 
-    def _add_linked_directory(self, path: str, inner: str) -> None:
-        """The files that the project has in the linked directory go a second time, links in it only to files.
+    def _require_offered(self, target: str) -> None:
+        """Raises _Refused for the target of a link that is not sent by its own name."""
+        if target in self._offered:
+            return
+        above = [f"{parent}/" for parent in PurePosixPath(target).parents]
+        known = (self._listing.skipped[path] for path in (target, *above) if path in self._listing.skipped)
+        reason = next((f": {reason}" for reason in known), "")
+        raise _Refused(f"symbolic link to {target}, which is not sent{reason}")
 
-        Not expanding links to directories in there is what keeps cycles finite.
-        """
-        prefix = "" if inner == "." else f"{inner}/"
-        for below in self._below(prefix):
-            copy = f"{path}/{below.removeprefix(prefix)}"
-            source = self._root / below
-            if source.is_dir():
-                self._skip(copy, "symbolic link to a directory inside of a linked directory", warn=True)
-            elif not below.startswith(f"{path}/"):
-                self._add_copy(copy, source)
-
-    def _below(self, prefix: str) -> Iterator[str]:
-        return (path for path in self._listing.paths if path.startswith(prefix) and not _forbidden(path))
-
-    def _add_copy(self, path: str, source: Path) -> None:
-        try:
-            target = source.resolve(strict=True)
-            info = target.stat()
-        except (OSError, RuntimeError):
-            return  # reported under its own name
-        if target.is_relative_to(self._real_root):
-            self._add_file(path, target, info)
+    def _add_linked_directory(self, name: str, directory: str) -> None:
+        """The files that the project has in the linked directory go a second time; raises _Refused if it has none."""
+        prefix = "" if directory == "." else f"{directory}/"
+        copied = [path for path in self._listing.paths if path in self._offered and path.startswith(prefix)]
+        if not copied:
+            raise _Refused(f"symbolic link to {directory}, of which nothing is sent")
+        for path in copied:
+            if not path.startswith(f"{name}/"):
+                self._add(f"{name}/{path.removeprefix(prefix)}", path, within_link=True)
 
     def _skip(self, path: str, reason: str, *, warn: bool = False) -> None:
         self._listing.skipped[path] = reason
@@ -148,6 +173,8 @@ def _forbidden(path: str) -> str | None:
         if char in "\\:" or unicodedata.category(char) == "Cc":
             return f"no archive may hold a name with {char!a} in it"
     parts = path.split("/")
+    if any(part in ("", ".", "..") or part.casefold() == ".git" for part in parts):
+        return "no file of a project has such a path"  # git lists what its index says, and that is but a file
     if len(parts) > _MAX_DEPTH:
         return f"it is more than {_MAX_DEPTH} directories deep"
     if len(path.encode()) > _MAX_PATH or any(len(part.encode()) > _MAX_NAME for part in parts):

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -166,6 +166,7 @@ class Job:
     image_id: str | None = None  # what the current attempt runs in
     log_size: int | None = None  # bytes of the sealed log of the final attempt
     log_sha256: str | None = None
+    log_truncated: bool | None = None  # `LogSeal.truncated` of that log
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ class LogSeal:
 
     size: int
     sha256: str
-    truncated: bool = False  # the log limit cut it, or the engine lost bytes; the log says so itself
+    truncated: bool = False  # may lack output that was sent to us; what the log limit stops is not sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,10 @@ class ControllerLease:
     holder: str
 
 
+# The time without a heartbeat after which the controller counts as gone, and another one may take over.
+CONTROLLER_GONE_AFTER = timedelta(seconds=15)
+
+
 @dataclass(frozen=True, slots=True)
 class ControllerState:
     """What others may know about the controller; the heartbeat is how they see it live."""
@@ -250,6 +255,10 @@ class ControllerState:
     holder: str
     heartbeat_at: datetime
     note: str | None = None  # e.g. "docker engine does not answer": shown by /ready and to waiting clients
+
+    def is_alive(self, now: datetime) -> bool:
+        """Tell whether its last heartbeat is recent."""
+        return now - self.heartbeat_at <= CONTROLLER_GONE_AFTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,3 +287,11 @@ class Idempotency:
 
     key: str
     fingerprint: str  # hash of tree and options: another one under the same key is a conflict
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How many jobs may be queued at the same time."""
+
+    per_user: int
+    total: int

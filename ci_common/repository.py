@@ -24,6 +24,7 @@ from ci_common.models import (
     JobStatus,
     JobVerdict,
     LogSeal,
+    QueueLimits,
     Reason,
     StopIntent,
     User,
@@ -107,11 +108,20 @@ class JobRepository(ABC):
     # -- jobs, as users see them -------------------------------------------------------------------------
 
     @abstractmethod
-    async def create_job(self, job: Job, idempotency: Idempotency | None = None) -> Job:
+    async def create_job(
+        self, job: Job, idempotency: Idempotency | None = None, limits: QueueLimits | None = None
+    ) -> Job:
         """The job is queued and durable. The loser of two equal idempotency keys gets the winner's job.
 
         Raises IdempotencyConflict when the key stood for something else, Unauthorized when the owner is
-        no longer active.
+        no longer active, and what `check_room` raises: however many submit at once, the limits hold.
+        """
+
+    @abstractmethod
+    async def check_room(self, user_id: str, limits: QueueLimits) -> None:
+        """The queue has room for one more job of that user now.
+
+        Raises TooManyRequests when the user has too many jobs in it, Unavailable when everybody together has.
         """
 
     @abstractmethod
@@ -139,7 +149,11 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def add_event(self, job_id: str, event: JobEvent) -> None:
-        """The event stands at the end of the job's timeline."""
+        """The event stands at the end of the job's timeline.
+
+        For other programs' notes, as the first design asked; our own events are written by the transactions
+        that they tell of.
+        """
 
     @abstractmethod
     async def get_events(self, job_id: str, from_index: int = 0) -> list[JobEvent]:

@@ -1,9 +1,15 @@
-"""Settings that every process on the same installation shares: where its state lives."""
+"""Settings that several processes of an installation share, and how any of them are read."""
 
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ci_common.errors import InvalidRequest
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "console", "json"]
 
 
 class StorageSettings(BaseSettings):
@@ -29,3 +35,24 @@ class StorageSettings(BaseSettings):
     def lock_path(self) -> Path:
         """The file whose lock only refuses a second controller quickly; the epoch is the truth."""
         return self.db_path.with_name(self.db_path.name + ".lock")
+
+
+class ServiceSettings(StorageSettings):
+    """What every process that runs for long has beside its storage: a log."""
+
+    log_level: LogLevel = Field(default="info", description="The least important messages that are logged.")
+    log_format: LogFormat = Field(
+        default="auto", description="How log lines look; `auto`: `console` on a terminal, else `json`."
+    )
+
+
+Settings = TypeVar("Settings", bound=StorageSettings)
+
+
+def read_settings(model: type[Settings], **given: Any) -> Settings:
+    """Return the settings of the environment, overridden by those given; raises InvalidRequest for wrong ones."""
+    try:
+        return model(**given)
+    except ValidationError as error:
+        wrong = (f"CI_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
+        raise InvalidRequest(f"wrong settings: {'; '.join(wrong)}") from error

@@ -28,10 +28,6 @@ class LogWriter(ABC):
         """Return how many bytes of log stand."""
 
     @abstractmethod
-    def truncate(self, size: int) -> None:
-        """Nothing stands after `size`; only for a tail that was proved to be wrong."""
-
-    @abstractmethod
     def write_events(self, lines: Iterable[bytes]) -> None:
         """The `.events` file holds exactly these lines (each ends in a newline), replaced as a whole."""
 
@@ -41,7 +37,7 @@ class LogWriter(ABC):
 
     @abstractmethod
     def seal(self, *, truncated: bool = False) -> LogSeal:
-        """The log is on disk for good (fsync of file and directory); returns its size and SHA-256."""
+        """The log is on disk for good (fsync of files and directories); returns its size and SHA-256."""
 
     @abstractmethod
     def close(self) -> None:
@@ -62,10 +58,6 @@ class LogStore(ABC):
     @abstractmethod
     def read(self, job_id: str, attempt: int, offset: int, length: int) -> bytes:
         """Return at most `length` bytes from `offset`; empty at the end or where there is no log."""
-
-    @abstractmethod
-    def read_events(self, job_id: str, attempt: int) -> list[bytes]:
-        """Return the lines of `.events` that are complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +120,10 @@ class ArchiveStore(ABC):
     @abstractmethod
     def refs(self) -> Iterator[tuple[str, float]]:
         """Yield every stored reference and its age in seconds, for pruning."""
+
+    @abstractmethod
+    def remove_unfinished(self, older_than_seconds: float) -> list[str]:
+        """Uploads that began but never ended are gone, where nothing was added for that long; returns their names."""
 
 
 class Subscription(ABC):

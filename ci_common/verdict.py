@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ci_common.models import Job, JobStatus, JobVerdict, Reason
+from ci_common.models import JobStatus, JobVerdict, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,6 @@ def verdict(reason: Reason | None, message: str | None = None, exit_code: int | 
     """Return the verdict that the table gives for a reason; `exit_code` is pytest's own, if it had one."""
     row = ending(reason)
     return JobVerdict(row.status, reason is None, reason, exit_code, message)
-
-
-def job_exit_code(job: Job) -> int:
-    """Return the code a command ends with for a terminal job."""
-    return exit_code_for(job.reason, job.exit_code)
 
 
 def exit_code_for(reason: Reason | None, pytest_exit_code: int | None) -> int:

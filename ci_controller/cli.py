@@ -1,7 +1,6 @@
 """`ci-controller`: flags over environment, logging, signals, exit codes."""
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -11,17 +10,17 @@ from typing import Any, Final, NoReturn
 
 import click
 import structlog
-from pydantic import ValidationError
 
 from ci_common import __version__
 from ci_common.errors import CIError
+from ci_common.service_log import configure_logging
+from ci_common.settings import read_settings
 from ci_controller.composition import open_controller
 from ci_controller.controller import JobController
 from ci_controller.settings import ControllerSettings
 
 log = structlog.get_logger(__name__)
 
-_USAGE: Final = 64
 _CANNOT: Final = 73  # sysexits: an output file cannot be created
 _PATIENCE: Final = 4.0  # seconds from the signal to the end
 
@@ -50,22 +49,15 @@ def main(**flags: Any) -> None:
     controller adopts them. Exit codes: 0 stopped, 64 wrong settings, 73 a path cannot be used, 75 another
     controller runs or the database cannot be used now, 70 an error of the program.
     """
-    settings = _settings({name: value for name, value in flags.items() if value is not None})
-    _configure_logging(settings)
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
+        settings = read_settings(ControllerSettings, **given)
+        configure_logging(settings.log_level, settings.log_format)
         asyncio.run(_serve(settings))
     except CIError as error:
         _fail(error.detail, error.exit_code)
     except OSError as error:
-        _fail(f"{error.filename or settings.db_path}: {error.strerror or error}", _CANNOT)
-
-
-def _settings(flags: dict[str, Any]) -> ControllerSettings:
-    try:
-        return ControllerSettings(**flags)
-    except ValidationError as error:
-        problems = (f"CI_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
-        _fail("wrong settings: " + "; ".join(problems), _USAGE)
+        _fail(f"{error.filename or 'the database'}: {error.strerror or error}", _CANNOT)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -101,37 +93,3 @@ def _stop(controller: JobController) -> None:
 def _leave() -> None:
     log.warning("the engine hangs; leaving as if killed, which loses nothing")
     os._exit(0)
-
-
-def _configure_logging(settings: ControllerSettings) -> None:
-    """Our own messages and those of libraries go to stderr in one format."""
-    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
-    shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    final: list[structlog.types.Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        if as_json
-        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
-    for chatty in ("asyncio", "docker", "urllib3", "aiosqlite"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )

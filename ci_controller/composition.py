@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -19,6 +20,7 @@ from ci_persistence.factory import open_repository, open_stores
 
 log = structlog.get_logger(__name__)
 
+_OTHER_THREADS: Final = 4  # for what belongs to no slot: pruning, migrating
 _BUSY_TRIES: Final = 6  # each waits as long as the database itself does
 
 
@@ -28,6 +30,7 @@ async def open_controller(settings: ControllerSettings) -> AsyncGenerator[JobCon
 
     Raises ControllerRunning, SchemaTooNew, DatabaseCorrupt, DatabaseBusy, OSError for paths that cannot be used.
     """
+    asyncio.get_running_loop().set_default_executor(_threads_for(settings.max_running_jobs))
     async with AsyncExitStack() as stack:
         is_free = stack.enter_context(lock_file(settings.lock_path))
         repository = open_repository(settings)
@@ -49,6 +52,14 @@ async def open_controller(settings: ControllerSettings) -> AsyncGenerator[JobCon
             changes=stores.hub,
             policy=settings.policy,
         )
+
+
+def _threads_for(slots: int) -> ThreadPoolExecutor:
+    """Return the threads in which archives are read and logs sealed: no slot waits for what another one does.
+
+    asyncio's own number of them follows the cores of the machine.
+    """
+    return ThreadPoolExecutor(2 * slots + _OTHER_THREADS, "files")
 
 
 async def _state_of_the_other(repository: JobRepository) -> ControllerState | None:

@@ -5,7 +5,7 @@ What a container is made of is decided in `docker_payload`, how to talk to the e
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from ci_controller.docker_payload import (
     needs_network,
     network_arguments,
 )
-from ci_controller.docker_streams import Feed, Watch, followed_output
+from ci_controller.docker_streams import Feed, Watch, followed_output, present_output
 
 _THREADS: Final = 32
 _PATIENCE_SECONDS: Final = 10.0  # with something that another caller is just making or removing
@@ -62,9 +62,8 @@ class EngineInfo:
 class ContainerManager:
     """A `ContainerRuntime` over the Docker engine; needs none until it is first asked something.
 
-    `job_log_bytes` is the limit of a job's log; the engine's own copy of it may grow to three times that,
-    because frames are larger than the bytes they carry. `job_network` is a bridge that is made on demand
-    (a name of at most 15 characters: the kernel's limit for interfaces).
+    `job_log_bytes` is the limit of a job's log; that of the engine's own copy follows from it. `job_network` is
+    a bridge that is made on demand (a name of at most 15 characters: the kernel's limit for interfaces).
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class ContainerManager:
         send_timeout: float = 60.0,
     ) -> None:
         self.container_name_prefix = container_name_prefix
-        self._engine_log_bytes = 3 * job_log_bytes
+        self._job_log_bytes = job_log_bytes
         self._job_network = job_network
         self._send_timeout = send_timeout
         self._engine = DockerEngine(call_timeout, pool_size=_THREADS)
@@ -109,10 +108,12 @@ class ContainerManager:
         return found["Id"] if found else None
 
     async def list(self, instance_id: str) -> list[ObservedContainer]:
-        wanted = {"label": f"{labels.INSTANCE}={instance_id}"}
-        # Not the SDK's high-level list: that inspects one by one and fails when one vanishes meanwhile.
-        found = await self._ask(lambda api: api.containers(all=True, filters=wanted))
-        return [_observed(summary) for summary in found]
+        return [*await self._labelled(labels.INSTANCE, instance_id)]
+
+    async def probes(self) -> Sequence[ObservedContainer]:
+        """Return the doctor's probes under our prefix, which belong to no installation."""
+        found = await self._labelled(labels.KIND, labels.KIND_PROBE)
+        return [probe for probe in found if probe.name.startswith(self.container_name_prefix)]
 
     async def create(self, spec: ContainerSpec) -> str:
         return await self._in_thread(lambda: self._create(spec))
@@ -146,6 +147,9 @@ class ContainerManager:
     def follow_output(self, container_id: str) -> AbstractContextManager[Iterator[bytes]]:
         return followed_output(self._engine, container_id)
 
+    def read_output(self, container_id: str) -> AbstractContextManager[Iterator[bytes]]:
+        return present_output(self._engine, container_id)
+
     @contextmanager
     def watch(self, instance_id: str, on_change: Callable[[], None]) -> Generator[None]:
         watch = Watch(self._engine, instance_id, on_change)
@@ -166,6 +170,12 @@ class ContainerManager:
     async def _act(self, container: str, action: Callable[[Any], Result]) -> Result:
         return await self._in_thread(lambda: self._engine.act(container, action))
 
+    async def _labelled(self, key: str, value: str) -> Sequence[ObservedContainer]:
+        wanted = {"label": f"{key}={value}"}
+        # Not the SDK's high-level list: that inspects one by one and fails when one vanishes meanwhile.
+        found = await self._ask(lambda api: api.containers(all=True, filters=wanted))
+        return [_observed(summary) for summary in found]
+
     def _shut_down(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._engine.close()
@@ -173,7 +183,7 @@ class ContainerManager:
     def _create(self, spec: ContainerSpec) -> str:
         if needs_network(spec):
             self._ensure_job_network()
-        payload = container_payload(spec, self._engine_log_bytes, self._job_network)
+        payload = container_payload(spec, self._job_log_bytes, self._job_network)
         try:
             return self._post(spec.name, payload)
         except ContainerConflict:

@@ -1,16 +1,15 @@
 """The seam to the engine: what the core needs of Docker, in our own words, so that a fake can stand in.
 
-Calls are idempotent: create tolerates "exists", remove tolerates "gone". Only `container_manager` knows the
+Calls are idempotent: create tolerates "exists", remove tolerates "gone". Only `docker_engine` imports the
 engine's library; its errors come out as EngineUnavailable (the engine as a whole: charge nobody),
 ContainerGone or ContainerError (this container alone).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Protocol
 
 
@@ -39,7 +38,6 @@ class ContainerSpec:
     image_id: str
     command: tuple[str, ...]
     labels: Mapping[str, str]
-    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     memory_bytes: int = 2 * 1024**3
     cpus: float = 2.0
     pids: int = 512
@@ -78,7 +76,7 @@ class ContainerRuntime(Protocol):
         ...
 
     async def image_id(self, reference: str) -> str | None:
-        """Return the immutable id of an image present on the engine, None if it is not there."""
+        """Return the immutable id of an image present on the engine, None if it is not there or no name of one."""
         ...
 
     async def list(self, instance_id: str) -> list[ObservedContainer]:
@@ -124,6 +122,12 @@ class ContainerRuntime(Protocol):
 
         The end of the iteration proves nothing: the engine may have gone, or the container was removed.
         """
+        ...
+
+    def read_output(self, container_id: str) -> AbstractContextManager[Iterator[bytes]]:
+        """Return what the engine has of the container's output, from its beginning; for a container that has
+        exited. Synchronous. The iteration is bounded in time, and its end means that this was all there is:
+        raises EngineUnavailable where it was not."""
         ...
 
     def watch(self, instance_id: str, on_change: Callable[[], None]) -> AbstractContextManager[None]:

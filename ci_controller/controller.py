@@ -25,14 +25,16 @@ from ci_controller.lease import HEARTBEAT_INTERVAL, Lease, Superseded
 from ci_controller.observed_state import Observed, observe
 from ci_controller.operations import Operation
 from ci_controller.planner import plan
-from ci_controller.policy import Policy
+from ci_controller.policy import DEFAULTS, RECONCILE_INTERVAL, Policy
 
 log = structlog.get_logger(__name__)
 
 _HOUSEKEEPING_INTERVAL: Final = 30.0
 _PRUNE_INTERVAL: Final = 3600.0
+_HEARTBEAT_RETRY: Final = 1.0
 _CLOSING_GRACE: Final = 2.0  # for what is in flight when we are told to end
-_ENGINE_DOWN: Final = "docker engine does not answer"
+_ENGINE_DOWN: Final = "docker engine does not answer: start it, or let `ci-admin doctor` say what is wrong"
+_STOPPED: Final = "the controller was stopped: start ci-controller"
 
 
 class JobController:
@@ -45,7 +47,7 @@ class JobController:
         self,
         repository: JobRepository,
         container_manager: ContainerRuntime,
-        reconcile_interval: float = 2.0,
+        reconcile_interval: float = RECONCILE_INTERVAL,
         *,
         logs: LogStore,
         archives: ArchiveStore,
@@ -60,7 +62,7 @@ class JobController:
         self._logs = logs
         self._archives = archives
         self._changes = changes
-        self._policy = policy or Policy()
+        self._policy = policy or DEFAULTS
         self._clock = clock or SystemClock()
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
         self._lease = Lease(self._clock)
@@ -127,8 +129,15 @@ class JobController:
                     await _end(tasks)
                 finally:
                     await self.close()
+        await self._say_goodbye()
         if self._taken_over:
             raise ControllerRunning("Another controller took over; this one has stopped.")
+
+    async def _say_goodbye(self) -> None:
+        """Whoever waits need not find out by our silence; a successor's first heartbeat takes the word back."""
+        self._note = _STOPPED
+        if not self._taken_over:
+            await self._beat()
 
     def stop(self) -> None:
         """`run()` returns soon; containers run on, and the next controller adopts them."""
@@ -160,10 +169,10 @@ class JobController:
         return await self._executor.idle(seconds)
 
     def _what_is_missing(self, observed: Observed) -> str | None:
-        if observed.image_id:
-            return None
-        image = self._policy.runner_image
-        return f"runner image {image} is missing: run `make runner-image` or set CI_RUNNER_IMAGE"
+        if observed.image_id is None:
+            image = self._policy.runner_image
+            return f"runner image {image} is missing: run `make runner-image` or set CI_RUNNER_IMAGE"
+        return observed.work.trouble.detail if observed.work.trouble else None
 
     def _say(self, note: str | None) -> None:
         """The note is what `/ready` and waiting clients read; a new one travels with a heartbeat at once."""
@@ -187,6 +196,7 @@ class JobController:
         try:
             await self.reconcile_once()
         except EngineUnavailable as error:
+            self._executor.engine_is_away()
             self._say(_ENGINE_DOWN)
             log.debug("engine unavailable", error=error.detail)
         except Superseded as error:
@@ -201,20 +211,23 @@ class JobController:
         return False
 
     async def _heartbeats(self) -> None:
-        while await self._beat():
-            await _set_within(self._beat_now, HEARTBEAT_INTERVAL)
+        while (renewed := await self._beat()) is not False:
+            await _set_within(self._beat_now, HEARTBEAT_INTERVAL if renewed else _HEARTBEAT_RETRY)
             self._beat_now.clear()
         self._taken_over = True
         self._over.set()
 
-    async def _beat(self) -> bool:
-        """Renew the lease; False: somebody took over. A database that does not answer proves nothing."""
+    async def _beat(self) -> bool | None:
+        """Renew the lease; False: somebody took over. None: it failed, which proves nothing."""
         asked_at = self._clock.monotonic()
         try:
             renewed = await self._jobs.heartbeat(self._note, self._clock.now())
         except CIError as error:
             log.warning("heartbeat failed", code=error.code, error=error.detail)
-            return True
+            return None
+        except Exception:
+            log.exception("heartbeat failed: a programming error")
+            return None
         if renewed:
             self._lease.renewed(asked_at)
         return renewed
@@ -242,6 +255,8 @@ async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
             await work()
         except (CIError, OSError) as error:
             log.warning("housekeeping failed", error=str(error))
+        except Exception:
+            log.exception("housekeeping failed: a programming error")
         await asyncio.sleep(seconds)
 
 

@@ -8,7 +8,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -69,8 +69,12 @@ class DockerEngine:
         def asked(client: Any) -> Result | None:
             try:
                 return question(client)
-            except docker.errors.NotFound:
+            except (docker.errors.NotFound, docker.errors.NullResource):
                 return None
+            except docker.errors.APIError as error:
+                if error.status_code != 400:
+                    raise
+                return None  # what is no proper name names nothing
 
         return self.ask(asked)
 
@@ -82,13 +86,17 @@ class DockerEngine:
 
     def follow(self, path: str, params: Mapping[str, Any], container: str | None = None) -> "EngineStream":
         """Return the answer to a GET that does not end, over a client of its own."""
-        return self._open("get", path, params, container, {})
+        return self._open("get", path, params, container, {}, None)
+
+    def read(self, path: str, params: Mapping[str, Any], container: str) -> "EngineStream":
+        """Return the answer to a GET that ends by itself; reading it raises when it stalls or is cut off."""
+        return self._open("get", path, params, container, {}, self._timeout)
 
     def attach_input(self, container: str) -> "EngineStream":
         """Return the way to the container's standard input, over a client of its own."""
         path = f"/containers/{quote(container, safe='')}/attach"
         upgrade = {"Connection": "Upgrade", "Upgrade": "tcp"}
-        return self._open("post", path, {"stdin": 1, "stream": 1}, container, upgrade)
+        return self._open("post", path, {"stdin": 1, "stream": 1}, container, upgrade, None)
 
     def abort_streams(self) -> None:
         """Whoever reads from a stream or sends to one stops."""
@@ -128,41 +136,45 @@ class DockerEngine:
         params: Mapping[str, Any],
         container: str | None,
         headers: Mapping[str, str],
+        stall_seconds: float | None,
     ) -> "EngineStream":
         version = self.ask(lambda client: client.api_version)
-        client = self._new_client(version)
-        try:
-            with _engine_errors() if container is None else _container_errors(container):
-                url = f"{client.base_url}/v{version}{path}"
-                limits = (self._timeout, _OPEN_STREAM_SECONDS)
-                response = client.request(
-                    method, url, params=params, headers=headers, stream=True, timeout=limits
-                )
-                _raise_refusal(response)
-        except BaseException:
-            client.close()
-            raise
-        return EngineStream(client, response, self._streams)
+        errors = _engine_errors() if container is None else _container_errors(container)
+        with errors, ExitStack() as on_failure:
+            client = self._new_client(version)
+            on_failure.callback(client.close)
+            url = f"{client.base_url}/v{version}{path}"
+            limits = (self._timeout, _OPEN_STREAM_SECONDS)
+            response = client.request(
+                method, url, params=params, headers=headers, stream=True, timeout=limits
+            )
+            _raise_refusal(response)
+            on_failure.pop_all()
+        return EngineStream(client, response, self._streams, stall_seconds)
 
 
 class EngineStream:
     """A connection to the engine that stays open: what it sends can be read, bytes can be sent to it.
 
-    Its transport's failures are ends, not errors: the end of a stream proves nothing anyway.
+    Where it may go on for ever, its transport's failures are ends, not errors: such an end proves nothing anyway.
+    Where its end means something (`stall_seconds` without a byte are a failure then), they are errors.
     """
 
-    def __init__(self, client: Any, response: Any, register: "set[EngineStream]") -> None:
+    def __init__(
+        self, client: Any, response: Any, register: "set[EngineStream]", stall_seconds: float | None
+    ) -> None:
         self._client = client
         self._response = response
         self._register = register
         self._socket = _socket_of(response)
-        self._socket.settimeout(None)
+        self._socket.settimeout(stall_seconds)
+        self._must_end_well = stall_seconds is not None
         self._reading = threading.Lock()
         self._closed = False
         register.add(self)
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield what comes until it ends or the stream is closed, by whatever thread."""
+        """Yield what comes until it ends or the stream is closed, by whatever thread; may raise EngineUnavailable."""
         received: Iterator[bytes] = self._response.raw.stream(_TRANSFER_BYTES)
         while True:
             with self._reading:
@@ -201,7 +213,9 @@ class EngineStream:
             return None
         try:
             return next(received, None)
-        except _TRANSPORT_ERRORS:
+        except _TRANSPORT_ERRORS as error:
+            if self._must_end_well and not self._closed:
+                raise _unavailable(error) from error
             return None
 
 

@@ -18,10 +18,24 @@ _OPEN_FILES: Final = 4096
 _SHM_BYTES: Final = 64 * 1024**2
 _OOM_SCORE: Final = 500  # the kernel takes a job before it takes a daemon of the host
 
+_LINE_OVERHEAD: Final = (
+    128  # of a frame in the engine's file, beside its base64: JSON within JSON, and a time stamp
+)
+_FRAMES_PER_SECOND: Final = 100  # that are not full; the harness gathers bursts (`GATHER_SECONDS`)
+_LONGEST_RUN: Final = 24 * 3600  # seconds: what a server allows unless it is told otherwise
 
-def container_payload(
-    spec: ContainerSpec, engine_log_bytes: int, job_network: str = JOB_NETWORK
-) -> dict[str, Any]:
+
+def engine_log_bytes(log_limit: int) -> int:
+    """Return how large the engine's own copy of a log may grow, which is never reached by a log within its limit.
+
+    Each byte of a full frame takes 1.35 bytes there; twice leaves room for what we say ourselves. Beside that,
+    every frame costs its line, and a job that prints single bytes makes as many frames as time and limit allow:
+    without this second term the engine would throw output away before our own limit is reached.
+    """
+    return 2 * log_limit + _LINE_OVERHEAD * min(log_limit, _FRAMES_PER_SECOND * _LONGEST_RUN)
+
+
+def container_payload(spec: ContainerSpec, log_limit: int, job_network: str = JOB_NETWORK) -> dict[str, Any]:
     """Return the whole body of the engine's create call."""
     return {
         "Image": spec.image_id,
@@ -31,7 +45,7 @@ def container_payload(
         "WorkingDir": WORKSPACE,
         "Hostname": "ci",
         "Domainname": "",
-        "Env": [f"{key}={value}" for key, value in sorted(spec.environment.items())],
+        "Env": [],  # the harness makes the environment of what it runs
         "Labels": dict(spec.labels),
         "OpenStdin": True,
         "StdinOnce": True,  # a sender that dies is end of input
@@ -41,11 +55,11 @@ def container_payload(
         "Tty": False,
         "ExposedPorts": {},
         "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": _host_config(spec, engine_log_bytes, job_network),
+        "HostConfig": _host_config(spec, log_limit, job_network),
     }
 
 
-def _host_config(spec: ContainerSpec, engine_log_bytes: int, job_network: str) -> dict[str, Any]:
+def _host_config(spec: ContainerSpec, log_limit: int, job_network: str) -> dict[str, Any]:
     return {
         "Privileged": False,
         "CapAdd": [],
@@ -70,8 +84,8 @@ def _host_config(spec: ContainerSpec, engine_log_bytes: int, job_network: str) -
         "ShmSize": _SHM_BYTES,
         "LogConfig": {
             "Type": "json-file",
-            # A backstop for a host whose controller is down. One file only: rotation loses lines silently.
-            "Config": {"max-size": str(engine_log_bytes), "max-file": "1"},
+            # A backstop for the host. One file only: rotation loses lines silently, whatever the number of files.
+            "Config": {"max-size": str(engine_log_bytes(log_limit)), "max-file": "1"},
         },
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,

@@ -5,8 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote
+
+import structlog
 
 from ci_common.crash_points import crash_point
 from ci_common.errors import EngineUnavailable
@@ -14,12 +17,15 @@ from ci_controller import labels
 from ci_controller.container_runtime import ContainerError
 from ci_controller.docker_engine import DockerEngine, EngineStream
 
+log = structlog.get_logger(__name__)
+
 _HEADER_BYTES: Final = 8  # the engine's framing of output: stream, three zeros, length
 _EVENTS: Final = ["create", "start", "die", "destroy"]
 _FIRST_PAUSE: Final = 0.1  # seconds before a lost watch reconnects
 _LONGEST_PAUSE: Final = 5.0
 _STALL_SECONDS: Final = 0.5  # without progress, until we ask whether the container is still there
 _READING: Final = frozenset({"created", "running", "paused"})
+_OUTPUT: Final = MappingProxyType({"stdout": 1, "stderr": 1})
 
 
 class Demultiplexer:
@@ -54,8 +60,23 @@ class Demultiplexer:
 @contextmanager
 def followed_output(engine: DockerEngine, container: str) -> Generator[Iterator[bytes]]:
     """The container's output can be read from its beginning until it ends or the context is left."""
-    path = f"/containers/{quote(container, safe='')}/logs"
-    stream = engine.follow(path, {"stdout": 1, "stderr": 1, "follow": 1}, container)
+    with _reading(engine.follow(_output_path(container), {**_OUTPUT, "follow": 1}, container)) as output:
+        yield output
+
+
+@contextmanager
+def present_output(engine: DockerEngine, container: str) -> Generator[Iterator[bytes]]:
+    """The output that the engine has now can be read; raises EngineUnavailable when not all of it comes."""
+    with _reading(engine.read(_output_path(container), {**_OUTPUT, "follow": 0}, container)) as output:
+        yield output
+
+
+def _output_path(container: str) -> str:
+    return f"/containers/{quote(container, safe='')}/logs"
+
+
+@contextmanager
+def _reading(stream: EngineStream) -> Generator[Iterator[bytes]]:
     try:
         yield _payloads(stream)
     finally:
@@ -193,6 +214,8 @@ class Watch:
         pause = _FIRST_PAUSE
         while not self._closed.is_set():
             connected = self._watch_until_lost()
+            if not connected and pause == _FIRST_PAUSE:
+                log.warning("the engine's events are lost")
             pause = _FIRST_PAUSE if connected else min(2 * pause, _LONGEST_PAUSE)
             self._closed.wait(pause)
 

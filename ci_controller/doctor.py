@@ -8,15 +8,18 @@ import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from importlib.resources import files
 from typing import Any, Final, Literal
 
+from ci_common.clock import utcnow
 from ci_common.errors import EngineUnavailable
 from ci_controller import labels
 from ci_controller.container_manager import ContainerManager
 from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerSpec
 
 PROBE_SECONDS: Final = 60.0
+STALE_AFTER: Final = timedelta(minutes=10)  # far beyond any probe whose doctor lives
 _POLL_SECONDS: Final = 0.05
 
 _NETWORK_FIXES: Final = {
@@ -69,6 +72,7 @@ def _missing(image: str) -> Check:
 async def _check_inside(manager: ContainerManager, image_id: str) -> list[Check]:
     spec = probe_spec(manager.container_name_prefix, image_id)
     try:
+        await remove_stale_probes(manager, utcnow())
         report = await _probe(manager, spec)
     except (ContainerError, ContainerGone, TimeoutError, ValueError) as error:
         fix = "Look at the engine's log; is the image a runner image?"
@@ -85,6 +89,13 @@ def probe_spec(prefix: str, image_id: str) -> ContainerSpec:
         command=("python3", "-"),
         labels={labels.INSTANCE: f"probe-{probe_id}", labels.KIND: labels.KIND_PROBE},
     )
+
+
+async def remove_stale_probes(manager: ContainerManager, now: datetime) -> None:
+    """No probe is left of a doctor that was killed: it belongs to no installation, so nobody else removes it."""
+    for probe in await manager.probes():
+        if now - probe.created_at > STALE_AFTER:
+            await manager.remove(probe.id)
 
 
 async def _probe(manager: ContainerManager, spec: ContainerSpec) -> dict[str, Any]:
@@ -107,7 +118,7 @@ async def _run(manager: ContainerManager, container: str) -> bytes:
 
 
 def _output(manager: ContainerManager, container: str) -> bytes:
-    with manager.follow_output(container) as output:
+    with manager.read_output(container) as output:
         return b"".join(output)
 
 

@@ -14,9 +14,10 @@ import structlog
 from ci_common import verdict as verdicts
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
-from ci_common.errors import InvalidArchive
+from ci_common.errors import CIError, EngineUnavailable, InvalidArchive
 from ci_common.models import Attempt, JobVerdict, LogSeal, Reason
 from ci_controller import labels
+from ci_controller.breaker import Breaker
 from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerRuntime, ContainerSpec
 from ci_controller.feed import BOOTSTRAP_COMMAND
 from ci_controller.followers import Followers
@@ -66,30 +67,41 @@ class Executor:
         self._wake = wake
         self._workshop = Workshop(clock, wake, doubt)
         self._followers = Followers(jobs, runtime, clock, policy.log_limit, wake)
+        self._breaker = Breaker(clock)
         self._signals: dict[AttemptKey, SentSignal] = {}
 
     def work(self) -> Work:
         """Return what is going on in this process, for the next plan to leave alone."""
         return Work(
-            self._workshop.busy(),
-            self._followers.containers(),
-            dict(self._signals),
-            self._followers.over_limit(),
+            busy=self._workshop.busy(),
+            followed=self._followers.containers(),
+            finished=self._followers.finished(),
+            signals=dict(self._signals),
+            over_limit=self._followers.over_limit(),
+            trouble=self._breaker.trouble,
         )
 
     async def execute(self, operations: Iterable[Operation]) -> None:
-        """Claims are done; everything else has begun, each in a task of its own."""
+        """Claims are done; everything else has begun, each in a task of its own, even if this raises."""
+        claims: list[Claim] = []
         for operation in operations:
             log.info("operation", operation=str(operation))
             if isinstance(operation, Claim):
-                await self._claim(operation)
+                claims.append(operation)
             else:
                 self._workshop.begin(operation, self._carry_out(operation))
+        for claim in claims:
+            await self._claim(claim)
+
+    def engine_is_away(self) -> None:
+        """The engine as a whole does not answer: what it said about single containers counts no more."""
+        self._breaker.reset()
 
     @property
     def next_retry(self) -> float | None:
         """Seconds until something that failed may be tried again, None when nothing waits."""
-        return self._workshop.next_retry
+        waits = (self._workshop.next_retry, self._breaker.next_retry)
+        return min((wait for wait in waits if wait is not None), default=None)
 
     async def idle(self, seconds: float | None = None) -> bool:
         """Return True once no operation is in flight, False if that takes longer."""
@@ -127,45 +139,56 @@ class Executor:
     # -- start ---------------------------------------------------------------------------------------------
 
     async def _start(self, operation: StartContainer) -> None:
-        attempt = operation.attempt
+        """Whatever keeps an attempt from its start ends it: no open attempt holds a slot without a container."""
+        attempt, recorded = operation.attempt, threading.Event()
         try:
-            upload = await asyncio.to_thread(Upload.open, self._jobs, attempt, self._policy)
+            await self._open_and_feed(operation, recorded)
         except InvalidArchive as error:
-            await self._finish(attempt, verdicts.verdict(Reason.BAD_ARCHIVE, error.detail), None)
-            return
+            if recorded.is_set():
+                await self._record_stop(attempt, Reason.BAD_ARCHIVE, error.detail)
+            else:
+                await self._finish(attempt, verdicts.verdict(Reason.BAD_ARCHIVE, error.detail), None)
+        except Exception as error:
+            # Once it is recorded the next plan sees what became of the container.
+            if recorded.is_set() or not (message := _why_not_started(error)):
+                raise
+            if isinstance(error, EngineUnavailable):
+                self._breaker.failed(error.detail)
+            await self._release(attempt, Reason.INFRA, message, None)
+
+    async def _open_and_feed(self, operation: StartContainer, recorded: threading.Event) -> None:
+        upload = await asyncio.to_thread(Upload.open, self._jobs, operation.attempt, self._policy)
         try:
-            await self._create_and_feed(operation, upload)
+            await self._create_and_feed(operation, upload, recorded)
         finally:
             await asyncio.to_thread(upload.close)
 
-    async def _create_and_feed(self, operation: StartContainer, upload: Upload) -> None:
-        attempt, loop, recorded = operation.attempt, asyncio.get_running_loop(), threading.Event()
-        try:
-            self._lease.require()
-            container_id = await self._runtime.create(self._spec(operation))
-            crash_point("after_create")
+    async def _create_and_feed(
+        self, operation: StartContainer, upload: Upload, recorded: threading.Event
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._lease.require()
+        container_id = await self._runtime.create(self._spec(operation))
+        crash_point("after_create")
 
-            def on_started() -> None:
-                """In the engine's worker thread: the row says so before the first byte is fed."""
-                start = self._record_start(operation, container_id)
-                asyncio.run_coroutine_threadsafe(start, loop).result()
-                recorded.set()
+        def on_started() -> None:
+            """In the engine's worker thread: the row says so before the first byte is fed."""
+            start = self._record_start(operation, container_id, recorded)
+            asyncio.run_coroutine_threadsafe(start, loop).result()
 
-            self._lease.require()
-            await self._runtime.start_and_feed(container_id, upload.chunks(), on_started)
-            crash_point("after_feed")
-        except InvalidArchive as error:
-            await self._record_stop(attempt, Reason.BAD_ARCHIVE, error.detail)
-        except (ContainerError, ContainerGone) as error:
-            if recorded.is_set():
-                raise  # the next plan sees what became of the container
-            await self._release(attempt, Reason.INFRA, f"Its container could not be started: {error}", None)
+        self._lease.require()
+        await self._runtime.start_and_feed(container_id, upload.chunks(), on_started)
+        crash_point("after_feed")
 
-    async def _record_start(self, operation: StartContainer, container_id: str) -> None:
+    async def _record_start(
+        self, operation: StartContainer, container_id: str, recorded: threading.Event
+    ) -> None:
         """The row says that it runs, so that a claimed attempt has run nothing of the user's; it is followed."""
+        self._breaker.reset()
         fence = operation.attempt.fence
         if not await self._jobs.started(fence, container_id, operation.image_id, self._clock.now()):
             raise Superseded("the attempt is not ours any more")
+        recorded.set()
         crash_point("after_mark_started")
         await self._followers.follow(operation.attempt, container_id)
 
@@ -202,7 +225,7 @@ class Executor:
         attempt = operation.attempt
         exit_state = await self._runtime.exit_state(operation.container_id)
         if exit_state is None:
-            return
+            return  # it is about to end
         crash_point("after_exit")
         output = await self._followers.drain(attempt, operation.container_id, exit_state)
         seal = await self._followers.seal(attempt, truncated=output.truncated)
@@ -251,3 +274,20 @@ class Executor:
         self._lease.require()
         await self._runtime.remove(operation.container_id)
         crash_point("after_remove")
+
+
+def _why_not_started(error: Exception) -> str | None:
+    """Return what its owner is told, None where only the database failed: that is tried again as it is."""
+    match error:
+        case EngineUnavailable():
+            return error.detail
+        case ContainerError() | ContainerGone():
+            return f"Its container could not be started: {error}"
+        case Superseded() | CIError():
+            return None
+        case OSError():
+            log.warning("upload unreadable", error=str(error))
+            return f"Its upload could not be read: {error.strerror or type(error).__name__}."
+        case _:
+            log.exception("start failed: a programming error")
+            return f"The controller failed to start it ({type(error).__name__}); its own log says why."

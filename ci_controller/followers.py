@@ -5,6 +5,7 @@ Pumps work in threads of their own; everything here happens on the loop's thread
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,6 +24,7 @@ from ci_controller.operations import AttemptKey, key_of
 log = structlog.get_logger(__name__)
 
 _READINGS: Final = 5  # of a finished container's output; more would not make it settle down
+_PATIENCE_SECONDS: Final = 10.0  # with a pump that makes no progress although its container has exited
 
 
 @dataclass(slots=True)
@@ -53,17 +55,25 @@ class Followers:
         clock: Clock,
         log_limit: int,
         wake: Callable[[], None],
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._jobs = jobs
         self._runtime = runtime
         self._clock = clock
         self._log_limit = log_limit
         self._wake = wake
+        self._patience = patience_seconds
         self._followers: dict[AttemptKey, _Follower] = {}
 
     def containers(self) -> frozenset[str]:
         """Return the containers whose output is being read, or was read to its last word."""
         return frozenset(one.container_id for one in self._followers.values() if not one.is_cut_off)
+
+    def finished(self) -> frozenset[str]:
+        """Return the containers whose output was read to its last word."""
+        return frozenset(
+            one.container_id for one in self._followers.values() if one.ended.is_set() and not one.is_cut_off
+        )
 
     def over_limit(self) -> frozenset[AttemptKey]:
         """Return the attempts that wrote more than they may."""
@@ -80,13 +90,13 @@ class Followers:
             """From the pump's thread to the loop's; a pump is closed before its loop is."""
             loop.call_soon_threadsafe(self._heard, one, event)
 
-        one.pump = LogPump(
-            self._runtime,
-            writer,
-            container_id,
-            log_limit=self._log_limit,
-            on_event=hand_over,
-        )
+        try:
+            one.pump = LogPump(
+                self._runtime, writer, container_id, log_limit=self._log_limit, on_event=hand_over
+            )
+        except BaseException:
+            writer.close()
+            raise
         self._followers[key_of(attempt)] = one
         one.pump.start()
 
@@ -128,10 +138,21 @@ class Followers:
     async def _end_of_pump(self, attempt: Attempt) -> PumpResult | None:
         """Return what the pump found once it ended by itself, None where there was none or it was kept from it."""
         one = self._followers.get(key_of(attempt))
-        if one is None:
+        if one is None or not await self._ends(one):
             return None
-        await one.ended.wait()
         return None if one.pump.error else one.pump.result
+
+    async def _ends(self, one: _Follower) -> bool:
+        """Return whether the pump comes to an end; an engine can leave the stream of an exited container open."""
+        seen = -1
+        while not one.ended.is_set():
+            if seen == one.pump.chunks:
+                log.warning("the engine does not end its stream", attempt=str(key_of(one.attempt)))
+                return False
+            seen = one.pump.chunks
+            with suppress(TimeoutError):
+                await asyncio.wait_for(one.ended.wait(), self._patience)
+        return True
 
     async def _read_again(self, attempt: Attempt, container_id: str) -> PumpResult:
         await self._drop(attempt)
@@ -161,10 +182,7 @@ class Followers:
                 self._wake()
             case PumpEventKind.ENDED:
                 one.ended.set()
-                if one.is_cut_off:
-                    self._wake()
-            case PumpEventKind.TRAILER:
-                pass  # the container's exit follows at once, and that is what wakes
+                self._wake()  # to settle it, or to follow it anew where it was cut off
 
     async def _note_begun(self, attempt: Attempt) -> None:
         try:

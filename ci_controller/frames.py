@@ -75,7 +75,9 @@ Frame = OutputFrame | EventFrame | TrailerFrame | StrayOutput
 class FrameDecoder:
     """Turns the container's output back into frames, however its bytes were cut on the way; never raises.
 
-    Numbers only rise: a line whose number came before is stray, and a gap in them is output that was lost.
+    Numbers only rise. A frame whose number came before is dropped: nobody but the harness can write to this
+    stream, so it is the engine that says it twice (a live reading, when its file rotates). A gap in the numbers
+    is output that was lost.
     """
 
     def __init__(self) -> None:
@@ -88,13 +90,13 @@ class FrameDecoder:
         self._buffer += chunk
         frames: list[Frame] = []
         while (line := self._take_line()) is not None:
-            frames.append(self._decode(line))
+            frames += self._decode(line)
         return frames
 
     def finish(self) -> list[Frame]:
         """Return what an unfinished last line amounts to; nothing is fed afterwards."""
         rest, self._buffer = bytes(self._buffer), bytearray()
-        return [self._decode(rest)] if rest else []
+        return self._decode(rest) if rest else []
 
     def _take_line(self) -> bytes | None:
         """Take a line with its newline from the buffer, or a piece of one that cannot be a frame any more."""
@@ -106,14 +108,16 @@ class FrameDecoder:
         del self._buffer[:size]
         return line
 
-    def _decode(self, line: bytes) -> Frame:
+    def _decode(self, line: bytes) -> list[Frame]:
         is_whole = not self._inside_stray and (len(line) < MAX_LINE or line.endswith(b"\n"))
         self._inside_stray = not line.endswith(b"\n")
         frame = _parse(line) if is_whole else None
-        if frame is None or frame.number <= self._last_number:
-            return StrayOutput(line)
+        if frame is None:
+            return [StrayOutput(line)]
+        if frame.number <= self._last_number:
+            return []
         self._last_number = frame.number
-        return frame
+        return [frame]
 
 
 def _parse(line: bytes) -> OutputFrame | EventFrame | TrailerFrame | None:
@@ -128,17 +132,17 @@ def _parse(line: bytes) -> OutputFrame | EventFrame | TrailerFrame | None:
 
 
 def _output(document: dict[str, Any]) -> OutputFrame:
-    return OutputFrame(_natural(document["n"]), base64.b64decode(document["d"], validate=True))
+    return OutputFrame(_number(document), base64.b64decode(document["d"], validate=True))
 
 
 def _event(document: dict[str, Any]) -> EventFrame:
-    return EventFrame(_natural(document["n"]), _typed(document["k"], str), _object(document["d"]))
+    return EventFrame(_number(document), _typed(document["k"], str), _object(document["d"]))
 
 
 def _trailer(document: dict[str, Any]) -> TrailerFrame:
     code, signal, message = (document.get(key) for key in ("exit_code", "signal", "message"))
     return TrailerFrame(
-        number=_natural(document["n"]),
+        number=_number(document),
         outcome=Outcome(document["outcome"]),
         log_bytes=_natural(document["log_bytes"]),
         log_sha256=_typed(document["log_sha256"], str),
@@ -148,6 +152,13 @@ def _trailer(document: dict[str, Any]) -> TrailerFrame:
         collection_errors=_natural(document.get("collection_errors", 0)),
         message=None if message is None else _typed(message, str),
     )
+
+
+def _number(document: dict[str, Any]) -> int:
+    number = _natural(document["n"])
+    if not number:
+        raise ValueError("numbers begin with 1")
+    return number
 
 
 def _typed(value: Any, expected: type[_T]) -> _T:

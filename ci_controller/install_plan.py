@@ -3,9 +3,7 @@
 Nothing here touches a container: the harness carries the plan out, with uv where the image has it, else with pip.
 """
 
-import configparser
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from types import MappingProxyType
@@ -13,13 +11,11 @@ from typing import Any, Final, cast
 
 from ci_common.errors import InvalidArchive
 from ci_common.stores import Archive
+from ci_controller.untrusted_metadata import Metadata, read_metadata
 
-Files = Mapping[
-    str, bytes | None
-]  # every path of the tree; the content only of the files named in DECIDING_FILES
+Paths = Collection[str]  # of every file of the tree
 
-DECIDING_FILES: Final = ("requirements.txt", "pyproject.toml", "setup.cfg")
-_DECIDING_LIMIT: Final = 1024 * 1024
+_METADATA_LIMIT: Final = 1024 * 1024  # bytes of a file that is read; larger ones count as absent
 _METADATA: Final = (
     "requirements.txt", "pyproject.toml", "setup.py", "setup.cfg", "uv.lock", "pylock.toml", "poetry.lock"
 )  # fmt: skip
@@ -76,7 +72,7 @@ class InstallPlan:
 class _Project:
     """The facts that the rows of the table decide by."""
 
-    files: Files
+    files: Paths
     pyproject: Mapping[str, Any]
     is_installable: bool
     is_poetry: bool  # what it needs is written in poetry's own way, or locked by it
@@ -87,23 +83,19 @@ class _Project:
 
 def plan_for(archive: Archive) -> InstallPlan:
     """Return the plan for an accepted archive; raises BadProject."""
-    return install_plan(
-        {
-            entry.path: archive.read(entry.path, _DECIDING_LIMIT) if entry.path in DECIDING_FILES else None
-            for entry in archive.entries
-        }
-    )
+    contents = (archive.read(name, _METADATA_LIMIT) or b"" for name in ("pyproject.toml", "setup.cfg"))
+    return install_plan({entry.path for entry in archive.entries}, read_metadata(*contents))
 
 
-def install_plan(files: Files) -> InstallPlan:
+def install_plan(files: Paths, metadata: Metadata) -> InstallPlan:
     """Return what to install for a tree: the first row of the table that fits; raises BadProject."""
     _refuse_what_cannot_be_tested(files)
-    project = _project(files)
+    project = _project(files, metadata)
     row = next(row for row in _TABLE if row.fits(project))
     return InstallPlan(row.steps(project), _environment(files), _paths(project))
 
 
-def _refuse_what_cannot_be_tested(files: Files) -> None:
+def _refuse_what_cannot_be_tested(files: Paths) -> None:
     if not any(path.endswith(".py") for path in files):
         raise BadProject(
             "There is no Python file in the upload: submit the root of a Python project.", rule="no_python"
@@ -117,8 +109,8 @@ def _refuse_what_cannot_be_tested(files: Files) -> None:
         )
 
 
-def _project(files: Files) -> _Project:
-    pyproject = _pyproject(files)
+def _project(files: Paths, metadata: Metadata) -> _Project:
+    pyproject = metadata.pyproject
     extras = tuple(_table(_table(pyproject, "project"), "optional-dependencies"))
     groups = tuple(_table(pyproject, "dependency-groups"))
     for names in (_TEST_NAMES, _DEV_NAMES):
@@ -134,7 +126,7 @@ def _project(files: Files) -> _Project:
     return _Project(
         files,
         pyproject,
-        _is_installable(files, pyproject),
+        _is_installable(files, metadata),
         _is_poetry(files, pyproject),
         found_extras,
         found_groups,
@@ -142,39 +134,24 @@ def _project(files: Files) -> _Project:
     )
 
 
-def _pyproject(files: Files) -> Mapping[str, Any]:
-    try:
-        return tomllib.loads((files.get("pyproject.toml") or b"").decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadProject(f"pyproject.toml is not valid TOML: {error}.", rule="bad_pyproject") from error
-
-
 def _table(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = parent.get(key)
     return cast(dict[str, Any], value) if isinstance(value, dict) else {}
 
 
-def _is_poetry(files: Files, pyproject: Mapping[str, Any]) -> bool:
+def _is_poetry(files: Paths, pyproject: Mapping[str, Any]) -> bool:
     in_its_own_way = "poetry" in _table(pyproject, "tool") and "project" not in pyproject
     return in_its_own_way or ("poetry.lock" in files and bool(pyproject))
 
 
-def _is_installable(files: Files, pyproject: Mapping[str, Any]) -> bool:
+def _is_installable(files: Paths, metadata: Metadata) -> bool:
     """Tell whether there is something to build. `[project]` alone is a list of dependencies, as for uv."""
+    pyproject = metadata.pyproject
     if _table(_table(pyproject, "tool"), "poetry").get("package-mode") is False:
         return False
     if "setup.py" in files or "build-system" in pyproject or _table(pyproject, "project").get("dynamic"):
         return True
-    return _is_setup_cfg_a_project(files)
-
-
-def _is_setup_cfg_a_project(files: Files) -> bool:
-    parser = configparser.ConfigParser(interpolation=None, strict=False)
-    try:
-        parser.read_string((files.get("setup.cfg") or b"").decode(errors="replace"))
-    except configparser.Error:
-        return False  # flake8 and pytest keep their settings there too; a broken file is theirs to report
-    return parser.has_option("metadata", "name")
+    return metadata.setup_cfg_has_name
 
 
 # -- the table ---------------------------------------------------------------------------------------------------
@@ -265,7 +242,7 @@ def _and(names: tuple[str, ...]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _environment(files: Files) -> Mapping[str, str]:
+def _environment(files: Paths) -> Mapping[str, str]:
     if any(PurePosixPath(path).parts[0] == ".git" for path in files) or "PKG-INFO" in files:
         return _ENVIRONMENT
     pretended = dict.fromkeys(("SETUPTOOLS_SCM_PRETEND_VERSION", "PDM_BUILD_SCM_VERSION"), _PRETENDED_VERSION)

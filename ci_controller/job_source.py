@@ -198,6 +198,7 @@ class RepositoryJobSource:
         return expired
 
     async def prune(self) -> list[str]:
+        await asyncio.to_thread(self._archives.remove_unfinished, _ABANDONED_AFTER)
         old = await asyncio.to_thread(self._old_archives)
         abandoned = sorted(old - await self._repository.archive_refs_in_use()) if old else []
         for ref in abandoned:

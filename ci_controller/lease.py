@@ -7,8 +7,8 @@ that matter we ask this lease. A process that was stopped for a minute finds it 
 from typing import Final
 
 from ci_common.clock import Clock
+from ci_common.models import CONTROLLER_GONE_AFTER
 
-STALE_AFTER: Final = 15.0  # seconds without a heartbeat after which another controller may take over
 _MARGIN: Final = 3.0  # we stop trusting ourselves that much earlier
 HEARTBEAT_INTERVAL: Final = 3.0
 
@@ -26,7 +26,7 @@ class Lease:
 
     def renewed(self, asked_at: float) -> None:
         """We may act until a while after `asked_at`: when the heartbeat was asked for, not when it came back."""
-        self._trusted_until = asked_at + STALE_AFTER - _MARGIN
+        self._trusted_until = asked_at + CONTROLLER_GONE_AFTER.total_seconds() - _MARGIN
 
     def require(self) -> None:
         """We may act now; raises Superseded."""

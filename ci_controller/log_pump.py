@@ -30,7 +30,6 @@ class PumpEventKind(StrEnum):
     """What a pump has to tell while it runs."""
 
     BEGUN = "begun"  # the user's own code is about to run
-    TRAILER = "trailer"  # the harness has said its last word
     OVER_LIMIT = "over_limit"  # the log limit was passed although the harness should have seen to it
     ENDED = "ended"  # the output ended, or could not be read or written any more; has the result
 
@@ -61,12 +60,12 @@ class LogPump:
     ) -> None:
         self.result: PumpResult | None = None
         self.error: Exception | None = None
+        self.chunks = 0  # that were read and written: rises as long as there is progress
         self._runtime = runtime
-        self._writer = writer
         self._container_id = container_id
-        self._log_limit = log_limit
         self._on_event = on_event
         self._told: set[PumpEventKind] = set()
+        self._recorder = LogRecorder(writer, log_limit)
         self._closed = threading.Event()
         self._stack = ExitStack()  # holds the open stream
         self._leaving = threading.Lock()
@@ -84,42 +83,43 @@ class LogPump:
             self._thread.join()
 
     def _run(self) -> None:
-        recorder = LogRecorder(self._writer, self._log_limit)
         try:
-            self._read(recorder)
-        except _EXPECTED as error:
+            self._read()
+        except Exception as error:
             self.error = error
-            log.warning("log pump stopped", container=self._container_id, error=str(error))
+            if isinstance(error, _EXPECTED):
+                log.warning("log pump stopped", container=self._container_id, error=str(error))
+            else:
+                log.exception("log pump failed", container=self._container_id)
         finally:
             self._leave()
             if not self._closed.is_set():
-                self.result = recorder.result
-                self._tell(PumpEventKind.ENDED, recorder)
+                self.result = self._recorder.result
+                self._tell(PumpEventKind.ENDED)
 
-    def _read(self, recorder: LogRecorder) -> None:
+    def _read(self) -> None:
         output = self._stack.enter_context(self._runtime.follow_output(self._container_id))
         if self._closed.is_set():  # while the stream was opened, so `close` could not leave it
             return
         for chunk in output:
-            recorder.feed(chunk)
+            self._recorder.feed(chunk)
+            self.chunks += 1
             crash_point("during_pump")
-            self._tell_news(recorder)
-        if recorder.trailer is not None:
-            recorder.finish()
+            self._tell_news()
+        if self._recorder.trailer is not None:
+            self._recorder.finish()
         # Without a trailer the stream may just have been cut: a rest without its end is not text yet.
 
-    def _tell_news(self, recorder: LogRecorder) -> None:
-        if recorder.begun:
-            self._tell(PumpEventKind.BEGUN, recorder)
-        if recorder.over_limit:
-            self._tell(PumpEventKind.OVER_LIMIT, recorder)
-        if recorder.trailer is not None:
-            self._tell(PumpEventKind.TRAILER, recorder)
+    def _tell_news(self) -> None:
+        if self._recorder.begun:
+            self._tell(PumpEventKind.BEGUN)
+        if self._recorder.over_limit:
+            self._tell(PumpEventKind.OVER_LIMIT)
 
-    def _tell(self, kind: PumpEventKind, recorder: LogRecorder) -> None:
+    def _tell(self, kind: PumpEventKind) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            self._on_event(PumpEvent(kind, recorder.result))
+            self._on_event(PumpEvent(kind, self._recorder.result))
 
     def _leave(self) -> None:
         """The stream is left, which ends the thread's reading; safe from any thread, any number of times."""
@@ -132,7 +132,7 @@ def read_result(
 ) -> PumpResult:
     """The log holds what the engine has of a container that has exited; returns what one full reading found."""
     recorder = LogRecorder(writer, log_limit)
-    with runtime.follow_output(container_id) as output:
+    with runtime.read_output(container_id) as output:
         for chunk in output:
             recorder.feed(chunk)
             crash_point("during_pump")

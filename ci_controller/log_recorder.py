@@ -2,7 +2,8 @@
 
 What is written is a pure function of the output, and goes to computed offsets: a second reading, after a
 crash, finds its bytes standing and continues behind them. Where they are not the same, or something is
-missing, the log says so in a line of ours. No threads here, and no engine.
+missing, the log says so in a line of ours and goes on behind what stands: nothing that was recorded is ever
+taken back. No threads here, and no engine.
 """
 
 import hashlib
@@ -21,8 +22,13 @@ from ci_controller.frames import (
 )
 
 SLACK_BYTES: Final = 1024**2  # the harness enforces the limit, and needs room to say so
+_SEARCH_BYTES: Final = 64 * 1024
 
-MISMATCH: Final = b"\n[ci] From here on the output differs from what was recorded before an interruption.\n"
+MISMATCH: Final = b"\n[ci] What follows differs from the output that was recorded before an interruption.\n"
+BEGINS_LATE: Final = (
+    b"\n[ci] The engine no longer has the beginning of the output: "
+    b"what was recorded before is above, output between may be missing.\n"
+)
 OVER_LIMIT: Final = b"\n[ci] The log limit is reached; what follows is not kept.\n"
 ENDS_EARLY: Final = b"\n[ci] The engine no longer has all of the output above.\n"
 
@@ -50,6 +56,8 @@ class LogRecorder:
         self._decoder = FrameDecoder()
         self._standing = writer.size()  # bytes of an earlier reading that were not compared yet, up to here
         self._offset = 0
+        self._text_bytes = 0  # of this reading's text: what the limit is about
+        self._last_word: TrailerFrame | None = None  # becomes `trailer` when all before it is written
         self._last_number = 0
         self._output_bytes = 0
         self._output_hash = hashlib.sha256()
@@ -62,6 +70,7 @@ class LogRecorder:
         for frame in self._decoder.feed(chunk):
             self._take(frame)
         self._flush()
+        self.trailer = self._last_word
 
     def finish(self) -> None:
         """There will be no more: a last line without its end is text, and less than before is marked."""
@@ -71,6 +80,7 @@ class LogRecorder:
         if self._offset < self._standing:
             self._mark_early_end()
         self._release_events()
+        self.trailer = self._last_word
 
     @property
     def result(self) -> PumpResult:
@@ -98,10 +108,16 @@ class LogRecorder:
 
     def _check_number(self, number: int) -> None:
         """A gap in the numbers is a gap in the log: the text says how many frames are missing."""
-        missing, self._last_number = number - self._last_number - 1, number
-        if missing:
-            self._truncated = True
-            self._text.append(f"\n[ci] The engine lost output here: {missing} parts of it.\n".encode())
+        missing, is_first, self._last_number = number - self._last_number - 1, not self._last_number, number
+        if not missing:
+            return
+        self._truncated = True
+        gap = f"\n[ci] The engine lost output here: {missing} parts of it.\n".encode()
+        self._flush()
+        if is_first and self._offset < self._standing and not self._stands(gap):
+            self._go_behind(BEGINS_LATE)  # where this belongs in what stands cannot be known
+        else:
+            self._text.append(gap)
 
     def _take_event(self, frame: EventFrame) -> None:
         self.begun = self.begun or frame.type == "begun"
@@ -114,7 +130,7 @@ class LogRecorder:
             self._events.append(line)
 
     def _take_trailer(self, frame: TrailerFrame) -> None:
-        self.trailer = self.trailer or frame
+        self._last_word = self._last_word or frame
         found = (self._output_bytes, self._output_hash.hexdigest())
         if found != (frame.log_bytes, frame.log_sha256):
             self._truncated = True
@@ -127,7 +143,8 @@ class LogRecorder:
         data = b"".join(self._text)
         self._text.clear()
         if data and not self.over_limit:
-            room = self._capacity - self._offset
+            room = self._capacity - self._text_bytes
+            self._text_bytes += len(data)
             self._put(data[:room])
             if len(data) > room:
                 self.over_limit = True
@@ -137,37 +154,53 @@ class LogRecorder:
 
     def _put(self, data: bytes) -> None:
         """`data` stands at the current offset, which is then behind it."""
-        same = self._equal_prefix(data)
-        self._offset += same
-        rest = data[same:]
-        if rest and self._offset < self._standing:
-            self._mark_mismatch()
-            self._put(rest)
-        elif rest:
+        rest = self._skip_standing(data)
+        while rest and self._offset < self._standing:
+            self._truncated = True
+            self._go_behind(MISMATCH)
+            rest = self._skip_standing(rest)
+        if rest:
             self._writer.write(self._offset, rest)
             self._offset += len(rest)
 
+    def _skip_standing(self, data: bytes) -> bytes:
+        """The offset is behind those first bytes of `data` that stand there already; returns the others."""
+        same = self._equal_prefix(data)
+        self._offset += same
+        return data[same:]
+
     def _equal_prefix(self, data: bytes) -> int:
-        """Return how many of the first bytes of `data` stand at the current offset already."""
         known = min(len(data), max(0, self._standing - self._offset))
         there = self._writer.read(self._offset, known)
-        if there == data[:known]:
+        if len(there) < known:  # somebody has cut the file since we began
+            self._standing = self._offset + len(there)
+        if data.startswith(there):
             return len(there)
         return next(index for index, (a, b) in enumerate(zip(there, data, strict=False)) if a != b)
 
-    def _mark_mismatch(self) -> None:
-        self._truncated = True
-        if self._writer.read(self._offset, len(MISMATCH)) != MISMATCH:  # else marked by an earlier reading
-            self._writer.truncate(self._offset)
-            self._writer.write(self._offset, MISMATCH)
-            self._standing = self._offset + len(MISMATCH)
-        self._offset += len(MISMATCH)
+    def _go_behind(self, mark: bytes) -> None:
+        """The offset is behind `mark`: where an earlier reading has put it, else behind everything that stands."""
+        at = self._find(mark)
+        if at is None:
+            at, self._standing = self._standing, self._standing + len(mark)
+            self._writer.write(at, mark)
+        self._offset = at + len(mark)
+
+    def _find(self, mark: bytes) -> int | None:
+        """Return where `mark` stands, at or behind the offset."""
+        at, before = self._offset, b""
+        while at < self._standing and (data := self._writer.read(at, _SEARCH_BYTES)):
+            found = (before + data).find(mark)
+            if found >= 0:
+                return at - len(before) + found
+            at, before = at + len(data), (before + data)[1 - len(mark) :]
+        return None
+
+    def _stands(self, data: bytes) -> bool:
+        return self._writer.read(self._offset, len(data)) == data
 
     def _mark_early_end(self) -> None:
-        """An earlier reading found more. It is kept, unless the trailer proves that there was no more."""
-        if self.trailer is not None and not self._truncated:
-            self._writer.truncate(self._offset)
-            return
+        """An earlier reading found more, which is kept."""
         self._truncated = True
         tail_at = self._standing - len(ENDS_EARLY)
         if self._writer.read(max(tail_at, 0), len(ENDS_EARLY)) != ENDS_EARLY:

@@ -10,6 +10,7 @@ from typing import Final
 from ci_common.errors import EngineUnavailable
 from ci_common.models import Attempt
 from ci_controller import labels
+from ci_controller.breaker import Trouble
 from ci_controller.container_runtime import ContainerRuntime, ContainerState, ObservedContainer
 from ci_controller.job_source import JobSource
 from ci_controller.operations import AttemptKey, WorkKey, key_of
@@ -31,8 +32,10 @@ class Work:
 
     busy: frozenset[WorkKey] = frozenset()  # in flight, or backing off after a failure: left alone
     followed: frozenset[str] = frozenset()  # containers whose output is being read
+    finished: frozenset[str] = frozenset()  # of these, the ones whose output was read to its last word
     signals: Mapping[AttemptKey, SentSignal] = field(default_factory=lambda: MappingProxyType({}))
     over_limit: frozenset[AttemptKey] = frozenset()  # wrote more than the log limit and still run
+    trouble: Trouble | None = None  # why the engine made no container when it was last asked to
 
 
 @dataclass(frozen=True, slots=True)

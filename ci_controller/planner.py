@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from ci_common.models import Attempt, Reason, StopIntent
-from ci_controller import labels
 from ci_controller.container_runtime import ContainerState, ObservedContainer
 from ci_controller.observed_state import Observed, SentSignal, Work, attempt_of, containers_by_attempt
 from ci_controller.operations import (
@@ -38,7 +37,7 @@ def plan(observed: Observed, now: datetime, policy: Policy) -> list[Operation]:
         wanted += _about_attempt(attempt, containers.get(key_of(attempt)), observed, now, policy)
     wanted += _removals(observed, now, policy)
     allowed: list[Operation] = [one for one in wanted if _is_free(one, observed.work)]
-    return [*_claims(observed, policy), *allowed]
+    return [*allowed, *_claims(observed, policy)]  # last: whatever else is due does not wait for the database
 
 
 def _is_free(operation: Operation, work: Work) -> bool:
@@ -50,9 +49,13 @@ def _is_free(operation: Operation, work: Work) -> bool:
 
 def _claims(observed: Observed, policy: Policy) -> Iterator[Operation]:
     free = policy.max_running_jobs - len(observed.attempts) - _strays(observed)
-    if observed.claimable and free > 0 and observed.image_id:
+    if not observed.claimable or free <= 0 or not observed.image_id:
+        return
+    if observed.work.trouble is None:
         slots = min(free, observed.claimable)
         yield Claim(slots, f"{observed.claimable} queued, {free} of {policy.max_running_jobs} slots free")
+    elif observed.work.trouble.may_try and all(attempt.started_at for attempt in observed.attempts):
+        yield Claim(1, f"{observed.claimable} queued, one tries whether the engine makes containers again")
 
 
 def _strays(observed: Observed) -> int:
@@ -74,7 +77,8 @@ def _about_attempt(
     if attempt.started_at is None:
         return [_prepare(attempt, container, observed, policy)]
     if container is None or container.state is ContainerState.CREATED:
-        return [_lost(attempt)]
+        cause = "its container is gone after the stop" if attempt.stop else "its container is gone"
+        return [_given_up(attempt, "Its container vanished from the engine.", cause)]
     if container.state is ContainerState.EXITED:
         return [SettleAttempt(attempt, container.id, "its container has ended")]
     return _supervise(attempt, attempt.started_at, container, observed.work, now, policy)
@@ -96,11 +100,11 @@ def _prepare(
     return StartContainer(attempt, observed.image_id, cause)
 
 
-def _lost(attempt: Attempt) -> AttemptOperation:
-    cause = "its container is gone"
+def _given_up(attempt: Attempt, message: str, cause: str) -> AttemptOperation:
+    """Its container has no say any more: a recorded stop decides, else infrastructure lost it."""
     if attempt.stop:
-        return FinishAttempt(attempt, attempt.stop.reason, attempt.stop.message, f"{cause} after the stop")
-    return ReleaseAttempt(attempt, "Its container vanished from the engine.", cause)
+        return FinishAttempt(attempt, attempt.stop.reason, attempt.stop.message, cause)
+    return ReleaseAttempt(attempt, message, cause)
 
 
 def _supervise(
@@ -114,10 +118,14 @@ def _supervise(
     """Of a running container: its output is followed, and whoever must stop is stopped."""
     sent = work.signals.get(key_of(attempt))
     if sent and sent.name == SIGKILL and now >= sent.at + policy.stuck_after:
-        yield ReleaseAttempt(attempt, "Its container could not be killed.", "it outlived its SIGKILL")
+        yield _given_up(attempt, "Its container could not be killed.", "it outlived its SIGKILL")
         return
     if container.id not in work.followed:
         yield AdoptContainer(attempt, container.id, "it runs and nobody reads its output")
+    elif container.id in work.finished:
+        # The engine tells of an exit before it lists it, and no other hint follows; asked about the one
+        # container it answers once it knows.
+        yield SettleAttempt(attempt, container.id, "its last word was read")
     if attempt.stop:
         yield from _carry_out(attempt, attempt.stop, container, sent, now, policy)
     else:
@@ -188,12 +196,10 @@ def _removals(observed: Observed, now: datetime, policy: Policy) -> Iterator[Ope
 def _why_remove(
     container: ObservedContainer, observed: Observed, now: datetime, policy: Policy
 ) -> str | None:
-    age = now - container.created_at
-    if container.labels.get(labels.KIND) == labels.KIND_PROBE:
-        return "a probe past its time" if age >= policy.probe_lifetime else None
     key = attempt_of(container)
     if key is None:
-        return None  # not of a kind we know: a newer release's, perhaps
+        return None  # not of a kind that runs attempts: a newer release's, perhaps
     if key in observed.ended:
         return "its attempt has ended"
-    return "an orphan: no attempt knows it" if age >= policy.orphan_grace else None
+    is_late = now - container.created_at >= policy.orphan_grace
+    return "an orphan: no attempt knows it" if is_late else None

@@ -3,8 +3,13 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final, Literal
 
 from ci_common.models import Job
+
+Network = Literal["internet", "none"]
+
+RECONCILE_INTERVAL: Final = 2.0  # seconds between two passes at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +18,7 @@ class Policy:
 
     runner_image: str = "ci-runner:latest"
     container_prefix: str = ""
-    network: str = "internet"  # or "none"
+    network: Network = "internet"
     memory_bytes: int = 2 * 1024**3
     cpus: float = 2.0
     pids: int = 512
@@ -23,15 +28,18 @@ class Policy:
     job_timeout: timedelta = timedelta(minutes=30)
     job_idle_timeout: timedelta = timedelta(minutes=10)
     queue_timeout: timedelta = timedelta(hours=24)
-    # The harness passes a SIGINT on, sends SIGTERM 10 s later and SIGKILL 5 s after that; we are the second line.
-    stop_grace: timedelta = timedelta(seconds=15)
+    # The harness passes a SIGINT on, then sends SIGTERM, then SIGKILL; we are the second line.
+    interrupt_grace: timedelta = timedelta(seconds=10)
+    terminate_grace: timedelta = timedelta(seconds=5)
     slack: timedelta = timedelta(seconds=10)  # for the harness to say its last word after that
-    stuck_after: timedelta = timedelta(
-        seconds=60
-    )  # a container that outlives its SIGKILL by that is given up
+    stuck_after: timedelta = timedelta(seconds=60)  # who outlives its SIGKILL by that is given up
     orphan_grace: timedelta = timedelta(seconds=60)
-    probe_lifetime: timedelta = timedelta(minutes=10)
     max_backoff: timedelta = timedelta(seconds=60)
+
+    @property
+    def stop_grace(self) -> timedelta:
+        """How long a job has to end after a SIGINT, until the harness kills it."""
+        return self.interrupt_grace + self.terminate_grace
 
     def timeout_of(self, job: Job) -> timedelta:
         """Return how long the job may run: what its submitter asked for (the server judged that), or our default."""
@@ -43,3 +51,6 @@ class Policy:
         if attempt <= 1:
             return timedelta(0)
         return min(timedelta(seconds=2 ** min(attempt - 2, 16)), self.max_backoff)
+
+
+DEFAULTS: Final = Policy()

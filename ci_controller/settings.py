@@ -1,14 +1,13 @@
 """The settings of `ci-controller`: environment variables that begin with `CI_`, overridden by flags."""
 
-import os
 import re
 from datetime import timedelta
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
 
-from ci_common.settings import StorageSettings
-from ci_controller.policy import Policy
+from ci_common.settings import ServiceSettings
+from ci_controller.policy import DEFAULTS, RECONCILE_INTERVAL, Network, Policy
 
 _SIZES: Final = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _DURATIONS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -30,58 +29,54 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
 
 
-class ControllerSettings(StorageSettings):
+class ControllerSettings(ServiceSettings):
     """What an operator can decide about the controller, the jobs and their containers."""
 
     reconcile_interval: float = Field(
-        default=2.0,
+        default=RECONCILE_INTERVAL,
         gt=0,
         description="Seconds between two passes at most; a safety net, changes are seen at once.",
     )
     container_prefix: str = Field(
-        default="",
+        default=DEFAULTS.container_prefix,
         pattern=r"^([a-zA-Z0-9][a-zA-Z0-9_.-]*)?$",
         description="In front of every container's name, for people; containers are told apart by their labels.",
     )
     max_running_jobs: int = Field(
-        default_factory=lambda: os.cpu_count() or 1,
+        default_factory=lambda: DEFAULTS.max_running_jobs,
         gt=0,
         description="Jobs that run at the same time; by default one per core.",
     )
     max_attempts: int = Field(
-        default=3,
+        default=DEFAULTS.max_attempts,
         gt=0,
         description="How often infrastructure may lose a job whose tests had begun before it is given up.",
     )
     job_timeout: Duration = Field(
-        default=timedelta(minutes=30),
+        default=DEFAULTS.job_timeout,
         description="How long a job may run when its submitter names no time-out.",
     )
     job_idle_timeout: Duration = Field(
-        default=timedelta(minutes=10), description="How long a job may run without writing anything."
+        default=DEFAULTS.job_idle_timeout, description="How long a job may run without writing anything."
     )
     queue_timeout: Duration = Field(
-        default=timedelta(hours=24), description="How long a job may wait in the queue before it fails."
+        default=DEFAULTS.queue_timeout,
+        description="How long a job may wait in the queue before it fails.",
     )
     job_memory: Size = Field(
-        default=2 * 1024**3, description="Memory of a job, swap included; bytes or `2GiB`."
+        default=DEFAULTS.memory_bytes, description="Memory of a job, swap included; bytes or `2GiB`."
     )
-    job_cpus: float = Field(default=2.0, gt=0, description="CPU cores a job may use.")
-    job_pids: int = Field(default=512, gt=0, description="Processes and threads a job may have.")
+    job_cpus: float = Field(default=DEFAULTS.cpus, gt=0, description="CPU cores a job may use.")
+    job_pids: int = Field(default=DEFAULTS.pids, gt=0, description="Processes and threads a job may have.")
     log_limit: Size = Field(
-        default=100 * 1024**2, description="Bytes of output after which a job is stopped; bytes or `100MiB`."
+        default=DEFAULTS.log_limit,
+        description="Bytes of output after which a job is stopped; bytes or `100MiB`.",
     )
-    job_network: Literal["internet", "none"] = Field(
-        default="internet",
+    job_network: Network = Field(
+        default=DEFAULTS.network,
         description="`internet`: the package index but no private network; `none`: no network.",
     )
-    runner_image: str = Field(default="ci-runner:latest", description="The image that jobs run in.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least important messages that are logged."
-    )
-    log_format: Literal["auto", "console", "json"] = Field(
-        default="auto", description="How log lines look; `auto`: `console` on a terminal, else `json`."
-    )
+    runner_image: str = Field(default=DEFAULTS.runner_image, description="The image that jobs run in.")
 
     @property
     def policy(self) -> Policy:

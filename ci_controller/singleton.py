@@ -17,7 +17,6 @@ import structlog
 from ci_common.clock import Clock
 from ci_common.errors import ControllerRunning
 from ci_common.models import ControllerState
-from ci_controller.lease import STALE_AFTER
 
 log = structlog.get_logger(__name__)
 
@@ -57,8 +56,9 @@ async def refuse_if_alive(
         state = await controller_state()
         if state is None:
             raise ControllerRunning("Another controller is starting on this database; exactly one may run.")
-        silent = (clock.now() - state.heartbeat_at).total_seconds()
-        if silent <= STALE_AFTER:
+        now = clock.now()
+        silent = (now - state.heartbeat_at).total_seconds()
+        if state.is_alive(now):
             detail = f"last heard of {max(silent, 0):.0f} s ago"
             raise ControllerRunning(
                 f"Another controller ({state.holder}, {detail}) serves this database; exactly one may run."

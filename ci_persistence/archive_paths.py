@@ -54,7 +54,7 @@ class Names:
     """The names seen so far; two that any file system could take for the same one are refused."""
 
     def __init__(self) -> None:
-        self._files: dict[str, str] = {}
+        self._files: dict[str, str] = {}  # under their folded names, as the directories
         self._directories: dict[str, str] = {}
 
     def add_file(self, path: str) -> None:
@@ -67,21 +67,25 @@ class Names:
         if key in self._directories:
             raise refuse("collision", f"{path!r} is both a file and a directory.")
         self._files[key] = path
-        self._add_parents(path)
+        self._add_parents(path, key)
 
     def add_directory(self, path: str) -> None:
         """The directory's name (without its slash) and those of its parents are taken."""
-        self._add_parents(path + "/")
+        self._add_parents(path + "/", _folded(path) + "/")
 
-    def _add_parents(self, path: str) -> None:
+    def _add_parents(self, path: str, key: str) -> None:
         while "/" in path:
-            path = path.rpartition("/")[0]
-            key = _folded(path)
+            path, key = path.rpartition("/")[0], key.rpartition("/")[0]
+            known = self._directories.get(key)
+            if known == path:
+                return  # and so are those above it
+            if known is not None:
+                raise refuse("collision", f"{known!r} and {path!r} differ only in case.")
             if key in self._files:
                 raise refuse("collision", f"{self._files[key]!r} is both a file and a directory.")
-            if self._directories.setdefault(key, path) != path:
-                raise refuse("collision", f"{self._directories[key]!r} and {path!r} differ only in case.")
+            self._directories[key] = path
 
 
 def _folded(path: str) -> str:
+    """Return what is the same for names that a file system may confuse; it has the path's slashes and no others."""
     return unicodedata.normalize("NFC", path.casefold())

@@ -14,22 +14,27 @@ from ci_common.errors import ArchiveTooLarge
 from ci_common.stores import Archive, ArchiveStore, StoredArchive
 from ci_persistence.archive_validator import ArchiveLimits, open_archive
 from ci_persistence.log_store import disk_full_as_storage_full
-from ci_persistence.ownership import FILE_MODE, adopt_owner, fsync_directory
+from ci_persistence.ownership import FILE_MODE, adopt_owner, fsync_directory, make_shared_directory
 from ci_persistence.settled import settled
 from ci_persistence.zip_format import refuse
 
 _REF = re.compile(r"[0-9a-f]{32}\.zip")
-_UNFINISHED = ".part"
-_UNFINISHED_AGE = 3600.0  # seconds after which an unfinished upload has no writer any more
+_UNFINISHED = ".part"  # behind the reference that the upload will have
+_DIRECTORY_MODE = 0o2770  # the daemons may run as different users of one group; the world sees nothing
 _BATCH = 1024 * 1024  # bytes that go to a thread at once
 
 
 class FileArchiveStore(ArchiveStore):
-    """Archives below one directory."""
+    """Archives in one directory, which is made when it is needed, and so is the one that holds it."""
 
     def __init__(self, root: Path, limits: ArchiveLimits) -> None:
         self._root = root
         self._limits = limits
+
+    def prepare(self) -> None:
+        """The directory exists; what is above those two must exist already."""
+        make_shared_directory(self._root.parent, _DIRECTORY_MODE)
+        make_shared_directory(self._root, _DIRECTORY_MODE)
 
     async def save(self, chunks: AsyncIterable[bytes], max_bytes: int) -> StoredArchive:
         ref = f"{uuid.uuid4().hex}.zip"
@@ -37,7 +42,7 @@ class FileArchiveStore(ArchiveStore):
         try:
             upload = _Upload(unfinished, max_bytes)
             try:
-                await settled(asyncio.to_thread(upload.open))
+                await settled(asyncio.to_thread(self._begin, upload))
                 await _receive(upload, chunks)
             finally:
                 await settled(asyncio.to_thread(upload.close))
@@ -46,6 +51,10 @@ class FileArchiveStore(ArchiveStore):
             await settled(asyncio.to_thread(self._discard, unfinished, ref))
             raise
         return StoredArchive(ref, upload.size, upload.sha256())
+
+    def _begin(self, upload: "_Upload") -> None:
+        self.prepare()  # the server may have started before there was a place for its data
+        upload.open()
 
     def _publish(self, unfinished: Path, ref: str) -> None:
         with open_archive(unfinished, self._limits) as archive:
@@ -73,14 +82,20 @@ class FileArchiveStore(ArchiveStore):
 
     def refs(self) -> Iterator[tuple[str, float]]:
         now = time.time()
-        for path in sorted(self._root.glob("*.zip*")):
+        for path in sorted(self._root.glob("*.zip")):
             age = _age(path, now)
-            if age is None:
-                continue
-            if _REF.fullmatch(path.name):
+            if age is not None and _REF.fullmatch(path.name):
                 yield path.name, age
-            elif path.name.endswith(_UNFINISHED) and age > _UNFINISHED_AGE:
+
+    def remove_unfinished(self, older_than_seconds: float) -> list[str]:
+        now = time.time()
+        removed: list[str] = []
+        for path in sorted(self._root.glob(f"*.zip{_UNFINISHED}")):
+            age = _age(path, now)
+            if age is not None and age > older_than_seconds and _REF.fullmatch(path.stem):
                 path.unlink(missing_ok=True)
+                removed.append(path.name)
+        return removed
 
     def _path(self, ref: str) -> Path:
         if not _REF.fullmatch(ref):

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 # A commit writes the log file first (that is what inotify sees) and becomes visible after its fsync (which
 # inotify does not see). So after the last event we look again for a while, at growing distances.
-_LOOK_AGAIN = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512)
+_LOOK_AGAIN = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
 _QUIET = 0.005  # seconds between two wake-ups for the database: a burst of commits is one hint
 
 
@@ -64,7 +64,6 @@ class InotifyChangeHub(ChangeHub):
         self._inotify = _open_inotify()
         if self._inotify is None:
             return
-        self._watch(self._db_path.parent)
         self._watch_what_appeared()
         self._commits.changed()  # from here on only news count
         self._tasks = [asyncio.create_task(self._read_events()), asyncio.create_task(self._follow_commits())]
@@ -87,6 +86,8 @@ class InotifyChangeHub(ChangeHub):
     def _subscribed(self) -> Generator[_Subscription]:
         subscription = _Subscription()
         self._all.add(subscription)
+        if self._db_path.parent not in self._watches:
+            self._watch_what_appeared()  # nothing tells when it appears: who comes later looks
         try:
             yield subscription
         finally:
@@ -140,6 +141,7 @@ class InotifyChangeHub(ChangeHub):
 
     def _watch_what_appeared(self) -> None:
         """Every directory of interest that exists is watched; asked again whenever one may have come."""
+        self._watch(self._db_path.parent)
         self._watch(self._logs_path.parent)  # the first writer makes the directory of logs
         self._watch(self._logs_path)
         for job_id in self._by_job:
@@ -200,12 +202,17 @@ class InotifyChangeHub(ChangeHub):
             await self._database_touched.wait()
             for pause in _LOOK_AGAIN:
                 self._database_touched.clear()
-                if self._commits.changed():
-                    self._watch_what_appeared()
-                    self._wake_all()
-                    await asyncio.sleep(_QUIET)
+                await self._look()
                 if await self._touched_within(pause):
                     break
+            else:
+                await self._look()
+
+    async def _look(self) -> None:
+        if self._commits.changed():
+            self._watch_what_appeared()
+            self._wake_all()
+            await asyncio.sleep(_QUIET)
 
     async def _touched_within(self, seconds: float) -> bool:
         try:

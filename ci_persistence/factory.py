@@ -10,10 +10,7 @@ from ci_persistence.archive_store import FileArchiveStore
 from ci_persistence.archive_validator import ArchiveLimits
 from ci_persistence.change_hub import InotifyChangeHub
 from ci_persistence.log_store import FileLogStore
-from ci_persistence.ownership import make_shared_directory
 from ci_persistence.sqlite_repository import SQLiteJobRepository
-
-_SHARED = 0o2770  # the daemons may run as different users of one group; the world sees nothing
 
 
 @dataclass(frozen=True)
@@ -31,16 +28,17 @@ def open_repository(settings: StorageSettings) -> JobRepository:
 
 
 def open_stores(settings: StorageSettings) -> Stores:
-    """Return the stores; their directories exist, unless this process may not make them."""
+    """Return the stores; the directory of uploads exists, unless this process cannot make it now."""
     data, logs = settings.data_path, settings.data_path / "logs"
-    with contextlib.suppress(PermissionError):  # a reader needs no more than what is there
-        make_shared_directory(data, _SHARED)
-        make_shared_directory(data / "archives", _SHARED)
     limits = ArchiveLimits(
         settings.archive_max_entries, settings.archive_max_ratio, settings.archive_max_bytes
     )
+    archives = FileArchiveStore(data / "archives", limits)
+    # A reader needs no more than what is there; a server may be started before the folder of its database.
+    with contextlib.suppress(PermissionError, FileNotFoundError):
+        archives.prepare()
     return Stores(
         logs=FileLogStore(logs),
-        archives=FileArchiveStore(data / "archives", limits),
+        archives=archives,
         hub=InotifyChangeHub(settings.db_path, logs),
     )

@@ -63,13 +63,6 @@ class FileLogStore(LogStore):
         finally:
             os.close(descriptor)
 
-    def read_events(self, job_id: str, attempt: int) -> list[bytes]:
-        try:
-            data = _events_path(self._path(job_id, attempt)).read_bytes()
-        except FileNotFoundError:
-            return []
-        return [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
-
     def _path(self, job_id: str, attempt: int) -> Path:
         # Job ids come from URLs: one that could leave the directory must never become a path.
         if not _JOB_ID.fullmatch(job_id) or attempt < 1:
@@ -98,9 +91,6 @@ class FileLogWriter(LogWriter):
 
     def size(self) -> int:
         return os.fstat(self._log).st_size
-
-    def truncate(self, size: int) -> None:
-        os.ftruncate(self._log, size)
 
     def write_events(self, lines: Iterable[bytes]) -> None:
         new_path = self._events_path.with_name(self._events_path.name + ".new")

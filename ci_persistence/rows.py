@@ -124,6 +124,7 @@ def job_from(row: sqlite3.Row) -> Job:
         image_id=row["image_id"],
         log_size=row["log_size"],
         log_sha256=row["log_sha256"],
+        log_truncated=_optional_bool(row["log_truncated"]),
     )
 
 

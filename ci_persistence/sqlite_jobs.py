@@ -3,8 +3,16 @@
 import sqlite3
 from datetime import datetime
 
-from ci_common.errors import AlreadyExists, IdempotencyConflict, JobFinished, JobNotFound, Unauthorized
-from ci_common.models import Idempotency, Job, JobEvent, JobStatus, Reason
+from ci_common.errors import (
+    AlreadyExists,
+    IdempotencyConflict,
+    JobFinished,
+    JobNotFound,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
+from ci_common.models import Idempotency, Job, JobEvent, JobStatus, QueueLimits, Reason
 from ci_common.verdict import verdict
 from ci_persistence.rows import event_from, job_from, options_text, to_text
 from ci_persistence.sqlite_timeline import append_event, end
@@ -12,7 +20,9 @@ from ci_persistence.sqlite_timeline import append_event, end
 _UNFINISHED = tuple(status for status in JobStatus if not status.is_terminal)
 
 
-def create_job(db: sqlite3.Connection, job: Job, idempotency: Idempotency | None) -> Job:
+def create_job(
+    db: sqlite3.Connection, job: Job, idempotency: Idempotency | None, limits: QueueLimits | None
+) -> Job:
     """The job is queued; an equal earlier submission under the same idempotency key is returned instead."""
     assert job.status is JobStatus.QUEUED, f"a new job is queued, not {job.status}"
     _require_active_owner(db, job.user_id)
@@ -21,11 +31,30 @@ def create_job(db: sqlite3.Connection, job: Job, idempotency: Idempotency | None
         return _same_submission(earlier, idempotency)
     if get_job(db, job.id, None) is not None:
         raise AlreadyExists(f"There is a job {job.id} already.")
+    if limits is not None:
+        check_room(db, job.user_id, limits)
     _insert(db, job, idempotency)
     append_event(db, job.id, JobEvent("submitted", job.created_at))
     created = get_job(db, job.id, None)
     assert created is not None
     return created
+
+
+def check_room(db: sqlite3.Connection, user_id: str, limits: QueueLimits) -> None:
+    """The queue has room for one more job of the user; raises TooManyRequests or Unavailable otherwise."""
+    if (
+        _count(db, "SELECT count(*) FROM jobs WHERE status = 'queued' AND user_id = ?", user_id)
+        >= limits.per_user
+    ):
+        raise TooManyRequests(
+            f"You have {limits.per_user} jobs in the queue, which is the limit.", retry_after=10
+        )
+    if _count(db, "SELECT count(*) FROM jobs WHERE status = 'queued'") >= limits.total:
+        raise Unavailable("The queue is full; submit again later.", retry_after=30)
+
+
+def _count(db: sqlite3.Connection, query: str, *values: str) -> int:
+    return int(db.execute(query, values).fetchone()[0])
 
 
 def _require_active_owner(db: sqlite3.Connection, user_id: str) -> None:
@@ -82,11 +111,8 @@ def queue_position(db: sqlite3.Connection, job_id: str) -> int | None:
     row = db.execute("SELECT created_at FROM jobs WHERE id = ? AND status = 'queued'", (job_id,)).fetchone()
     if row is None:
         return None
-    count = db.execute(
-        "SELECT count(*) FROM jobs WHERE status = 'queued' AND (created_at, id) < (?, ?)",
-        (row["created_at"], job_id),
-    )
-    return int(count.fetchone()[0])
+    before = "SELECT count(*) FROM jobs WHERE status = 'queued' AND (created_at, id) < (?, ?)"
+    return _count(db, before, row["created_at"], job_id)
 
 
 def unfinished_jobs(db: sqlite3.Connection, user_id: str) -> list[str]:

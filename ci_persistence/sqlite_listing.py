@@ -24,7 +24,7 @@ def decode_cursor(cursor: str) -> tuple[str, str]:
         padded = cursor + "=" * (-len(cursor) % 4)
         created_at, job_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(" ")
         return to_text(from_text(created_at)), job_id
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # the latter: a date that UTC has no year for
         raise InvalidRequest("The cursor is not one that a listing returned.") from error
 
 

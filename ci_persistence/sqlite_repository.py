@@ -19,6 +19,7 @@ from ci_common.models import (
     JobStatus,
     JobVerdict,
     LogSeal,
+    QueueLimits,
     Reason,
     StopIntent,
     User,
@@ -92,8 +93,13 @@ class SQLiteJobRepository(JobRepository):
 
     # -- jobs, as users see them -------------------------------------------------------------------------
 
-    async def create_job(self, job: Job, idempotency: Idempotency | None = None) -> Job:
-        return await self._db.write(lambda db: jobs_sql.create_job(db, job, idempotency))
+    async def create_job(
+        self, job: Job, idempotency: Idempotency | None = None, limits: QueueLimits | None = None
+    ) -> Job:
+        return await self._db.write(lambda db: jobs_sql.create_job(db, job, idempotency, limits))
+
+    async def check_room(self, user_id: str, limits: QueueLimits) -> None:
+        await self._db.read(lambda db: jobs_sql.check_room(db, user_id, limits))
 
     async def find_idempotent(self, user_id: str, key: str) -> tuple[Job, str] | None:
         return await self._db.read(lambda db: jobs_sql.find_idempotent(db, user_id, key))

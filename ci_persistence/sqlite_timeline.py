@@ -65,6 +65,7 @@ def end(
         "not_before": None,
         "log_size": log.size if log else None,
         "log_sha256": log.sha256 if log else None,
+        "log_truncated": int(log.truncated) if log else None,
     }
     data = {"success": verdict.success, "reason": verdict.reason, "message": verdict.message}
     event = JobEvent(verdict.status.value, now, {**data, "exit_code": verdict.exit_code})

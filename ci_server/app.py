@@ -6,13 +6,15 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from ci_common import __version__
+from ci_common.service_log import configure_logging
+from ci_common.settings import read_settings
 from ci_server.api_description import DESCRIPTION, SUMMARY, TAGS, install_openapi
 from ci_server.dependencies import open_resources
 from ci_server.problems import install_handlers
 from ci_server.request_context import RequestContext
 from ci_server.routes import jobs, logs, service, submit
-from ci_server.service_log import configure_logging
 from ci_server.settings import ServerSettings
+from ci_server.uvicorn_log import adopt_uvicorn
 
 
 def create_app(settings: ServerSettings | None = None) -> FastAPI:
@@ -20,8 +22,9 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        in_force = settings or ServerSettings()
-        configure_logging(in_force.log_level)
+        in_force = settings or read_settings(ServerSettings)
+        configure_logging(in_force.log_level, in_force.log_format)
+        adopt_uvicorn()
         async with open_resources(in_force) as resources:
             app.state.resources = resources
             yield

@@ -39,6 +39,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "image_id": job.image_id,
         "log_size": job.log_size,
         "log_sha256": job.log_sha256,
+        "log_truncated": job.log_truncated,
     }
 
 

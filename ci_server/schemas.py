@@ -27,6 +27,7 @@ _JOB_EXAMPLE: dict[str, JsonValue] = {
     "image_id": "sha256:1f2e3d",
     "log_size": 18231,
     "log_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "log_truncated": False,
 }
 
 
@@ -55,6 +56,9 @@ class JobModel(BaseModel):
     image_id: str | None = Field(description="The image the current attempt runs in.")
     log_size: int | None = Field(description="Bytes of the sealed log of a finished job.")
     log_sha256: str | None = Field(description="SHA-256 of the sealed log.")
+    log_truncated: bool | None = Field(
+        description="Whether the sealed log may lack output; where it is known to, it says so itself."
+    )
 
 
 class SubmittedModel(BaseModel):

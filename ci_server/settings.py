@@ -1,15 +1,13 @@
 """Settings of the server; environment variables begin with `CI_`, and docs/operations.md lists them all."""
 
-from typing import Literal
-
 from pydantic import Field
 
-from ci_common.settings import StorageSettings
+from ci_common.settings import ServiceSettings
 
 MIB = 1024**2
 
 
-class ServerSettings(StorageSettings):
+class ServerSettings(ServiceSettings):
     """What one replica needs to know; replicas of one installation should agree on all of it."""
 
     max_upload_bytes: int = Field(
@@ -36,7 +34,4 @@ class ServerSettings(StorageSettings):
     )
     min_free_bytes: int = Field(
         default=1024 * MIB, ge=0, description="Free space on the data disk below which /ready says degraded."
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe level that the server logs."
     )

@@ -10,8 +10,8 @@ from fastapi import Request
 
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
-from ci_common.errors import InvalidRequest, TooManyRequests, Unavailable
-from ci_common.models import Idempotency, Job, JobFilter, JobStatus, new_id
+from ci_common.errors import InvalidRequest
+from ci_common.models import Idempotency, Job, QueueLimits, new_id
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore
 from ci_server.auth import Authenticator, Caller
@@ -38,6 +38,7 @@ class Submissions:
         self._archives = archives
         self._authenticator = authenticator
         self._settings = settings
+        self._limits = QueueLimits(settings.max_queued_per_user, settings.max_queued)
         self._clock = clock
 
     async def submit_job(self, request: Request, caller: Caller, idempotency_key: str | None) -> Job:
@@ -47,7 +48,7 @@ class Submissions:
         """
         _check_idempotency_key(idempotency_key)
         if not await self._is_repetition(caller.user.id, idempotency_key):
-            await self._check_room_in_queue(caller.user.id)
+            await self._repository.check_room(caller.user.id, self._limits)  # before sending everything
         submission = await receive_submission(request, self._archives, self._settings)
         crash_point("after_archive_saved")
         job = await self._create_job(caller, submission, idempotency_key)
@@ -66,7 +67,8 @@ class Submissions:
         try:
             # The upload may have taken long: who was locked out meanwhile starts nothing.
             await self._authenticator.recheck(caller)
-            created = await self._repository.create_job(job, _idempotency(idempotency_key, submission))
+            promise = _idempotency(idempotency_key, submission)
+            created = await self._repository.create_job(job, promise, self._limits)
         except Exception:
             # A failed transaction is a whole one: there is no row. A *cancelled* one may still commit, so
             # its archive stays, for the pruning of what no row names.
@@ -89,16 +91,6 @@ class Submissions:
         if idempotency_key is None:
             return False
         return await self._repository.find_idempotent(user_id, idempotency_key) is not None
-
-    async def _check_room_in_queue(self, user_id: str) -> None:
-        limit = self._settings.max_queued_per_user
-        mine = await self._repository.list_jobs(
-            JobFilter(user_id=user_id, statuses=frozenset({JobStatus.QUEUED}), limit=limit)
-        )
-        if len(mine.jobs) >= limit:
-            raise TooManyRequests(f"You have {limit} jobs in the queue, which is the limit.", retry_after=10)
-        if await self._repository.count_queued(self._clock.now()) >= self._settings.max_queued:
-            raise Unavailable("The queue is full; submit again later.", retry_after=30)
 
 
 def _check_idempotency_key(key: str | None) -> None:

@@ -14,7 +14,9 @@ from ci_common.stores import ArchiveStore, StoredArchive
 from ci_server.multipart import PartBegins, PartEnds, Piece, boundary_of, read_pieces
 from ci_server.settings import ServerSettings
 
-_FIELDS_LIMIT = 64 * 1024  # bytes of all fields but the file, and of what frames them
+_FIELDS_LIMIT = 128 * 1024  # bytes of all fields but the file, and of what frames them
+_FRAME_BYTES = 64  # what a field costs at least beside its name and value, so that empty ones are not free
+_MAX_ARGUMENTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ async def _fill(
             async with contextlib.aclosing(_content(pieces)) as content:
                 form.archive = await archives.save(content, settings.max_upload_bytes)
         else:
+            budget -= len(piece.name.encode()) + _FRAME_BYTES
             value = await _short_content(pieces, budget)
             budget -= len(value)
             _set_field(form, piece.name, value)
@@ -80,6 +83,8 @@ def _set_field(form: _Form, name: str, value: bytes) -> None:
     except UnicodeDecodeError:
         raise InvalidRequest(f"The form field {name!r} is not UTF-8.") from None
     if name == "pytest_args":
+        if len(form.pytest_args) >= _MAX_ARGUMENTS:
+            raise InvalidRequest(f"The form has more than {_MAX_ARGUMENTS} fields 'pytest_args'.")
         form.pytest_args.append(text)
     elif name == "timeout":
         form.timeout = text
@@ -121,7 +126,9 @@ async def _short_content(pieces: AsyncGenerator[Piece, None], budget: int) -> by
         async for data in content:
             value += data
             if len(value) > budget:
-                raise InvalidRequest(f"The form's fields beside 'file' exceed {_FIELDS_LIMIT} bytes.")
+                break
+    if len(value) > budget:  # also of an empty value, when the budget is overdrawn
+        raise InvalidRequest(f"The form's fields beside 'file' exceed {_FIELDS_LIMIT} bytes.")
     return bytes(value)
 
 

@@ -1,12 +1,10 @@
 """What a job that produces nothing waits for, in words; also how /ready judges the controller."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from ci_common.models import ControllerState, Job, JobStatus
 from ci_common.repository import JobRepository
 from ci_server.rendering import timestamp
-
-HEARTBEAT_STALE = timedelta(seconds=10)
 
 
 def controller_trouble(state: ControllerState | None, now: datetime) -> str | None:
@@ -16,7 +14,7 @@ def controller_trouble(state: ControllerState | None, now: datetime) -> str | No
     """
     if state is None:
         return "no controller has run on this database yet: start ci-controller"
-    if now - state.heartbeat_at > HEARTBEAT_STALE:
+    if not state.is_alive(now):
         seen = timestamp(state.heartbeat_at)
         return f"the controller is not running (last seen {seen}): start ci-controller"
     return state.note

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from ci_client.client import CIClient
 from ci_client.config import Connection, Flags, resolve
 from ci_client.console import Console
-from ci_client.sanitizer import one_line
 from ci_common.api_keys import is_well_formed
 from ci_common.errors import Unauthorized
 
@@ -25,9 +24,7 @@ def connected_to(console: Console, connection: Connection) -> Generator[CIClient
         console.warn(warning)
 
     def tell(problem: str) -> None:
-        console.note(
-            f"The connection to {connection.server_url} is broken ({one_line(problem)}); trying again."
-        )
+        console.note(f"The connection to {connection.server_url} is broken ({problem}); trying again.")
 
     with CIClient(connection.server_url, connection.api_key, on_outage=tell) as client:
         try:

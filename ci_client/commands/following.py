@@ -1,7 +1,5 @@
 """`ci submit test` and `ci wait`: a job's events as they come, until its verdict or Ctrl-C."""
 
-import importlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from ci_client.console import Console
 from ci_client.exit_codes import ClientExit, exit_code_of_verdict
 from ci_client.interrupt import run_interruptible
 from ci_client.render import JsonRenderer, Renderer, TextRenderer, upload_progress
+from ci_client.sanitizer import one_line
 from ci_common.errors import InternalError
 from ci_common.events import CompleteEvent, JobIdEvent, StreamEvent
 from ci_common.models import JobOptions
@@ -36,8 +35,6 @@ class SubmitOptions:
 def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
     """The project is with the server; returns its verdict's exit code, or 0 at once for a job in the background."""
     connection = resolve(flags)
-    # Why: the HTTP library takes longer to import than most projects to be packed; both wait for others in part.
-    threading.Thread(target=importlib.import_module, args=("ci_client.client",), daemon=True).start()
     from ci_client.archive import build_archive
 
     compress = not is_loopback(connection.server_url)  # on one machine, packing costs more than it saves
@@ -83,7 +80,7 @@ def _announce(console: Console, job_id: str, options: SubmitOptions) -> int:
     if options.json:
         JsonRenderer(console).show(JobIdEvent(job_id))
     else:
-        console.line(f"Job submitted: {job_id}")  # to the letter: scripts cut the id out of it
+        console.line(f"Job submitted: {one_line(job_id)}")  # to the letter: scripts cut the id out of it
         console.note(f"Follow it: ci wait {job_id} --all")
     return ClientExit.OK
 

@@ -48,12 +48,16 @@ CRASHED = 1
 HARNESS_FAILED = 109
 
 FRAME_BYTES = 12000  # of output per frame: 16000 characters of base64, so that the line stays under 16 KiB
+GATHER_SECONDS = (
+    0.01  # at most, between two frames of a burst: a frame costs the engine over 100 bytes of its own
+)
 FEED_SECONDS = 120  # without a byte of the feed
 SWEEP_SECONDS = 5  # for killed processes to be gone
 MAX_RECORD = 64 * 1024 * 1024
 CHUNK = 64 * 1024
 BAD_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
 IS_INIT = os.getpid() == 1
+SI_USER = 0  # siginfo of kill(2): the one code that a process may not claim for a signal it queues to another
 
 
 class Ended(Exception):
@@ -79,18 +83,40 @@ class Log:
         self._size = 0
         self._digest = hashlib.sha256()
         self._tail = b"\n"  # the end of the text since our own last line
+        self._gathered = bytearray()  # counted, not yet out
+        self._next_flush = 0.0
 
     def output(self, data: bytes) -> bool:
-        """What fits under the limit is out; returns False when something did not fit."""
+        """What fits under the limit is out, or will be at `due`; returns False when something did not fit.
+
+        The first bytes after a pause go out at once; only those that follow close behind are gathered.
+        """
         self.last_output = time.monotonic()
         room = len(data) if self.limit is None else max(0, self.limit - self._size)
-        self._write(data[:room])
+        self._take(data[:room])
+        if len(self._gathered) >= FRAME_BYTES or self.last_output >= self._next_flush:
+            self.flush()
         return len(data) <= room
+
+    @property
+    def due(self) -> float:
+        """When `flush` has something to do, on the monotonic clock."""
+        return self._next_flush if self._gathered else float("inf")
+
+    def flush(self) -> None:
+        """Everything that was gathered is out."""
+        if self._gathered:
+            data = bytes(self._gathered)
+            self._gathered.clear()
+            self._next_flush = time.monotonic() + GATHER_SECONDS
+            pieces = (data[start : start + FRAME_BYTES] for start in range(0, len(data), FRAME_BYTES))
+            _write_all(b"".join(self._frame(t="o", d=base64.b64encode(piece).decode()) for piece in pieces))
 
     def say(self, sentence: str) -> None:
         """A line of ours stands in the log, at the beginning of a line."""
         start = b"" if self._tail.endswith(b"\n") else b"\n"
-        self._write(start + b"==> " + sentence.encode(errors="replace") + b"\n")
+        self._take(start + b"==> " + sentence.encode(errors="replace") + b"\n")
+        self.flush()
         self._tail = b"\n"
 
     def complaint(self) -> str:
@@ -101,24 +127,23 @@ class Log:
         return ": ".join(dict.fromkeys(line.strip() for line in (lines[0], lines[-1]) if line.strip()))
 
     def event(self, kind: str, **data: Any) -> None:
-        """An event is out."""
+        """An event is out, behind the text before it."""
+        self.flush()
         _write_all(self._frame(t="e", k=kind, d=data))
 
     def trailer(self, outcome: str, message: str | None, fields: dict[str, Any]) -> None:
         """The last frame is out."""
+        self.flush()
         fields = {**fields, "log_bytes": self._size, "log_sha256": self._digest.hexdigest()}
         _write_all(
             self._frame(t="end", outcome=outcome, message=message and _plain(message[:1000]), **fields)
         )
 
-    def _write(self, data: bytes) -> None:
-        if not data:
-            return
+    def _take(self, data: bytes) -> None:
+        self._gathered += data
         self._size += len(data)
         self._digest.update(data)
         self._tail = (self._tail + data)[-CHUNK:]
-        pieces = (data[start : start + FRAME_BYTES] for start in range(0, len(data), FRAME_BYTES))
-        _write_all(b"".join(self._frame(t="o", d=base64.b64encode(piece).decode()) for piece in pieces))
 
     def _frame(self, **fields: Any) -> bytes:
         self._number += 1
@@ -161,7 +186,7 @@ class Signals:
             taken = signal.sigwaitinfo(self._ALL)
             if taken.si_signo == signal.SIGCHLD:
                 os.write(self._sender, self.CHILD)
-            elif not IS_INIT or taken.si_pid == 0:
+            elif not IS_INIT or (taken.si_pid == 0 and taken.si_code == SI_USER):
                 os.write(self._sender, self.STOP)
 
     def read(self) -> bytes:
@@ -391,10 +416,12 @@ class Runner:
         self._ending: Ended | None = None  # decided, being carried out
         self._steps: Iterator[tuple[int, float]] = iter(())
         self._next_step = 0.0
+        self._stop_asked = False
 
     def run(self, command: list[str], environment: dict[str, str], *, reports: bool = False) -> int:
         """The program and everything it left running has ended, all of its output is out; returns its exit code,
-        negative for a signal. Raises Ended when it was we who ended it."""
+        negative for a signal. Raises Ended when it was we who ended it, or when we were told to stop before."""
+        self._obey_earlier_stop()
         output, reporting = _pipe(), _pipe()
         passed = [reporting[1]] if reports else []
         if reports:
@@ -411,10 +438,18 @@ class Runner:
         self._watch(readers)
         self._sweep()
         self._drain(readers)
+        self._log.flush()
         if self._ending is not None:
             raise self._ending
         assert self._status is not None, "the program has ended"
         return self._status
+
+    def _obey_earlier_stop(self) -> None:
+        """A stop that came when the last program had ended left it its result; here it takes effect."""
+        self._read_signals()
+        if self._stop_asked:
+            self._log.say("Stopping on request")
+            raise Ended("stopped", "Stopped on request.")
 
     def _spawn(self, command: list[str], environment: dict[str, str], output: int, passed: list[int]) -> None:
         process = subprocess.Popen(
@@ -446,10 +481,13 @@ class Runner:
                     readers[descriptor](data)
                 elif data is not None:
                     open_ones.remove(descriptor)
+            if time.monotonic() >= self._log.due:
+                self._log.flush()
             self._check_clock()
+        self._log.flush()
 
     def _patience(self) -> float:
-        return max(0.0, self._next_moment() - time.monotonic())
+        return max(0.0, min(self._next_moment(), self._log.due) - time.monotonic())
 
     def _next_moment(self) -> float:
         if self._ending is not None:
@@ -457,10 +495,14 @@ class Runner:
         return min(self._deadline, self._log.last_output + self._header["idle_timeout"])
 
     def _take_signals(self) -> None:
-        taken = self._signals.read()
+        self._read_signals()
         self._reap()  # first: a child that had ended by then keeps its own result
-        if Signals.STOP in taken and self._status is None:
+        if self._stop_asked and self._status is None:
             self._end("stopped", "Stopped on request", "Stopping on request")
+
+    def _read_signals(self) -> None:
+        if Signals.STOP in self._signals.read():
+            self._stop_asked = True
 
     def _take_output(self, data: bytes) -> None:
         if not self._log.output(data):
@@ -521,7 +563,7 @@ class Runner:
         while IS_INIT and self._reap() and time.monotonic() < give_up:
             self._kill_all()
             select.select([self._signals.descriptor], [], [], 0.05)
-            self._signals.read()
+            self._read_signals()
 
     def _kill_all(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -574,9 +616,12 @@ class Python:
             return cls(sys.executable, packages)
         place = os.path.join(home, ".ci-venv")
         subprocess.run(
-            [sys.executable, "-m", "venv", "--system-site-packages", place],
+            [sys.executable, "-I", "-m", "venv", "--system-site-packages", place],
             check=True,
+            cwd="/",  # nothing of the tree's may be imported here: it is before `begun`, and on our own stream
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             preexec_fn=Signals.unblock,
         )
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"

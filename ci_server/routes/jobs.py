@@ -23,6 +23,7 @@ from ci_server.schemas import JobEventModel, JobModel
 router = APIRouter(tags=["jobs"])
 
 _PAGE = 500
+_LARGEST_INDEX = 2**63 - 1  # what a database can be asked for
 
 Limit = Annotated[
     int | None,
@@ -54,8 +55,8 @@ async def list_jobs(
     wanted = JobFilter(
         user_id=user.id,
         statuses=frozenset(statuses),
-        created_after=_utc(created_after),
-        created_before=_utc(created_before),
+        created_after=_utc("created_after", created_after),
+        created_before=_utc("created_before", created_before),
         cursor=cursor,
         limit=limit or _PAGE,
     )
@@ -104,7 +105,9 @@ async def cancel_job(job_id: JobId, caller: Submitter, server: Server) -> Respon
 async def get_events(
     job: OwnedJob,
     server: Server,
-    from_index: Annotated[int, Query(ge=0, description="Only events from this index on.")] = 0,
+    from_index: Annotated[
+        int, Query(ge=0, le=_LARGEST_INDEX, description="Only events from this index on.")
+    ] = 0,
 ) -> Response:
     events = await server.repository.get_events(job.id, from_index)
     return json_response([event_document(event) for event in events])
@@ -167,7 +170,10 @@ def _next_link(request: Request, cursor: str) -> str:
     return f'<{request.url.path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'
 
 
-def _utc(moment: datetime | None) -> datetime | None:
+def _utc(name: str, moment: datetime | None) -> datetime | None:
     if moment is None:
         return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidRequest(f"query {name}: in UTC that time is not of the years 1 to 9999.") from None

@@ -16,6 +16,8 @@ import pytest
 from ci_common.errors import EngineUnavailable
 from ci_controller.container_manager import ContainerManager
 from ci_controller.container_runtime import ContainerError, ContainerState
+from ci_controller.log_recorder import LogRecorder
+from ci_persistence.log_store import FileLogStore
 from tests.support.docker_cli import RUNNER_IMAGE, docker, require_engine
 from tests.support.runtime_contract import (
     COUNT,
@@ -55,6 +57,12 @@ try:
     print("reached")
 except OSError:
     print("unreachable")
+"""
+FRAMES = """
+import sys
+for n in range(1, 20_001):
+    sys.stdout.write('{"n":%d,"t":"o","d":"LgAA"}\\n' % n)
+    sys.stdout.flush()
 """
 IGNORE_INPUT = "import time\nwhile True: time.sleep(1)"
 
@@ -117,6 +125,32 @@ async def test_output_comes_as_bytes_exactly(engine: Engine) -> None:
 async def test_lines_longer_than_the_engines_buffer_come_whole(engine: Engine) -> None:
     container = await engine.start(LONG_LINES)
     assert await engine.output(container) == (b"x" * 40_000 + b"\n") * 50
+
+
+async def test_a_log_that_the_engine_rotates_holds_no_raw_frames_and_says_what_is_missing(
+    manager: ContainerManager, engine: Engine, tmp_path: Path
+) -> None:
+    """A small limit of the engine's, which single bytes in frames of their own pass many times over."""
+    small = ContainerManager("contract-", job_log_bytes=1000)
+    container = await small.create(engine.spec(FRAMES))
+    writer = FileLogStore(tmp_path).writer("job", 1)
+    recorder = LogRecorder(writer, 10**7)
+    await small.start_and_feed(container, [], lambda: None)
+    await asyncio.to_thread(_record_live, manager, container, recorder)
+    result = recorder.result
+    text = writer.read(0, writer.size())
+    writer.close()
+    await small.close()
+    assert result.truncated
+    assert b"[ci]" in text
+    assert b'{"n"' not in text
+
+
+def _record_live(manager: ContainerManager, container: str, recorder: LogRecorder) -> None:
+    with manager.follow_output(container) as output:
+        for chunk in output:
+            recorder.feed(chunk)
+    recorder.finish()
 
 
 async def test_a_command_that_does_not_exist_is_the_containers_error(engine: Engine) -> None:

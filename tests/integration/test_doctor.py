@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from ci_common.clock import utcnow
 from ci_controller.container_manager import ContainerManager
-from ci_controller.doctor import run_checks
+from ci_controller.doctor import probe_spec, remove_stale_probes, run_checks
 from ci_controller.labels import KIND, KIND_PROBE
 from tests.support.docker_cli import RUNNER_IMAGE, docker, require_engine
 
@@ -56,6 +58,15 @@ async def test_no_engine_is_one_failed_check(monkeypatch: pytest.MonkeyPatch, tm
     [check] = await run_checks(manager, RUNNER_IMAGE)
     assert (check.name, check.status) == ("docker engine", "failed")
     await manager.close()
+
+
+async def test_what_a_killed_doctor_left_is_removed_ten_minutes_later(manager: ContainerManager) -> None:
+    image = await manager.image_id(RUNNER_IMAGE)
+    left = await manager.create(probe_spec(PREFIX, image or ""))
+    await remove_stale_probes(manager, utcnow() + timedelta(minutes=9))
+    assert [probe.id for probe in await manager.probes()] == [left]
+    await remove_stale_probes(manager, utcnow() + timedelta(minutes=11))
+    assert await manager.probes() == []
 
 
 async def test_a_cancelled_check_leaves_nothing(manager: ContainerManager) -> None:

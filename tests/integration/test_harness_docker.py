@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import resources
 
 import pytest
 
@@ -86,11 +87,17 @@ def test_a_requirement_that_does_not_exist_is_named(run: Callable[..., Said]) ->
 
 
 HOSTILE = """
-import os, pytest, signal, subprocess, sys
+import ctypes, os, platform, pytest, struct, signal, subprocess, sys
 
 @pytest.mark.parametrize("number", [1, 2, 3, 9, 10, 15, 17, 19, 23])
 def test_signals_from_within_are_not_obeyed(number):
     os.kill(1, number)
+
+def test_a_queued_signal_that_claims_to_come_from_outside_is_not_obeyed():
+    libc = ctypes.CDLL(None, use_errno=True)
+    system_call = {"x86_64": 129, "aarch64": 138}[platform.machine()]  # rt_sigqueueinfo
+    info = struct.pack("iiiiii104x", signal.SIGTERM, 0, -1, 0, 0, 0)  # si_code SI_QUEUE, si_pid 0
+    assert libc.syscall(system_call, 1, int(signal.SIGTERM), info) == 0
 
 @pytest.mark.parametrize("name", ["fd/0", "fd/1", "fd/2", "fd/3", "mem", "environ"])
 def test_the_first_process_cannot_be_opened(name):
@@ -173,6 +180,35 @@ def test_a_request_from_outside_stops_it_with_its_summary() -> None:
     assert b"1 passed" in said.log
 
 
+STOPPED_WHILE_SWEEPING = """
+import os, time
+harness = {"__name__": "harness"}
+exec(source, harness)
+
+class Runner(harness["Runner"]):
+    def _kill_all(self):
+        os.write(self._signals._sender, harness["Signals"].STOP)
+        super()._kill_all()
+
+limits = {"timeout": 60, "idle_timeout": 60, "interrupt_grace": 1, "terminate_grace": 1}
+runner = Runner({"workspace": "/tmp", **limits}, harness["Log"](), harness["Signals"](), time.monotonic())
+leaves = ["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do setsid sleep 100 & done"]
+print("first", runner.run(leaves, dict(os.environ)))
+try:
+    runner.run(["echo", "second ran"], dict(os.environ))
+except harness["Ended"] as end:
+    print("then", end.outcome)
+"""
+
+
+def test_a_stop_while_leftovers_are_killed_is_not_forgotten() -> None:
+    source = resources.files("ci_controller.harness").joinpath("harness.py").read_text("utf-8")
+    with command() as argv:
+        python = [*argv[: -len(BOOTSTRAP_COMMAND)], "python3", "-"]
+        said = run_harness(python, f"source = {source!r}\n{STOPPED_WHILE_SWEEPING}".encode())
+    assert said.stray == b"first 0\nthen stopped\n"
+
+
 def test_a_feed_that_ends_early_is_lost_and_charged_to_nobody() -> None:
     with command("--network", "none") as argv:
         said = run_harness(argv, stdin_of({"test_it.py": ""})[:-5])
@@ -183,5 +219,9 @@ def test_a_feed_that_ends_early_is_lost_and_charged_to_nobody() -> None:
 def test_an_image_whose_python_cannot_be_added_to_gets_an_environment_over_it() -> None:
     as_nobody = ("--user", "65534", "--workdir", "/tmp", "--env", "HOME=/nonexistent")
     with command(*as_nobody) as argv:
-        said = run_harness(argv, stdin_of({"test_it.py": "def test_a(): pass"}, workspace="/tmp/workspace"))
+        tree: dict[str, str | bytes] = {
+            "test_it.py": "def test_a(): pass",
+            "venv.py": "raise SystemExit('the tree was imported')",
+        }
+        said = run_harness(argv, stdin_of(tree, workspace="/tmp/workspace"))
     assert said.exit_code == 0, said.log.decode()

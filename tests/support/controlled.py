@@ -7,9 +7,9 @@ import io
 import json
 import threading
 import zipfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -18,7 +18,7 @@ from ci_common.models import Job, JobOptions, User, new_id
 from ci_common.repository import JobRepository
 from ci_common.settings import StorageSettings
 from ci_common.stores import LogStore, LogWriter, StoredArchive
-from ci_controller.container_runtime import ContainerRuntime, ExitState
+from ci_controller.container_runtime import ContainerRuntime, ContainerState, ExitState, ObservedContainer
 from ci_controller.controller import JobController
 from ci_controller.frames import Outcome
 from ci_controller.policy import Policy
@@ -161,6 +161,15 @@ class ControlledSystem:
 
         await eventually(check)
 
+    async def noted(self, note: str | None) -> None:
+        """The controller says that, or nothing, to `/ready` and to whoever waits."""
+
+        async def check() -> bool:
+            state = await self.repository.controller_state()
+            return state is not None and state.note == note
+
+        await eventually(check)
+
     def log(self, job_id: str, attempt: int = 1) -> bytes:
         return self.stores.logs.read(job_id, attempt, 0, 10**9)
 
@@ -189,6 +198,51 @@ async def controlled_system(
         await runtime.close()
         await stores.hub.close()
         await repository.close()
+
+
+class Faulty:
+    """Stands in front of something whose calls of some names raise, for as long as `faults` has them."""
+
+    def __init__(self, real: Any, **faults: Exception) -> None:
+        self._real = real
+        self.faults = faults
+        self.raised: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._real, name)
+        if not callable(attribute):
+            return attribute
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if error := self.faults.get(name):
+                self.raised.append(name)
+                raise error
+            return attribute(*args, **kwargs)
+
+        return call
+
+
+class LateListing:
+    """Stands in front of an engine that lists what has exited as running until it is asked about that one."""
+
+    def __init__(self, real: FakeContainerRuntime) -> None:
+        self._real = real
+        self._asked: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def list(self, instance_id: str) -> Sequence[ObservedContainer]:
+        return [
+            replace(one, state=ContainerState.RUNNING)
+            if one.state is ContainerState.EXITED and one.id not in self._asked
+            else one
+            for one in await self._real.list(instance_id)
+        ]
+
+    async def exit_state(self, container_id: str) -> ExitState | None:
+        self._asked.add(container_id)
+        return await self._real.exit_state(container_id)
 
 
 # -- a process that dies between two durable effects -------------------------------------------------------

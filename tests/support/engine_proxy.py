@@ -42,6 +42,10 @@ class EngineProxy:
             async with asyncio.TaskGroup() as group:
                 group.create_task(_pass(reader, back))
                 group.create_task(_pass(there, writer))
+        except asyncio.CancelledError:
+            for end in (writer, back):
+                end.transport.abort()  # broken off, with whatever is still on its way
+            # Not raised again: asyncio's server reports a handler that was cancelled as an error.
         finally:
             self._passing.discard(task)
             for end in (writer, back):

@@ -9,8 +9,9 @@
     runtime = FakeContainerRuntime(script=script)
 
 A script runs in a thread of its own once its container's input is closed, and gets all that was fed. SIGKILL,
-`end()` and removal end a container whatever its script waits for. Switches: `down`, `lose_reply_of()`,
-`vanish()`, `end()`; what happened can be read from `calls` and `containers`.
+`end()` and removal end a container whatever its script waits for. Switches: `down`, `endless` (following an
+output goes on when its container has ended), `lose_reply_of()`, `vanish()`, `end()`; what happened can be read
+from `calls` and `containers`.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal, TypeVar
@@ -85,6 +86,7 @@ class FakeContainerRuntime:
         self.scripts = dict(scripts or {})  # by the container's command, before `script`
         self.images = dict(images if images is not None else {"ci-runner:latest": "sha256:" + "0" * 64})
         self.down = False
+        self.endless = False
         self.calls: list[tuple[str, str]] = []  # (method, container's name), in order
         self._containers: dict[str, FakeContainer] = {}
         self._changed = threading.Condition(threading.RLock())
@@ -188,6 +190,10 @@ class FakeContainerRuntime:
             left.set()
             with self._changed:
                 self._changed.notify_all()
+
+    def read_output(self, container_id: str) -> AbstractContextManager[Iterator[bytes]]:
+        container = self._find(container_id, "read_output")
+        return nullcontext(iter(tuple(container.output)))
 
     @contextmanager
     def watch(self, instance_id: str, on_change: Callable[[], None]) -> Generator[None]:
@@ -305,7 +311,8 @@ class FakeContainerRuntime:
             yield data
 
     def _follow_is_over(self, container: FakeContainer, left: threading.Event) -> bool:
-        return left.is_set() or self.down or container.state is not ContainerState.RUNNING
+        ended = container.state is not ContainerState.RUNNING and not self.endless
+        return left.is_set() or self.down or ended
 
     def _notify(self, container: FakeContainer) -> None:
         for instance_id, on_change in tuple(self._watchers.values()):

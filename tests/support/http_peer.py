@@ -63,7 +63,9 @@ class Received:
 class Script:
     """What the one job of this server is like, and what goes wrong; faults are used up one a request."""
 
+    job_id: str = JOB_ID  # as it is told; the addresses stay
     log: bytes = b"collected 1 item\n1 passed\n"
+    earlier_logs: dict[int, bytes] = field(default_factory=dict[int, bytes])  # by attempt
     piece: int = 16  # bytes of output per event
     attempt: int = 1
     before: tuple[StreamEvent, ...] = (StatusEvent(JobStatus.RUNNING, 1),)
@@ -230,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _accept(self, request: Received) -> str:
         self.peer.script.on_submit()
-        return self.peer.jobs.setdefault(request.headers.get("idempotency-key", ""), JOB_ID)
+        return self.peer.jobs.setdefault(request.headers.get("idempotency-key", ""), self.peer.script.job_id)
 
     def _stream(self, request: Received) -> None:
         script = self.peer.script
@@ -264,7 +266,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(b": ping\n\n")  # fails, and so ends this thread, when the client has gone
 
     def _log(self, request: Received) -> None:
-        log = self.peer.script.log
+        script = self.peer.script
+        attempt = int(request.query.get("attempt", [str(script.attempt)])[0])
+        log = script.log if attempt == script.attempt else script.earlier_logs[attempt]
         start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         if start and start >= len(log):
             return self._send(Answer.problem(416, "invalid_offset", "There are no such bytes."))

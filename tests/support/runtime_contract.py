@@ -140,6 +140,10 @@ class RuntimeContract:
         assert await engine.runtime.image_id(engine.image_id) == engine.image_id
         assert await engine.runtime.image_id("ci-no-such-image:latest") is None
 
+    @pytest.mark.parametrize("reference", ["", "No Name", "a:b:c", "-x"])
+    async def test_what_is_no_name_names_no_image(self, engine: Engine, reference: str) -> None:
+        assert await engine.runtime.image_id(reference) is None
+
     async def test_a_created_container_is_listed_as_never_started(self, engine: Engine) -> None:
         spec = engine.spec(ECHO)
         container = await engine.runtime.create(spec)
@@ -240,6 +244,21 @@ class RuntimeContract:
         first = await engine.output(container)
         assert await engine.output(container) == first == b"again\n"
 
+    async def test_the_output_of_an_exited_container_is_read_whole(self, engine: Engine) -> None:
+        container = await engine.start(ECHO, (b"a line\n" * 10_000,))
+        await engine.exit(container)
+        assert await asyncio.to_thread(self._present, engine, container) == b"a line\n" * 10_000
+
+    async def test_reading_does_not_wait_for_more(self, engine: Engine) -> None:
+        container = await engine.start(UNTIL_KILLED)
+        await engine.until(container, b"ready\n")
+        reading = asyncio.to_thread(self._present, engine, container)
+        assert await asyncio.wait_for(reading, SECONDS) == b"ready\n"
+
+    def _present(self, engine: Engine, container: str) -> bytes:
+        with engine.runtime.read_output(container) as output:
+            return b"".join(output)
+
     async def test_a_running_container_is_seen_running_and_its_output_live(self, engine: Engine) -> None:
         container = await engine.start(UNTIL_KILLED)
         await engine.until(container, b"ready\n")
@@ -308,8 +327,9 @@ class RuntimeContract:
             await engine.runtime.exit_state(container)
         with pytest.raises(ContainerGone):
             await engine.runtime.start_and_feed(container, [], lambda: None)
-        with pytest.raises(ContainerGone), engine.runtime.follow_output(container):
-            pass
+        for reading in (engine.runtime.follow_output, engine.runtime.read_output):
+            with pytest.raises(ContainerGone), reading(container):
+                pass
 
     async def test_starting_twice_is_refused(self, engine: Engine) -> None:
         container = await engine.start(EXIT_3)

@@ -1,6 +1,8 @@
 """The checks of `ci-admin doctor` that need no engine, and how findings are shown."""
 
+import contextlib
 import json
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,10 +17,9 @@ from ci_admin.local_checks import (
     check_sqlite,
     judge_controller,
 )
-from ci_admin.settings import read_settings
 from ci_common.errors import InvalidRequest
 from ci_common.models import ControllerState
-from ci_common.settings import StorageSettings
+from ci_common.settings import StorageSettings, read_settings
 from ci_controller.doctor import Check
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 
@@ -59,6 +60,20 @@ async def test_a_whole_database_is_ok(tmp_path: Path) -> None:
         assert (await check_database(repository, tmp_path / "ci_jobs.db")).status == "ok"
     finally:
         await repository.close()
+
+
+async def test_looking_at_a_database_waits_for_no_writer_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ci_jobs.db"
+    repository = await _made(path)
+    before = path.read_bytes()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        try:
+            check = await check_database(repository, path)
+        finally:
+            await repository.close()
+    assert check.status == "ok"
+    assert path.read_bytes() == before
 
 
 async def test_looking_for_a_database_does_not_make_one(tmp_path: Path) -> None:
@@ -161,4 +176,4 @@ def test_a_wrong_variable_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("CI_ARCHIVE_MAX_ENTRIES", "many")
 
     with pytest.raises(InvalidRequest, match="CI_ARCHIVE_MAX_ENTRIES"):
-        read_settings(StorageSettings, tmp_path / "ci_jobs.db")
+        read_settings(StorageSettings, db_path=tmp_path / "ci_jobs.db")

@@ -10,8 +10,8 @@ import pytest
 from ci_admin import accounts
 from ci_admin.first_run import ClientSetup, set_up_client
 from ci_admin.next_steps import greeting
-from ci_client.config import read_config
 from ci_common.api_keys import generate_api_key, hash_api_key
+from ci_common.client_config import read_config
 from ci_common.repository import JobRepository
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 

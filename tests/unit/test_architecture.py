@@ -177,6 +177,13 @@ def test_only_the_container_manager_is_built_on_the_engine() -> None:
     assert knowing <= {"ci_controller.container_manager", "ci_controller.docker_streams"}
 
 
+# What the shared package may import beside the standard library, and where.
+LIBRARIES_OF_COMMON = {
+    "ci_common.settings": frozenset({"pydantic", "pydantic_settings"}),
+    "ci_common.service_log": frozenset({"structlog"}),
+}
+
+
 def test_common_needs_only_the_standard_library() -> None:
     ours = {*stdlib_module_names, "ci_common"}
     offences = [
@@ -184,9 +191,7 @@ def test_common_needs_only_the_standard_library() -> None:
         for one in IMPORTS
         if _package(one.importer) == "ci_common"
         and _package(one.target) not in ours
-        and not (
-            one.importer == "ci_common.settings" and _package(one.target) in {"pydantic", "pydantic_settings"}
-        )
+        and _package(one.target) not in LIBRARIES_OF_COMMON.get(one.importer, ())
     ]
 
     assert offences == []
@@ -201,6 +206,13 @@ def test_the_client_runs_on_every_platform() -> None:
     ]
 
     assert offences == []
+
+
+def test_only_the_daemons_have_a_service_log() -> None:
+    users = {_package(one.importer) for one in IMPORTS if one.target == "ci_common.service_log"}
+
+    assert users <= {"ci_server", "ci_controller"}
+    assert "ci_common.service_log" not in _reachable("ci_client")
 
 
 def _reachable(package: str) -> set[str]:

@@ -115,17 +115,39 @@ def test_a_reference_is_never_a_path(ref: str, store: FileArchiveStore) -> None:
         store.delete(ref)
 
 
-async def test_references_have_ages_and_old_unfinished_uploads_are_pruned(
+async def test_references_have_ages_and_listing_them_changes_nothing(
     store: FileArchiveStore, tmp_path: Path
 ) -> None:
     saved = await store.save(in_pieces(PROJECT), ROOM)
     os.utime(tmp_path / saved.ref, (0, os.stat(tmp_path / saved.ref).st_mtime - 500))  # noqa: PTH116
-    abandoned, fresh = tmp_path / f"{'a' * 32}.zip.part", tmp_path / f"{'b' * 32}.zip.part"
-    for path in (abandoned, fresh):
-        path.write_bytes(b"PK")
+    abandoned = tmp_path / f"{'a' * 32}.zip.part"
+    abandoned.write_bytes(b"PK")
     os.utime(abandoned, (0, 0))
     ((ref, age),) = store.refs()
     assert ref == saved.ref
     assert 500 <= age < 600
-    assert fresh.exists()
-    assert not abandoned.exists()
+    assert abandoned.exists()
+
+
+async def test_unfinished_uploads_are_removed_when_they_are_old(
+    store: FileArchiveStore, tmp_path: Path
+) -> None:
+    saved = await store.save(in_pieces(PROJECT), ROOM)
+    abandoned, fresh, foreign = (
+        tmp_path / name for name in (f"{'a' * 32}.zip.part", f"{'b' * 32}.zip.part", "mine.part")
+    )
+    for path in (abandoned, fresh, foreign):
+        path.write_bytes(b"PK")
+    for path in (abandoned, foreign, tmp_path / saved.ref):
+        os.utime(path, (0, 0))
+    assert store.remove_unfinished(3600) == [abandoned.name]
+    assert sorted(names_in(tmp_path)) == sorted([saved.ref, fresh.name, foreign.name])
+    assert store.remove_unfinished(3600) == []
+
+
+async def test_a_store_whose_directory_is_not_there_yet_makes_it(tmp_path: Path) -> None:
+    store = FileArchiveStore(tmp_path / "data" / "archives", ArchiveLimits(20, 200, 2_000_000))
+    assert list(store.refs()) == store.remove_unfinished(0) == []
+    saved = await store.save(in_pieces(PROJECT), ROOM)
+    assert names_in(tmp_path / "data" / "archives") == [saved.ref]
+    assert oct((tmp_path / "data" / "archives").stat().st_mode & 0o7777) == "0o2770"

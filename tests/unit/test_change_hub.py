@@ -182,6 +182,17 @@ async def test_a_database_that_comes_later_wakes(tmp_path: Path) -> None:
     await hub.close()
 
 
+async def test_a_database_whose_folder_comes_later_wakes_who_asks_then(tmp_path: Path) -> None:
+    path = tmp_path / "absent" / "ci.db"
+    hub = InotifyChangeHub(path, tmp_path / "absent" / "data" / "logs")
+    await hub.start()
+    path.parent.mkdir()
+    with hub.database() as changes:
+        await asyncio.to_thread(migrate, path)
+        assert await changes.wait(SOON)
+    await hub.close()
+
+
 async def test_a_restored_database_wakes_and_is_followed(hub: InotifyChangeHub, database: Path) -> None:
     (database.parent / "backup").mkdir()
     copy = new_database(database.parent / "backup")

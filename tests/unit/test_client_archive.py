@@ -197,6 +197,138 @@ def test_links_out_of_the_project_stay_behind_with_a_warning(repository: Path, t
     assert len([warning for warning in selection.warnings if "not sent" in warning]) == 5
 
 
+@pytest.mark.parametrize(
+    ("link", "target", "ignore_file", "reason"),
+    [
+        ("cfg", ".env", ".gitignore", "symbolic link to .env, which is not sent: ignored by git"),
+        ("cfg", ".env", ".ciignore", "symbolic link to .env, which is not sent: excluded by .ciignore"),
+        (
+            "out.py",
+            "build/out.py",
+            ".gitignore",
+            "symbolic link to build/out.py, which is not sent: ignored by git",
+        ),
+        ("made", "build", ".gitignore", "symbolic link to build, of which nothing is sent"),
+    ],
+)
+def test_a_link_brings_in_nothing_that_would_not_go_by_itself(
+    repository: Path, link: str, target: str, ignore_file: str, reason: str
+) -> None:
+    write(repository, ".env", "build/out.py")
+    with (repository / ignore_file).open("a") as patterns:
+        patterns.write(".env\n")
+    (repository / link).symlink_to(target)
+    selection = select_files(repository)
+    assert not [entry for entry in selection.entries if entry.path.startswith(link)]
+    assert selection.skipped[link] == reason
+    assert f"{link!r}: not sent ({reason})" in selection.warnings
+
+
+def test_a_link_is_judged_alike_by_its_own_name_and_inside_of_a_linked_directory(repository: Path) -> None:
+    write(repository, "d/code.py", ".env")
+    with (repository / ".gitignore").open("a") as patterns:
+        patterns.write(".env\n")
+    (repository / "d/link").symlink_to("../.git/config")
+    (repository / "d/env").symlink_to("../.env")
+    (repository / "d/out").symlink_to("/etc/hostname")
+    (repository / "e").symlink_to("d")
+    selection = select_files(repository)
+    paths = [entry.path for entry in selection.entries]
+    assert [path for path in paths if path.startswith(("d/", "e/"))] == ["d/code.py", "e/code.py"]
+    for name in ("link", "env", "out"):
+        assert selection.skipped[f"e/{name}"] == selection.skipped[f"d/{name}"]
+        assert any(f"e/{name}" in warning for warning in selection.warnings)
+
+
+def test_a_tracked_name_that_now_leads_through_a_link_is_judged_as_one(
+    repository: Path, tmp_path: Path
+) -> None:
+    write(repository, "e/config", "f/secret.py")
+    write(tmp_path, "outside/secret.py")
+    git(repository, "add", ".")
+    for name, target in (("e", ".git"), ("f", tmp_path / "outside")):
+        shutil.rmtree(repository / name)
+        (repository / name).symlink_to(target)
+    selection = select_files(repository)
+    assert not [entry for entry in selection.entries if entry.path.startswith(("e", "f"))]
+    assert selection.skipped["e/config"] == "symbolic link into .git"
+    assert selection.skipped["f/secret.py"] == "symbolic link out of the project"
+
+
+@pytest.mark.parametrize(
+    "crafted", ["./../xsecret.py", "../../secret.py", "sub/.GIT/hooks", "sub/.git/config"]
+)
+def test_an_index_that_names_what_is_no_file_of_the_project(
+    repository: Path, tmp_path: Path, crafted: str
+) -> None:
+    write(tmp_path, "secret.py", "xsecret.py", "project/sub/.GIT/hooks")
+    harmless = "x" * len(crafted)
+    write(repository, harmless)
+    git(repository, "add", harmless)
+    index = repository / ".git/index"
+    index.write_bytes(index.read_bytes().replace(harmless.encode(), crafted.encode()))
+    selection = select_files(repository)
+    assert [entry.path for entry in selection.entries if entry.path == crafted] == []
+    assert selection.skipped[crafted] == "no file of a project has such a path"
+
+
+def test_a_copy_by_a_link_keeps_to_the_rules_for_names(tmp_path: Path) -> None:
+    deep = "/".join(["d"] * 31)
+    write(tmp_path, "app.py", "lib/sub/code.py", f"{deep}/x.py")
+    (tmp_path / deep / "lib").symlink_to(tmp_path / "lib")
+    selection = select_files(tmp_path)
+    assert "directories deep" in selection.skipped[f"{deep}/lib/sub/code.py"]
+
+
+def _program(path: Path) -> Path:
+    """Return the file that is there once the program at that path has run."""
+    ran = path.with_suffix(".ran")
+    path.write_text(f"#!/bin/sh\ntouch {ran}\nexit 1\n")
+    path.chmod(0o755)
+    return ran
+
+
+def test_no_program_that_a_repository_names_is_run(repository: Path, tmp_path: Path) -> None:
+    nested = repository / "nested"
+    write(nested, "inner.py")
+    git(tmp_path, "init", "-q", str(nested))
+    ran = _program(tmp_path / "program")
+    for root in (repository, nested):
+        for setting in ("core.fsmonitor", "core.sshCommand", "core.pager", "diff.external", "filter.x.clean"):
+            git(root, "config", setting, str(tmp_path / "program"))
+        hooks = root / ".git/hooks"
+        git(root, "config", "core.hooksPath", str(hooks))
+        for hook in ("post-index-change", "fsmonitor-watchman"):
+            shutil.copy(tmp_path / "program", hooks / hook)
+        (root / ".gitattributes").write_text("* filter=x\n")
+    assert {"src/app.py", "nested/inner.py"} <= set(sent(repository))
+    assert not ran.exists()
+
+
+def test_nothing_is_fetched_to_list_a_repository(repository: Path, tmp_path: Path) -> None:
+    """A partial clone asks its remote for what it lacks, by whatever program its configuration names."""
+    git(repository, "config", "uploadpack.allowFilter", "true")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "--no-checkout", "--filter=blob:none", repository.as_uri(), str(clone))
+    git(clone, "read-tree", "HEAD")
+    git(clone, "update-index", "--skip-worktree", ".gitignore", "src/app.py", "tests/test_app.py")
+    write(clone, "new.py")
+    ran = _program(tmp_path / "program")
+    git(clone, "config", "remote.origin.uploadpack", str(tmp_path / "program"))
+    git(clone, "config", "protocol.file.allow", "always")
+    assert "new.py" in sent(clone)
+    assert not ran.exists()
+
+
+def test_a_repository_of_somebody_else_is_told_with_the_way_out(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    (warning,) = select_files(repository).warnings
+    assert "belongs to somebody else" in warning
+    assert f"git config --global --add safe.directory {repository}" in warning
+
+
 def test_links_in_a_circle_end(repository: Path) -> None:
     (repository / "src/self").symlink_to(".")
     (repository / "src/root").symlink_to("..")

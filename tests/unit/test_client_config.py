@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ci_client.config import Flags, is_loopback, resolve
+from ci_common.client_config import config_path, read_config
 from ci_common.errors import InvalidRequest, Unauthorized
 
 
@@ -31,6 +32,26 @@ def test_a_flag_beats_the_environment_beats_the_file(config: Path, tmp_path: Pat
     assert resolve(flags, environ).api_key == "ci_keyfile"
     from_flags = resolve(Flags("https://flag.example", "ci_flag", str(key_file)), environ)
     assert (from_flags.server_url, from_flags.api_key) == ("https://flag.example", "ci_flag")
+
+
+def test_the_file_holds_settings_and_whatever_else(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_bytes(b"\xef\xbb\xbfserver = 'http://a'\r\n # api_key=old\napi_key=\"ci_x=y\"\nnonsense\n")
+    assert read_config(path) == {"server": "http://a", "api_key": "ci_x=y"}
+    assert read_config(tmp_path / "absent") == {}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None], ids=["not text", "a directory"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "config"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(InvalidRequest, match=str(path)):
+        read_config(path)
+
+
+def test_where_the_file_is() -> None:
+    assert config_path({}) == Path.home() / ".ci" / "config"
+    assert config_path({"CI_CONFIG_FILE": "~/mine"}) == Path.home() / "mine"
 
 
 def test_the_default_server_is_this_machine(tmp_path: Path) -> None:

@@ -278,6 +278,33 @@ def test_a_log_cut_anywhere_arrives_whole(peer: HttpPeer, client: CIClient, seed
     assert b"".join(client.log(JOB_ID)) == peer.script.log
 
 
+def test_a_log_is_of_one_attempt_whatever_comes_meanwhile(peer: HttpPeer, client: CIClient) -> None:
+    first = bytes(range(256)) * 400
+    peer.script.log = first
+    peer.script.faults.extend([Cut(1 << 30), Cut(50_000)])  # the question about the job, then its log
+    chunks = client.log(JOB_ID)
+    got = next(chunks)
+    peer.script.attempt, peer.script.log = 2, b"a new attempt" * 20_000
+    peer.script.earlier_logs = {1: first}
+    assert got + b"".join(chunks) == first
+    assert [request.query for request in peer.requests("GET", f"/jobs/{JOB_ID}/log")] == [
+        {"attempt": ["1"]},
+        {"attempt": ["1"]},
+    ]
+
+
+def test_a_job_without_an_attempt_has_no_log_yet(peer: HttpPeer, client: CIClient) -> None:
+    peer.script.attempt = 0
+    assert list(client.log(JOB_ID)) == []
+
+
+def test_certificates_are_read_only_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/absent")
+    CIClient("http://ci.example.org", KEY).close()
+    with pytest.raises(FileNotFoundError):
+        CIClient("https://ci.example.org", KEY)
+
+
 def test_an_empty_log(peer: HttpPeer, client: CIClient) -> None:
     peer.script.log = b""
     assert b"".join(client.log(JOB_ID)) == b""

@@ -1,19 +1,25 @@
 """The whole of what is sent to the engine, frozen: a change here is a change of how jobs are confined."""
 
+import base64
+import json
 from typing import Any
 
 import pytest
 
 from ci_controller import labels
 from ci_controller.container_runtime import ContainerSpec
-from ci_controller.docker_payload import container_payload, is_job_network, network_arguments
+from ci_controller.docker_payload import (
+    container_payload,
+    engine_log_bytes,
+    is_job_network,
+    network_arguments,
+)
 
 SPEC = ContainerSpec(
     name="demo-job-4711-2",
     image_id="sha256:abc",
     command=("python3", "-I", "/opt/harness.py"),
     labels=labels.run_labels("instance", "4711", attempt=2, epoch=7),
-    environment={"PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
     memory_bytes=1024**3,
     cpus=1.5,
     pids=256,
@@ -27,7 +33,7 @@ GOLDEN: dict[str, Any] = {
     "WorkingDir": "/workspace",
     "Hostname": "ci",
     "Domainname": "",
-    "Env": ["COLUMNS=120", "PYTHONUNBUFFERED=1"],
+    "Env": [],
     "Labels": {
         "ci.instance": "instance",
         "ci.kind": "run",
@@ -65,7 +71,7 @@ GOLDEN: dict[str, Any] = {
         ],
         "OomScoreAdj": 500,
         "ShmSize": 67108864,
-        "LogConfig": {"Type": "json-file", "Config": {"max-size": "300000000", "max-file": "1"}},
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": "1305920000", "max-file": "1"}},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
         "Init": False,
@@ -74,7 +80,24 @@ GOLDEN: dict[str, Any] = {
 
 
 def test_the_whole_payload_is_this() -> None:
-    assert container_payload(SPEC, engine_log_bytes=300_000_000) == GOLDEN
+    assert container_payload(SPEC, log_limit=100_000_000) == GOLDEN
+
+
+def _engines_line(number: int, data: bytes) -> int:
+    """Return how many bytes a frame takes in the engine's file."""
+    frame = json.dumps({"n": number, "t": "o", "d": base64.b64encode(data).decode()}, separators=(",", ":"))
+    line = {"log": frame + "\n", "stream": "stdout", "time": "2026-03-01T12:00:00.123456789Z"}
+    return len(json.dumps(line, separators=(",", ":"))) + 1
+
+
+@pytest.mark.parametrize("size", [1, 10, 25, 50, 80, 1000, 12_000])
+@pytest.mark.parametrize("limit", [10_000, 100 * 1024**2, 2 * 1024**3])
+def test_the_engine_keeps_every_log_that_is_within_its_limit(size: int, limit: int) -> None:
+    """A day of gathered frames of that size, then as many full ones as the limit still allows."""
+    small = min(24 * 3600 * 100, limit // size)
+    full = max(0, limit - small * size) // 12_000
+    used = small * _engines_line(24 * 3600 * 100, b"x" * size) + full * _engines_line(10**8, b"x" * 12_000)
+    assert used < engine_log_bytes(limit)
 
 
 def test_a_container_without_network_has_none() -> None:

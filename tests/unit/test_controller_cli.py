@@ -1,12 +1,13 @@
 """`ci-controller` as a process: settings, refusals, signals; without any engine."""
 
+import asyncio
 import os
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,8 @@ from pydantic import ValidationError
 
 from ci_common import __version__
 from ci_controller.cli import main
+from ci_controller.composition import open_controller
+from ci_controller.policy import Policy
 from ci_controller.settings import ControllerSettings
 from tests.support.eventually import eventually
 
@@ -76,14 +79,12 @@ def test_without_an_engine_it_stays_and_says_so_and_ends_on_sigterm(start: Start
 
     def note() -> bool:
         row = controller_row(database)
-        return row is not None and row[2] == "docker engine does not answer"
+        return row is not None and "docker engine does not answer: start it" in (row[2] or "")
 
     eventually(note, what="the note")
     assert process.poll() is None
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 0
-    assert time.monotonic() - began < 5
+    assert process.wait(timeout=30) == 0
 
 
 def test_an_engine_that_hangs_does_not_keep_it(start: Start, database: Path, tmp_path: Path) -> None:
@@ -94,9 +95,8 @@ def test_an_engine_that_hangs_does_not_keep_it(start: Start, database: Path, tmp
         eventually(lambda: serves(database, process), what="the controller")
         engine.accept()[0].close()
         process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        assert process.wait(timeout=10) == 0
-        assert time.monotonic() - began < 5
+        assert process.wait(timeout=30) == 0, "a call to the engine takes up to a minute"
+    assert "leaving as if killed" in (tmp_path / "controller-0.log").read_text()
 
 
 def test_a_second_one_is_refused_and_a_successor_is_not(start: Start, database: Path, tmp_path: Path) -> None:
@@ -187,6 +187,20 @@ def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: 
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         ControllerSettings()
+
+
+def test_defaults_are_those_of_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("CI_")]:
+        monkeypatch.delenv(name)
+    assert ControllerSettings().policy == Policy()
+
+
+async def test_no_slot_waits_for_what_another_one_does_with_its_files(database: Path) -> None:
+    """Every slot may read its archive or seal its log at the same time, however few cores there are."""
+    slots = 40  # more than asyncio's own threads on any machine
+    meeting = threading.Barrier(slots)
+    async with open_controller(ControllerSettings(db_path=database, max_running_jobs=slots)):
+        await asyncio.gather(*(asyncio.to_thread(meeting.wait, 10) for _ in range(slots)))
 
 
 def test_every_setting_has_a_description() -> None:

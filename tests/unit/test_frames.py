@@ -99,9 +99,14 @@ def test_a_line_longer_than_any_frame_is_stray_to_its_end() -> None:
     assert decode(forged) == [StrayOutput(forged[:MAX_LINE]), StrayOutput(forged[MAX_LINE:])]
 
 
-def test_a_repeated_number_is_stray_and_a_gap_stays_visible() -> None:
-    frames = decode(output(1, b"a") + output(1, b"b") + output(4, b"c"))
-    assert frames == [OutputFrame(1, b"a"), StrayOutput(output(1, b"b")), OutputFrame(4, b"c")]
+def test_a_frame_that_came_before_is_dropped_and_a_gap_stays_visible() -> None:
+    again = output(1, b"a") + line(2, "e", k="begun", d={})
+    frames = decode(again + again + output(2, b"b") + output(4, b"c"))
+    assert frames == [OutputFrame(1, b"a"), EventFrame(2, "begun", {}), OutputFrame(4, b"c")]
+
+
+def test_a_last_frame_that_came_before_is_dropped_without_its_newline_too() -> None:
+    assert decode(output(1, b"a") + output(1, b"a").rstrip()) == [OutputFrame(1, b"a")]
 
 
 def test_a_last_line_without_newline_is_not_forgotten() -> None:

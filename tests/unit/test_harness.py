@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from ci_controller.feed import BOOTSTRAP_COMMAND, RunSpec, feed
-from ci_controller.frames import Outcome
+from ci_controller.frames import EventFrame, Outcome, OutputFrame
 from ci_controller.harness import harness
 from ci_controller.install_plan import InstallPlan, InstallStep
 from tests.support.eventually import eventually
@@ -234,6 +234,51 @@ def test_modes_of_files_are_kept(run: Callable[..., Said]) -> None:
     assert run(tree).exit_code == 0
 
 
+# -- gathering -------------------------------------------------------------------------------------------------------
+
+
+def test_bursts_are_gathered_so_that_frames_are_few(run: Callable[..., Said], spec: RunSpec) -> None:
+    tree = """
+import os, time
+def test_a():
+    began = time.monotonic()
+    for _ in range(400):
+        os.write(1, b".")
+        time.sleep(0.001)
+    open("elapsed", "w").write(str(time.monotonic() - began))
+"""
+    said = run(tree, pytest_args=("-s",))
+    frames = sum(isinstance(frame, OutputFrame) and set(frame.data) == {ord(".")} for frame in said.frames)
+    elapsed = float((Path(spec.workspace) / "elapsed").read_text())
+    assert b"." * 400 in said.log
+    assert frames <= 1 + 100 * elapsed
+
+
+def test_only_what_follows_close_behind_is_gathered(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "GATHER_SECONDS", 3600)
+    log = harness.Log()
+    log.output(b"at once")
+    assert Said(capfd.readouterr().out.encode(), 0).log == b"at once"
+    assert log.due == float("inf")
+    log.output(b"later ")
+    log.output(b"together")
+    assert capfd.readouterr().out == ""
+    assert log.due < float("inf")
+    log.event("phase")
+    said = Said(capfd.readouterr().out.encode(), 0)
+    assert [type(frame) for frame in said.frames] == [OutputFrame, EventFrame]
+    assert said.log == b"later together"
+    log.output(b"x" * harness.FRAME_BYTES)
+    assert Said(capfd.readouterr().out.encode(), 0).log == b"x" * harness.FRAME_BYTES
+    log.output(b"the end")
+    log.trailer("tests_ran", None, {})
+    said = Said(capfd.readouterr().out.encode(), 0)
+    assert said.log == b"the end"
+    assert said.trailer.log_bytes == len(b"at oncelater togetherthe end") + harness.FRAME_BYTES
+
+
 # -- installing ------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +342,33 @@ def test_told_to_stop_it_lets_pytest_sum_up(
     assert b"1 passed" in said.log
 
 
+def test_told_to_stop_as_a_step_ends_it_does_not_begin_the_next(
+    command: list[str], spec: RunSpec, env: dict[str, str]
+) -> None:
+    step = """
+import os, time
+open("pid", "w").write(str(os.getpid()))
+print("waits for go", flush=True)
+while not os.path.exists("go"): time.sleep(0.01)
+"""
+    stdin = fed(
+        {"pip.py": step, "test_it.py": "def test_a(): pass"},
+        spec,
+        install=InstallPlan((InstallStep("it", (), ("install",)),)),
+    )
+    workspace = Path(spec.workspace)
+    with started_harness(command, stdin, b"waits for go", env) as (process, lines):
+        process.send_signal(signal.SIGSTOP)
+        eventually(lambda: _state(process.pid) == "T", what="the harness standing still")
+        process.send_signal(signal.SIGINT)
+        (workspace / "go").touch()
+        eventually(lambda: not _is_running(int((workspace / "pid").read_text())), what="the step's end")
+        process.send_signal(signal.SIGCONT)
+        said = rest_of(process, lines)
+    assert (said.exit_code, said.trailer.outcome) == (105, Outcome.STOPPED)
+    assert b"Running python -m pytest" not in said.log
+
+
 def test_told_to_stop_while_it_is_fed_nothing_runs(
     command: list[str], spec: RunSpec, env: dict[str, str]
 ) -> None:
@@ -324,8 +396,11 @@ def test_what_pytest_left_running_is_killed_and_its_output_kept(
 
 
 def _is_running(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+    return Path(f"/proc/{pid}").exists() and _state(pid) != "Z"
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 # -- a feed that is not whole ----------------------------------------------------------------------------------------

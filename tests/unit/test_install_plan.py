@@ -2,7 +2,9 @@
 
 import pytest
 
-from ci_controller.install_plan import BadProject, InstallPlan, install_plan, plan_for
+from ci_common.errors import InvalidArchive
+from ci_controller.install_plan import InstallPlan, install_plan, plan_for
+from ci_controller.untrusted_metadata import read_metadata
 from tests.support.harness import MemoryArchive
 
 
@@ -12,7 +14,12 @@ def planned(**files: str) -> InstallPlan:
         key.replace("_S_", "/").replace("_D_", "-").replace("__", "."): text.encode()
         for key, text in files.items()
     }
-    return install_plan({"tests/test_a.py": None, **named})
+    return planned_for({"tests/test_a.py": b"", **named})
+
+
+def planned_for(files: dict[str, bytes]) -> InstallPlan:
+    metadata = read_metadata(files.get("pyproject.toml", b""), files.get("setup.cfg", b""))
+    return install_plan(files, metadata)
 
 
 def commands(plan: InstallPlan) -> list[str]:
@@ -148,7 +155,7 @@ def test_titles_are_for_people() -> None:
 
 @pytest.mark.parametrize(("path", "pretends"), [("a.py", True), (".git/HEAD", False), ("PKG-INFO", False)])
 def test_a_version_is_pretended_only_where_nothing_tells_one(path: str, pretends: bool) -> None:
-    plan = install_plan({"a.py": None, path: None})
+    plan = planned_for({"a.py": b"", path: b""})
     assert ("SETUPTOOLS_SCM_PRETEND_VERSION" in plan.environment) is pretends
 
 
@@ -168,9 +175,9 @@ def test_the_environment_says_that_this_is_ci_and_changes_no_programs_width_or_c
         ({"a.py": b"", "pyproject.toml": b"\xff"}, "pyproject.toml is not valid TOML"),
     ],
 )
-def test_what_cannot_be_tested_gets_one_sentence(files: dict[str, bytes | None], sentence: str) -> None:
-    with pytest.raises(BadProject, match=sentence):
-        install_plan(files)
+def test_what_cannot_be_tested_gets_one_sentence(files: dict[str, bytes], sentence: str) -> None:
+    with pytest.raises(InvalidArchive, match=sentence):
+        planned_for(files)
 
 
 def test_only_the_deciding_files_of_an_archive_are_read() -> None:

@@ -1,16 +1,19 @@
 """The log pump: what stands in the log is what the harness wrote, whatever was cut, lost, killed or read twice."""
 
 import json
+import os
 import queue
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from ci_common.errors import EngineUnavailable
 from ci_common.stores import LogWriter
@@ -18,6 +21,7 @@ from ci_controller.container_runtime import ContainerSpec, ExitState
 from ci_controller.frames import Outcome
 from ci_controller.log_pump import LogPump, PumpEvent, PumpEventKind, drained, read_result
 from ci_controller.log_recorder import (
+    BEGINS_LATE,
     ENDS_EARLY,
     MISMATCH,
     OVER_LIMIT,
@@ -65,8 +69,8 @@ def _log(writer: LogWriter) -> bytes:
     return writer.read(0, writer.size())
 
 
-def _events(store: FileLogStore) -> list[dict[str, object]]:
-    return [json.loads(line) for line in store.read_events("job", 1)]
+def _events(root: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (root / "logs/job/1.events").read_text().splitlines()]
 
 
 # -- one reading -------------------------------------------------------------------------------------------
@@ -80,10 +84,10 @@ def test_the_log_is_what_was_written(writer: LogWriter) -> None:
     assert replace(result, trailer=None) == PumpResult(None, True, 11, truncated=False, over_limit=False)
 
 
-def test_events_stand_at_their_place_in_the_text(store: FileLogStore, writer: LogWriter) -> None:
+def test_events_stand_at_their_place_in_the_text(writer: LogWriter, tmp_path: Path) -> None:
     run = FramedOutput().event("phase", name="install").output(b"12345").event("begun").trailer()
     _record(writer, run.bytes())
-    assert _events(store) == [
+    assert _events(tmp_path) == [
         {"offset": 0, "type": "phase", "data": {"name": "install"}},
         {"offset": 5, "type": "begun", "data": {}},
     ]
@@ -126,12 +130,12 @@ def test_beyond_the_limit_nothing_is_kept_but_the_trailer_is_seen(writer: LogWri
 # -- readings after others -----------------------------------------------------------------------------------
 
 
-def test_reading_again_changes_nothing(store: FileLogStore, writer: LogWriter) -> None:
+def test_reading_again_changes_nothing(writer: LogWriter, tmp_path: Path) -> None:
     data = framed([b"one\n", b"two\n"]).bytes()
-    first, events = _record(writer, data), _events(store)
+    first, events = _record(writer, data), _events(tmp_path)
     assert _record(writer, data) == first
     assert _log(writer) == b"one\ntwo\n"
-    assert _events(store) == events
+    assert _events(tmp_path) == events
 
 
 def test_reading_again_over_the_limit_changes_nothing(writer: LogWriter) -> None:
@@ -141,20 +145,96 @@ def test_reading_again_over_the_limit_changes_nothing(writer: LogWriter) -> None
     assert _log(writer) == log
 
 
-def test_what_differs_from_an_earlier_reading_is_marked_once(writer: LogWriter) -> None:
-    writer.write(0, b"one\ntwX\nmore that was never written")
+def test_what_differs_from_an_earlier_reading_comes_behind_it_once(writer: LogWriter) -> None:
+    writer.write(0, b"one\ntwX\nmore")
     data = framed([b"one\n", b"two\n"]).bytes()
     first = _record(writer, data)
-    expected = b"one\ntw" + MISMATCH + b"o\n"
+    expected = b"one\ntwX\nmore" + MISMATCH + b"o\n"
     assert (_log(writer), first.truncated) == (expected, True)
     assert _record(writer, data) == first
     assert _log(writer) == expected
 
 
-def test_more_than_the_trailer_vouches_for_is_cut(writer: LogWriter) -> None:
+def test_marks_within_the_output_itself_do_not_stop_a_reading(writer: LogWriter) -> None:
+    stood = b"one\n" + MISMATCH * 2000 + b"end"
+    writer.write(0, stood)
+    assert _record(writer, framed([b"two\n"]).bytes()).truncated
+    assert _log(writer) == stood + MISMATCH + b"two\n"
+
+
+def test_more_than_the_trailer_vouches_for_is_kept_and_marked(writer: LogWriter) -> None:
     writer.write(0, b"one\nand more")
     result = _record(writer, framed([b"one\n"]).bytes())
-    assert (_log(writer), result.truncated) == (b"one\n", False)
+    assert (_log(writer), result.truncated) == (b"one\nand more" + ENDS_EARLY, True)
+
+
+def _numbered(first: int, last: int) -> bytes:
+    run = FramedOutput()
+    for number in range(1, last + 1):
+        run.output(f"{number}\n".encode())
+    return b"".join(run.lines[first - 1 :])
+
+
+def test_a_reading_that_begins_late_takes_nothing_back(writer: LogWriter) -> None:
+    _record(writer, _numbered(1, 10))
+    stood = _log(writer)
+    first = _record(writer, _numbered(7, 11))
+    assert (_log(writer), first.truncated) == (stood + BEGINS_LATE + b"7\n8\n9\n10\n11\n", True)
+    longer = _record(writer, _numbered(7, 12))
+    assert (_log(writer), longer.truncated) == (stood + BEGINS_LATE + b"7\n8\n9\n10\n11\n12\n", True)
+
+
+def test_a_first_reading_that_begins_late_is_marked_and_can_be_repeated(writer: LogWriter) -> None:
+    first = _record(writer, _numbered(7, 8))
+    assert (_log(writer), first.truncated) == (
+        b"\n[ci] The engine lost output here: 6 parts of it.\n7\n8\n",
+        True,
+    )
+    assert _record(writer, _numbered(7, 8)) == first
+    assert _log(writer).count(b"[ci]") == 1
+
+
+def test_a_mark_is_found_wherever_it_stands(writer: LogWriter) -> None:
+    """Also across the edge of a search's reads."""
+    for size in (64 * 1024 - 5, 128 * 1024, 192 * 1024 + 5):
+        writer.write(writer.size(), b"y" * (size - writer.size()))
+        _record(writer, _numbered(2, 2))
+        found = _log(writer)
+        _record(writer, _numbered(2, 2))
+        assert _log(writer) == found
+
+
+def test_what_the_engine_says_twice_stands_once_and_what_it_skipped_is_marked(writer: LogWriter) -> None:
+    result = _record(writer, _numbered(1, 5) + _numbered(3, 5) + _numbered(8, 9))
+    gap = b"\n[ci] The engine lost output here: 2 parts of it.\n"
+    assert (_log(writer), result.truncated) == (b"1\n2\n3\n4\n5\n" + gap + b"8\n9\n", True)
+
+
+def test_a_log_that_was_cut_meanwhile_is_written_again(store: FileLogStore, tmp_path: Path) -> None:
+    with _writing(store) as writer:
+        writer.write(0, b"one\ntwo\n")
+        recorder = LogRecorder(writer, LIMIT)
+        os.truncate(tmp_path / "logs" / "job" / "1.log", 2)
+        recorder.feed(framed([b"one\n", b"two\n"]).bytes())
+        recorder.finish()
+        assert (_log(writer), recorder.result.truncated) == (b"one\ntwo\n", False)
+
+
+def test_what_was_appended_for_a_mismatch_is_no_output_of_the_job(writer: LogWriter) -> None:
+    limit = 1024**2
+    _record(writer, FramedOutput().output(b"x" * limit).bytes(), limit)
+    _record(writer, FramedOutput().output(b"y" * limit).bytes(), limit)
+    result = _record(writer, FramedOutput().output(b"z" * limit).bytes(), limit)
+    assert (result.truncated, result.over_limit) == (True, False)
+
+
+def test_a_trailer_counts_once_everything_before_it_is_written(store: FileLogStore) -> None:
+    writer = store.writer("job", 1)
+    recorder = LogRecorder(writer, LIMIT)
+    writer.close()
+    with pytest.raises(OSError, match="descriptor"):
+        recorder.feed(FramedOutput().output(b"one\n").trailer().bytes())
+    assert recorder.result.trailer is None
 
 
 def test_what_the_engine_has_lost_since_is_kept_and_marked_once(writer: LogWriter) -> None:
@@ -175,7 +255,8 @@ chunks = st.lists(st.binary(max_size=200), max_size=20)
 def test_any_chunking_and_any_crashes_give_the_bytes(
     tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], cuts: list[int], crashes: list[int]
 ) -> None:
-    store = FileLogStore(tmp_path_factory.mktemp("logs"))
+    root = tmp_path_factory.mktemp("root")
+    store = FileLogStore(root / "logs")
     data = framed(parts).bytes()
     for crash in crashes[:4]:  # a reading that dies there, having written what was complete
         with _writing(store) as writer:
@@ -190,7 +271,7 @@ def test_any_chunking_and_any_crashes_give_the_bytes(
         assert replace(recorder.result, trailer=None) == PumpResult(
             None, begun=True, log_bytes=len(b"".join(parts)), truncated=False, over_limit=False
         )
-    assert [event["type"] for event in _events(store)] == ["begun"]
+    assert [event["type"] for event in _events(root)] == ["begun"]
 
 
 @given(parts=chunks, torn=st.integers(0, 5000))
@@ -237,8 +318,8 @@ class Bench:
 async def test_the_pump_tells_what_it_sees_and_ends(writer: LogWriter) -> None:
     bench = await Bench(writer, framed([b"text\n"]).bytes()).run()
     pump = bench.pump()
-    kinds = [bench.next_kind() for _ in range(3)]
-    assert kinds == [PumpEventKind.BEGUN, PumpEventKind.TRAILER, PumpEventKind.ENDED]
+    kinds = [bench.next_kind() for _ in range(2)]
+    assert kinds == [PumpEventKind.BEGUN, PumpEventKind.ENDED]
     assert pump.result is not None
     assert drained(pump.result, ExitState(0), None)
     assert _log(writer) == b"text\n"
@@ -281,6 +362,18 @@ async def test_a_pump_that_cannot_read_says_why(writer: LogWriter) -> None:
     pump.close()
     assert isinstance(pump.error, EngineUnavailable)
     bench.runtime.down = False
+    await bench.runtime.close()
+
+
+async def test_an_error_nobody_expected_is_an_error_of_the_pump(writer: LogWriter) -> None:
+    bench = await Bench(writer, threading.Event()).run()
+    bench.runtime.containers["c"].output.append(cast("bytes", "no bytes"))
+    with capture_logs() as logged:
+        pump = bench.pump()
+        assert bench.next_kind() is PumpEventKind.ENDED
+        pump.close()
+    assert isinstance(pump.error, TypeError)
+    assert [entry["log_level"] for entry in logged] == ["error"]
     await bench.runtime.close()
 
 

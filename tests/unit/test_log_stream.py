@@ -303,7 +303,7 @@ async def test_a_queued_job_says_that_no_controller_has_run(site: Site, ada: Acc
 async def test_a_queued_job_says_that_the_controller_stopped(site: Site, ada: Account) -> None:
     await site.hands.arrive()
     assert site.hands.lease is not None
-    await site.repository.heartbeat(site.hands.lease, utcnow() - timedelta(seconds=11))
+    await site.repository.heartbeat(site.hands.lease, utcnow() - timedelta(seconds=16))
     job = await site.queue_job(ada)
     async with aclosing(follow(site, job)) as events:
         event = await following(events)

@@ -32,7 +32,8 @@ def instance_id(path: Path) -> str:
 
 def set_version(path: Path, version: int) -> None:
     db = connect(path)
-    db.execute("UPDATE schema_version SET version = ?", (version,))
+    db.execute("DELETE FROM schema_version")
+    db.execute("INSERT INTO schema_version VALUES (?, 'then')", (version,))
     db.close()
 
 
@@ -51,6 +52,33 @@ def test_migrating_again_changes_nothing(tmp_path: Path) -> None:
     before = instance_id(path)
     migrate(path)
     assert instance_id(path) == before
+
+
+def test_a_database_of_the_first_release_keeps_its_jobs(tmp_path: Path) -> None:
+    path = tmp_path / "ci_jobs.db"
+    db = sqlite3.connect(path)
+    db.executescript(available_migrations()[1])
+    db.execute("CREATE TABLE schema_version (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL) STRICT")
+    db.execute("INSERT INTO schema_version VALUES (1, 'then')")
+    db.execute("INSERT INTO users VALUES ('u', 'Ada', 'a@b', 'a@b', 't', 1, 'user')")
+    for job, truncated in (("whole", 0), ("lossy", 1)):
+        db.execute(
+            "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, attempt, success, end_time, "
+            "queued_since) VALUES (?, 'u', 't', 'r', 'completed', '{}', 1, 1, 't', 't')",
+            (job,),
+        )
+        db.execute(
+            "INSERT INTO attempts (job_id, number, holder, token, claimed_at, ended_at, log_truncated) "
+            "VALUES (?, 1, 'h', 't', 't', 't', ?)",
+            (job, truncated),
+        )
+    db.commit()
+    db.close()
+    migrate(path)
+    db = connect(path)
+    found = {row["id"]: row["log_truncated"] for row in db.execute("SELECT id, log_truncated FROM jobs")}
+    db.close()
+    assert found == {"whole": 0, "lossy": 1}
 
 
 def test_several_may_migrate_at_once(tmp_path: Path) -> None:

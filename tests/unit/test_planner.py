@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ci_common.models import Attempt, JobOptions, Reason
 from ci_controller import labels
+from ci_controller.breaker import Trouble
 from ci_controller.container_runtime import ContainerState, ObservedContainer
 from ci_controller.observed_state import Observed, Work, attempt_of
 from ci_controller.operations import (
@@ -80,6 +81,27 @@ def test_a_container_that_outlived_its_attempt_keeps_its_slot() -> None:
     assert planned(observed) == (
         "remove job-a-1: its attempt has ended\nremove job-b-1: its attempt has ended"
     )
+
+
+def test_a_claim_comes_after_everything_else() -> None:
+    observed = world(container("a"), ended=frozenset({KEY}), claimable=1)
+    assert planned(observed) == (
+        "remove job-a-1: its attempt has ended\nclaim 1: 1 queued, 1 of 2 slots free"
+    )
+
+
+def test_while_the_engine_makes_no_containers_nothing_is_claimed() -> None:
+    assert planned(world(claimable=5, work=Work(trouble=Trouble("no space left")))) == ""
+
+
+def test_one_job_at_a_time_tries_the_engine_again() -> None:
+    trying = Work(trouble=Trouble("no space left", may_try=True))
+    expected = "claim 1: 5 queued, one tries whether the engine makes containers again"
+    assert planned(world(claimable=5, work=trying)) == expected
+    busy = replace(trying, busy=frozenset({KEY}))
+    assert planned(world(claimed(), claimable=5, work=busy)) == ""
+    runs = replace(trying, followed=frozenset({container().id}))
+    assert planned(world(running(), container(), claimable=5, work=runs)) == expected
 
 
 # -- before a container runs -------------------------------------------------------------------------------
@@ -176,7 +198,9 @@ def test_a_killed_container_is_waited_for_and_then_given_up() -> None:
     waiting = follows(container(), signals=sent("SIGKILL", 59))
     assert planned(world(attempt, container(), work=waiting)) == ""
     enough = follows(container(), signals=sent("SIGKILL", 60))
-    assert planned(world(attempt, container(), work=enough)) == "release a/1: it outlived its SIGKILL"
+    assert (
+        planned(world(attempt, container(), work=enough)) == "finish a/1 (timeout): it outlived its SIGKILL"
+    )
 
 
 # -- the end -----------------------------------------------------------------------------------------------
@@ -184,6 +208,14 @@ def test_a_killed_container_is_waited_for_and_then_given_up() -> None:
 
 def test_an_ended_container_is_settled() -> None:
     assert planned(world(running(), container(state=EXITED))) == "settle a/1: its container has ended"
+
+
+def test_a_container_that_said_its_last_word_is_settled_although_it_is_still_listed_as_running() -> None:
+    work = follows(container(), finished=frozenset({container().id}))
+    assert planned(world(running(), container(), work=work)) == "settle a/1: its last word was read"
+    assert planned(world(running(since=4000), container(), work=work)) == (
+        "settle a/1: its last word was read\nstop a/1 by SIGKILL (timeout): past its deadline"
+    )
 
 
 def test_a_vanished_container_is_infrastructure() -> None:
@@ -212,14 +244,9 @@ def test_an_orphan_has_a_grace(age: float, goes: bool) -> None:
     assert planned(world(container(age=age))) == expected
 
 
-@pytest.mark.parametrize(("age", "goes"), [(599, False), (600, True)])
-def test_a_probe_lives_ten_minutes(age: float, goes: bool) -> None:
-    observed = world(container(age=age, kind=labels.KIND_PROBE))
-    assert planned(observed) == ("remove job-a-1: a probe past its time" if goes else "")
-
-
-def test_a_container_of_an_unknown_kind_is_never_touched() -> None:
-    assert planned(world(container(age=10**6, kind="waiting"))) == ""
+@pytest.mark.parametrize("kind", [labels.KIND_PROBE, "waiting"])
+def test_a_container_that_runs_no_attempt_is_never_touched(kind: str) -> None:
+    assert planned(world(container(age=10**6, kind=kind))) == ""
 
 
 # -- what is in flight -------------------------------------------------------------------------------------
@@ -270,11 +297,13 @@ def observations(draw: st.DrawFn) -> Observed:
         work=Work(
             busy=frozenset(key for key in keys if draw(st.booleans())),
             followed=frozenset(one.id for one in containers if draw(st.booleans())),
+            finished=frozenset(one.id for one in containers if draw(st.booleans())),
             signals={
                 key: next(iter(sent(draw(st.sampled_from(["SIGINT", "SIGKILL"])), draw(ages)).values()))
                 for key in keys
                 if draw(st.booleans())
             },
+            trouble=draw(st.sampled_from([None, Trouble("no"), Trouble("no", may_try=True)])),
         ),
     )
 

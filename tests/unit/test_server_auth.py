@@ -9,10 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ci_common.api_keys import generate_api_key, key_prefix
+from ci_common.api_keys import generate_api_key
 from ci_common.clock import utcnow
 from ci_common.models import APIKey, Scope
-from ci_server.service_log import redact_keys
 from tests.support.server import Account, Site, client, eventually, open_site, serving
 
 
@@ -113,6 +112,7 @@ async def test_info_tells_who_the_key_belongs_to(ada: Account, http: httpx.Async
 async def test_the_log_has_a_line_per_request_with_the_user_and_never_the_key(
     ada: Account, http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     headers = {**ada.headers, "X-Request-ID": "mine-1"}
     response = await http.get("/jobs", params={"cursor": ada.secret}, headers=headers)
     assert response.headers["x-request-id"] == response.json()["request_id"] == "mine-1"
@@ -126,13 +126,6 @@ async def test_the_log_has_a_line_per_request_with_the_user_and_never_the_key(
         assert expected in line
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("ci_server")]
     assert ada.secret not in "".join(ours)
-
-
-def test_a_key_that_gets_into_the_log_anyway_is_cut_short() -> None:
-    secret = generate_api_key()
-    event = redact_keys(None, "info", {"event": f"GET /?key={secret} failed", "size": 3})
-    assert secret not in str(event)
-    assert event["event"] == f"GET /?key={key_prefix(secret)}_… failed"
 
 
 async def test_a_request_id_that_could_forge_the_log_is_replaced(http: httpx.AsyncClient) -> None:

@@ -1,5 +1,6 @@
 """`/health`, `/ready` and a server that is there before its database."""
 
+import shutil
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from ci_common import __version__
 from ci_common.clock import utcnow
+from ci_common.models import ControllerState
+from ci_server.waiting import controller_trouble
 from tests.support.server import Site, client, make_settings, open_site, serving, upload
 
 
@@ -93,6 +96,30 @@ async def test_a_server_without_a_database_says_what_to_start_and_recovers(tmp_p
             after = await http.post("/submit-async", files=upload(), headers=ada.headers)
             assert after.status_code == 200
             assert (await http.get("/ready")).status_code == 200
+
+
+async def test_a_server_whose_folder_is_missing_says_the_same_and_recovers(tmp_path: Path) -> None:
+    root = tmp_path / "later"
+    with serving(make_settings(root)) as url:
+        async with client(url) as http:
+            before = await http.get("/ready")
+            assert (before.status_code, before.json()["status"]) == (503, "failing")
+            assert before.json()["checks"]["database"]["code"] == "schema_missing"
+            root.mkdir()
+            async with open_site(root) as site:
+                ada = await site.account("ada")
+            shutil.rmtree(site.settings.data_path)  # `ci-admin user create` makes the database only
+            after = await http.post("/submit-async", files=upload(), headers=ada.headers)
+            assert after.status_code == 200, after.text
+            assert (await http.get("/ready")).status_code == 200
+
+
+@pytest.mark.parametrize(("silent", "alive"), [(0, True), (15, True), (15.1, False)])
+def test_the_controller_counts_as_alive_until_another_one_may_take_over(silent: float, alive: bool) -> None:
+    now = utcnow()
+    state = ControllerState(1, "holder", now - timedelta(seconds=silent))
+    assert state.is_alive(now) is alive
+    assert (controller_trouble(state, now) is None) is alive
 
 
 async def test_requests_without_a_schema_are_told_what_to_start(tmp_path: Path) -> None:

@@ -186,6 +186,23 @@ async def test_a_full_queue_is_refused_with_the_time_to_come_back(
     assert int(response.headers["retry-after"]) > 0
 
 
+async def test_a_queue_that_fills_during_the_upload_is_full(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    body, headers = multipart({"file": zipped()})
+
+    async def overtaken() -> AsyncIterator[bytes]:
+        yield body[:-30]
+        await eventually(lambda: _async(bool(stored(site))))  # there was room when it began
+        for _ in range(site.settings.max_queued_per_user):
+            await site.queue_job(ada)
+        yield body[-30:]
+
+    response = await http.post("/submit-async", content=overtaken(), headers=headers)
+    assert (response.status_code, problem(response)["code"]) == (429, "too_many_requests")
+    assert stored(site) == []
+
+
 async def test_a_repetition_has_its_place_in_a_full_queue_already(
     site: Site, ada: Account, http: httpx.AsyncClient
 ) -> None:
@@ -211,6 +228,8 @@ def multipart(parts: dict[str, bytes], *, closed: bool = True) -> tuple[bytes, d
 
 FORM = {"Content-Type": "multipart/form-data; boundary=sep"}
 
+
+EMPTY_ARGUMENT = b"--sep\r\nContent-Disposition:form-data;name=pytest_args\r\n\r\n\r\n"
 
 BAD_UPLOADS: list[tuple[str, bytes, dict[str, str], int, str]] = [
     ("JSON", b"{}", {"Content-Type": "application/json"}, 422, "invalid_request"),
@@ -256,7 +275,22 @@ BAD_UPLOADS: list[tuple[str, bytes, dict[str, str], int, str]] = [
     ),
     (
         "arguments too long",
-        multipart({"file": zipped(), "pytest_args": b"a" * 70_000})[0],
+        multipart({"file": zipped(), "pytest_args": b"a" * 140_000})[0],
+        FORM,
+        422,
+        "invalid_request",
+    ),
+    (
+        "arguments too many",
+        EMPTY_ARGUMENT * 1001 + multipart({"file": zipped()})[0],
+        FORM,
+        422,
+        "invalid_request",
+    ),
+    (
+        "fields too many, all of them empty",
+        b"--sep\r\nContent-Disposition:form-data;name=x\r\n\r\n\r\n" * 3000
+        + multipart({"file": zipped()})[0],
         FORM,
         422,
         "invalid_request",
@@ -285,6 +319,15 @@ async def test_a_bad_upload_says_what_is_wrong_and_leaves_nothing(
             assert len(problem(response)["detail"]) > 20
             assert stored(site) == []
     assert await jobs_of(site, ada) == 0
+
+
+async def test_as_many_arguments_as_may_be_are_taken(site: Site, http: httpx.AsyncClient) -> None:
+    body = EMPTY_ARGUMENT * 1000 + multipart({"file": zipped()})[0]
+    response = await http.post("/submit-async", content=body, headers=FORM)
+    assert response.status_code == 200, response.text
+    job = await site.repository.get_job(response.json()["job_id"])
+    assert job is not None
+    assert job.options.pytest_args == ("",) * 1000
 
 
 async def test_two_files_are_one_too_many(site: Site, http: httpx.AsyncClient) -> None:
@@ -404,6 +447,23 @@ async def test_a_replay_on_another_route_follows_the_first_job(site: Site, http:
     async with stream(http, "/submit-stream", method="POST", files=upload(), headers=headers) as events:
         assert (await anext(events)).data["job_id"] == first
     assert len(stored(site)) == 1
+
+
+async def test_who_repeats_a_submission_may_follow_it_again_and_nothing_else(site: Site) -> None:
+    """Otherwise a key that may only submit would lose its verdict with its connection."""
+    robot = await site.account("robot", frozenset({Scope.SUBMIT}))
+    headers = {"Idempotency-Key": "one"}
+    with serving(site.settings) as url:
+        async with client(url, robot) as http:
+            job_id = (await http.post("/submit-async", files=upload(), headers=headers)).json()["job_id"]
+            attempt = await site.hands.start()
+            site.hands.write(attempt, b"out")
+            await site.hands.finish(attempt)
+            again = await read_to_end(http, "/submit", method="POST", files=upload(), headers=headers)
+            assert [event.data["data"] for event in again if event.type == "log"] == ["out"]
+            other = await http.post("/submit", files=upload(zipped({"tests/test_b.py": ""})), headers=headers)
+            assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict")
+            assert (await http.get(f"/jobs/{job_id}/stream")).status_code == 403
 
 
 @pytest.mark.parametrize(

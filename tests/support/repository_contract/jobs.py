@@ -1,6 +1,7 @@
 """The contract about jobs as their owners see them."""
 
 import asyncio
+import base64
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,9 @@ from ci_common.errors import (
     InvalidRequest,
     JobFinished,
     JobNotFound,
+    TooManyRequests,
     Unauthorized,
+    Unavailable,
 )
 from ci_common.models import (
     Idempotency,
@@ -20,6 +23,7 @@ from ci_common.models import (
     JobFilter,
     JobOptions,
     JobStatus,
+    QueueLimits,
     Reason,
 )
 from ci_common.repository import JobRepository
@@ -31,6 +35,9 @@ from tests.support.repository_contract.story import (
     make_job,
     make_user,
 )
+
+BEFORE_TIME = base64.urlsafe_b64encode(b"0001-01-01T00:00:00+14:00 x").decode()  # a date, but none in UTC
+LIMITS = QueueLimits(per_user=2, total=3)
 
 
 class JobsContract:
@@ -90,6 +97,53 @@ class JobsContract:
         assert len({job.id for job in created}) == 1
         assert len((await other.list_jobs(JobFilter())).jobs) == 1
 
+    async def test_a_user_with_a_full_queue_gets_no_further_job(self, story: Story) -> None:
+        first = await story.queue()
+        await story.repository.create_job(make_job(story.user), limits=LIMITS)
+        for call in (
+            story.repository.check_room(story.user.id, LIMITS),
+            story.repository.create_job(make_job(story.user), limits=LIMITS),
+        ):
+            with pytest.raises(TooManyRequests) as refused:
+                await call
+            assert refused.value.retry_after
+        assert len((await story.repository.list_jobs(JobFilter())).jobs) == 2
+        await story.repository.request_cancel(first.id, None, "ada", at(1))
+        await story.repository.check_room(story.user.id, LIMITS)
+        await story.repository.create_job(make_job(story.user), limits=LIMITS)
+
+    async def test_a_full_queue_takes_no_job_of_anybody(self, story: Story) -> None:
+        bob = make_user("bob")
+        await story.repository.create_user(bob)
+        for _ in range(LIMITS.total):
+            await story.queue()
+        for call in (
+            story.repository.check_room(bob.id, LIMITS),
+            story.repository.create_job(make_job(bob), limits=LIMITS),
+        ):
+            with pytest.raises(Unavailable) as refused:
+                await call
+            assert refused.value.retry_after
+        await story.claim()
+        await story.repository.create_job(make_job(bob), limits=LIMITS)
+
+    async def test_a_repetition_has_its_place_in_a_full_queue(self, story: Story) -> None:
+        promise = Idempotency("key", "fingerprint")
+        first = await story.repository.create_job(make_job(story.user), promise, LIMITS)
+        await story.queue()
+        assert await story.repository.create_job(make_job(story.user), promise, LIMITS) == first
+
+    async def test_submissions_at_once_never_exceed_the_limit(
+        self, story: Story, other: JobRepository
+    ) -> None:
+        replicas = (story.repository, other)
+        created = await asyncio.gather(
+            *(replicas[n % 2].create_job(make_job(story.user), limits=LIMITS) for n in range(20)),
+            return_exceptions=True,
+        )
+        assert sum(isinstance(one, TooManyRequests) for one in created) == 18
+        assert len((await other.list_jobs(JobFilter())).jobs) == LIMITS.per_user
+
     async def test_listings_are_newest_first(self, story: Story) -> None:
         jobs = [await story.queue(seconds) for seconds in (3, 1, 2)]
         twins = sorted([await story.queue(9), await story.queue(9)], key=lambda job: job.id, reverse=True)
@@ -141,7 +195,7 @@ class JobsContract:
         assert (await story.repository.list_jobs(JobFilter(limit=3))).next_cursor is None
 
     @pytest.mark.parametrize(
-        "cursor", ["", "x", "é", "!!!!", "bm90IGEgY3Vyc29y", "MjAyNi0wMS0wMiB4", "A" * 5000]
+        "cursor", ["", "x", "é", "!!!!", "bm90IGEgY3Vyc29y", "MjAyNi0wMS0wMiB4", "A" * 5000, BEFORE_TIME]
     )
     async def test_a_made_up_cursor_is_refused(self, story: Story, cursor: str) -> None:
         with pytest.raises(InvalidRequest):
