@@ -17,9 +17,12 @@ class CIError(Exception):
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 70
 
-    def __init__(self, detail: str, *, retry_after: int | None = None, **extra: Any) -> None:
+    def __init__(
+        self, detail: str, *, retry_after: int | None = None, public_detail: str | None = None, **extra: Any
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.public_detail = detail if public_detail is None else public_detail  # names no file of the server
         self.retry_after = retry_after  # seconds; sent as Retry-After
         self.extra: Mapping[str, Any] = extra  # further members of the problem document
 
@@ -91,6 +94,15 @@ class NotFound(CIError):
     exit_code = 66
 
 
+class MethodNotAllowed(CIError):
+    """The path exists, but not for this HTTP method."""
+
+    code = "method_not_allowed"
+    title = "Method not allowed"
+    http_status = 405
+    exit_code = 64
+
+
 class JobNotFound(NotFound):
     """There is no such job among the caller's."""
 
@@ -135,6 +147,13 @@ class InvalidOffset(CIError):
     title = "Invalid offset"
     http_status = 416
     exit_code = 65
+
+
+class LogIncomplete(CIError):
+    """The stored log lacks its end; only ever an `error` event of a stream, before its `complete`."""
+
+    code = "log_incomplete"
+    title = "Log incomplete"
 
 
 class TooManyRequests(CIError):

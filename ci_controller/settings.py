@@ -74,7 +74,8 @@ class ControllerSettings(ServiceSettings):
     )
     job_network: Network = Field(
         default=DEFAULTS.network,
-        description="`internet`: the package index but no private network; `none`: no network.",
+        description="`internet`: connections to the outside (jobs cannot reach each other; the host and its LAN are not"
+        " fenced off); `none`: no network at all, so the image must bring what tests need.",
     )
     runner_image: str = Field(default=DEFAULTS.runner_image, description="The image that jobs run in.")
 

@@ -1,7 +1,9 @@
 """From how a container ended to the job's verdict, or to "infrastructure lost it". Pure.
 
-Nothing a job does makes it Lost: only what comes from outside the container does, or an end before any of the
-user's code ran. Nothing a job writes makes it a success: that takes the harness's own exit and its trailer.
+Lost is what comes from outside the container, or an end before any of the user's code ran. One thing a job can do
+still looks like that: to have the kernel kill the harness (by lowering a limit of the process), which ends it with
+137 as an engine that went down does. Nothing a job writes makes it a success: that takes the harness's own exit
+and its trailer.
 """
 
 from collections.abc import Mapping

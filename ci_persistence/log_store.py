@@ -23,13 +23,16 @@ _READ_SIZE = 1024 * 1024
 
 @contextmanager
 def disk_full_as_storage_full(path: Path) -> Generator[None]:
-    """A full disk or quota comes out as StorageFull."""
+    """A full disk or quota comes out as StorageFull; only its `detail`, for the log, names the file."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise StorageFull(f"There is no space left for {path}.") from error
+        raise StorageFull(
+            f"There is no space left for {path}.",
+            public_detail="There is no space left on the server's data disk; its operator has to make room.",
+        ) from error
 
 
 class FileLogStore(LogStore):

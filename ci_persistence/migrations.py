@@ -15,7 +15,7 @@ from ci_common.models import new_id
 from ci_persistence.ownership import adopt_owner
 from ci_persistence.rows import to_text
 from ci_persistence.sqlite_connection import BUSY_TIMEOUT_MS, connect, is_busy, write_transaction
-from ci_persistence.sqlite_errors import corrupt, schema_missing, translated
+from ci_persistence.sqlite_errors import corrupt, database_error, schema_missing, translated
 
 _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
 _VERSION_TABLE = (
@@ -138,6 +138,5 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def _too_new(path: Path, found: int) -> SchemaTooNew:
-    return SchemaTooNew(
-        f"The database {path} has schema {found}, this program knows {current_version()}: install the newer release."
-    )
+    what = f"has schema {found}, this program knows {current_version()}: install the newer release."
+    return database_error(SchemaTooNew, path, what)

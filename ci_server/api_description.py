@@ -22,6 +22,7 @@ from ci_common.errors import (
     Unauthorized,
     Unavailable,
 )
+from ci_server import api_examples
 from ci_server.problems import MEDIA_TYPE
 from ci_server.schemas import ProblemModel
 
@@ -97,6 +98,18 @@ data: {"type": "log", "data": "Running 12 tests ...\\r\\n"}
 data: {"type": "complete", "success": true, "status": "completed", "exit_code": 0, "reason": null, "message": null}
 
 """
+_LOG_HEADERS: dict[str, Any] = {
+    "Content-Length": {
+        "schema": {"type": "integer"},
+        "description": "Bytes there are now.",
+        "example": 18231,
+    },
+    "ETag": {
+        "schema": {"type": "string"},
+        "description": "Only of the log of a finished job: it changes no more.",
+        "example": f'"{api_examples.FINISHED_JOB["log_sha256"]}"',
+    },
+}
 
 
 def problems(*errors: type[CIError]) -> Responses:
@@ -112,6 +125,15 @@ def submit_problems() -> Responses:
     return problems(*_SUBMITTING, StorageFull)
 
 
+def example(*names: str, status: int = 200, **more: Any) -> Responses:
+    """Return what the JSON answer of that status looks like; `more` are further members of the response.
+
+    By reference: FastAPI drops every null from what stands in a route, and ours say something.
+    """
+    examples = {name: {"$ref": f"#/components/examples/{name}"} for name in names}
+    return {status: {**more, "content": {"application/json": {"examples": examples}}}}
+
+
 def event_stream(description: str) -> Responses:
     """Return the success response of a route that streams."""
     content = {"text/event-stream": {"schema": {"type": "string"}, "example": _LOG_EXAMPLE}}
@@ -120,17 +142,27 @@ def event_stream(description: str) -> Responses:
 
 def plain_text_log() -> Responses:
     """Return the responses of the log route: whole, part, and a range outside it."""
-    content = {"text/plain": {"schema": {"type": "string", "format": "binary"}}}
+    schema = {"type": "string", "format": "binary"}
     part = {
         "description": "The bytes asked for by `Range`.",
-        "headers": {"Content-Range": {"schema": {"type": "string"}, "example": "bytes 0-99/18231"}},
-        "content": content,
+        "headers": {"Content-Range": {"schema": {"type": "string"}, "example": "bytes 0-21/18231"}},
+        "content": {"text/plain": {"schema": schema, "example": api_examples.LOG[:22]}},
     }
     return {
-        200: {"description": "The log, byte for byte.", "content": content},
+        200: {
+            "description": "The log, byte for byte.",
+            "headers": _LOG_HEADERS,
+            "content": {"text/plain": {"schema": schema, "example": api_examples.LOG}},
+        },
         206: part,
         **problems(JobNotFound, InvalidOffset, InvalidRequest),
     }
+
+
+def log_headers() -> Responses:
+    """Return the responses of the log route to HEAD, which have no body."""
+    described = {"description": "The log is there; the headers are those of `GET`.", "headers": _LOG_HEADERS}
+    return {200: described, **problems(JobNotFound, InvalidRequest)}
 
 
 def _problem(status: int, errors: list[type[CIError]]) -> dict[str, Any]:
@@ -165,7 +197,7 @@ def _first_sentence(error: type[CIError]) -> str:
 
 
 def install_openapi(app: FastAPI) -> None:
-    """`/openapi.json` also holds the problem shape that all error responses refer to."""
+    """`/openapi.json` also holds the problem shape and the examples that responses refer to."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -178,7 +210,9 @@ def install_openapi(app: FastAPI) -> None:
                 routes=app.routes,
             )
             schema = ProblemModel.model_json_schema()
-            document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = schema
+            components = document.setdefault("components", {})
+            components.setdefault("schemas", {})["Problem"] = schema
+            components["examples"] = {name: {"value": value} for name, value in api_examples.EXAMPLES.items()}
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -84,7 +84,9 @@ async def frames(events: AsyncGenerator[StreamEvent, None], stop: anyio.Event) -
             async for event in events:
                 yield frame(event)
         except CIError as error:
-            yield frame(ErrorEvent(error.code, error.detail))
+            if error.http_status >= 500:
+                _log.warning("stream_failed", code=error.code, detail=error.detail)
+            yield frame(ErrorEvent(error.code, error.public_detail))
         except Exception:  # noqa: BLE001 - logged in full; a broken connection would tell the reader less
             _log.exception("stream_failed")
             yield frame(ErrorEvent(InternalError.code, "The stream failed; resume it with Last-Event-ID."))

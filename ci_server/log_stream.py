@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import anyio
 
 from ci_common.clock import Clock, SystemClock
-from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound
+from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, LogIncomplete
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position, StatusEvent, StreamEvent
 from ci_common.models import Job, JobStatus
 from ci_common.repository import JobRepository
@@ -148,7 +148,7 @@ class _Follower:
         if missing <= 0:
             return [CompleteEvent.of(job)]
         message = f"The stored log lacks its last {missing} of {job.log_size} bytes."
-        return [ErrorEvent("log_incomplete", message), CompleteEvent.of(job)]
+        return [ErrorEvent(LogIncomplete.code, message), CompleteEvent.of(job)]
 
     async def _breathe(self) -> None:
         # Why: a reader who is quicker than we are would otherwise keep every other request waiting.

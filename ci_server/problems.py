@@ -13,6 +13,8 @@ from ci_common.errors import (
     CIError,
     InternalError,
     InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -20,7 +22,7 @@ from ci_common.errors import (
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER = 2  # seconds, where the error itself does not know better
-_ROUTER_PROBLEMS = {404: ("not_found", "Not found"), 405: ("method_not_allowed", "Method not allowed")}
+_ROUTER_ERRORS: Mapping[int, type[CIError]] = {404: NotFound, 405: MethodNotAllowed}
 
 _log = structlog.stdlib.get_logger("ci_server.problems")
 
@@ -32,11 +34,13 @@ def request_id_of(request: Request) -> str:
 
 def problem_response(error: CIError, request_id: str) -> Response:
     """Return the answer that carries an error of ours."""
-    document = {
-        **error.extra,
-        **_document(error.http_status, error.code, error.title, error.detail, request_id),
-    }
-    return _response(document, _headers_for(error))
+    document = {**error.extra, **_document(error, request_id)}
+    return Response(
+        json.dumps(document),
+        status_code=error.http_status,
+        headers={"Cache-Control": "no-store", **_headers_for(error)},
+        media_type=MEDIA_TYPE,
+    )
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -76,19 +80,20 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """The router's own answers: no such path, wrong method."""
     assert isinstance(error, HTTPException)
-    code, title = _ROUTER_PROBLEMS.get(error.status_code, (InvalidRequest.code, InvalidRequest.title))
+    kind = _ROUTER_ERRORS.get(error.status_code, InvalidRequest)
     detail = f"{request.method} {request.url.path}: {error.detail}"
-    document = _document(error.status_code, code, title, detail, request_id_of(request))
-    return _response(document, error.headers or {})
+    response = problem_response(kind(detail), request_id_of(request))
+    response.headers.update(error.headers or {})  # `Allow`
+    return response
 
 
-def _document(status: int, code: str, title: str, detail: str, request_id: str) -> dict[str, Any]:
+def _document(error: CIError, request_id: str) -> dict[str, Any]:
     return {
-        "type": f"urn:ci:error:{code}",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "code": code,
+        "type": f"urn:ci:error:{error.code}",
+        "title": error.title,
+        "status": error.http_status,
+        "detail": error.public_detail,
+        "code": error.code,
         "request_id": request_id,
     }
 
@@ -103,12 +108,3 @@ def _headers_for(error: CIError) -> dict[str, str]:
     if retry_after is not None:
         headers["Retry-After"] = str(retry_after)
     return headers
-
-
-def _response(document: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
-    return Response(
-        json.dumps(document),
-        status_code=document["status"],
-        headers={"Cache-Control": "no-store", **headers},
-        media_type=MEDIA_TYPE,
-    )

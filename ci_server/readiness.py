@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from ci_common.clock import Clock
 from ci_common.errors import CIError
 from ci_common.repository import JobRepository
@@ -15,6 +17,8 @@ from ci_server.settings import MIB, ServerSettings
 from ci_server.waiting import controller_trouble
 
 _DATABASE_SECONDS = 2.0
+
+_log = structlog.stdlib.get_logger("ci_server.readiness")
 
 
 class Health(StrEnum):
@@ -86,7 +90,8 @@ async def _guarded(check: Callable[[], Awaitable[Finding]]) -> Finding:
         async with asyncio.timeout(_DATABASE_SECONDS):
             return await check()
     except CIError as error:
-        return Finding(Health.FAILING, error.detail, (("code", error.code),))
+        _log.warning("not_ready", code=error.code, detail=error.detail)
+        return Finding(Health.FAILING, error.public_detail, (("code", error.code),))
     except TimeoutError:
         return Finding(Health.FAILING, f"no answer within {_DATABASE_SECONDS:g} s")
 

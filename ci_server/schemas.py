@@ -3,38 +3,15 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
 from ci_common.models import JobStatus, Reason, Scope
-
-_JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
-_JOB_EXAMPLE: dict[str, JsonValue] = {
-    "job_id": _JOB_ID,
-    "status": "completed",
-    "success": True,
-    "start_time": "2025-10-13T10:30:00Z",
-    "end_time": "2025-10-13T10:30:15Z",
-    "created_at": "2025-10-13T10:29:59Z",
-    "exit_code": 0,
-    "reason": None,
-    "message": "12 passed in 3.21 s",
-    "attempt": 1,
-    "pytest_args": ["-x"],
-    "timeout": None,
-    "not_before": None,
-    "cancel_requested_at": None,
-    "cancel_requested_by": None,
-    "image_id": "sha256:1f2e3d",
-    "log_size": 18231,
-    "log_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-    "log_truncated": False,
-}
 
 
 class JobModel(BaseModel):
     """A job. Fields are only ever added: skip those you do not know."""
 
-    model_config = ConfigDict(title="Job", json_schema_extra={"examples": [_JOB_EXAMPLE]})
+    model_config = ConfigDict(title="Job")
 
     job_id: str
     status: JobStatus = Field(description="The last four are final.")
@@ -64,7 +41,7 @@ class JobModel(BaseModel):
 class SubmittedModel(BaseModel):
     """How to find a job again."""
 
-    model_config = ConfigDict(title="Submitted", json_schema_extra={"examples": [{"job_id": _JOB_ID}]})
+    model_config = ConfigDict(title="Submitted")
 
     job_id: str
 
@@ -72,14 +49,7 @@ class SubmittedModel(BaseModel):
 class JobEventModel(BaseModel):
     """One line of a job's timeline."""
 
-    model_config = ConfigDict(
-        title="JobEvent",
-        json_schema_extra={
-            "examples": [
-                {"index": 0, "type": "submitted", "timestamp": "2025-10-13T10:29:59Z", "data": {}},
-            ]
-        },
-    )
+    model_config = ConfigDict(title="JobEvent")
 
     index: int
     type: str
@@ -90,9 +60,7 @@ class JobEventModel(BaseModel):
 class HealthModel(BaseModel):
     """The process is alive."""
 
-    model_config = ConfigDict(
-        title="Health", json_schema_extra={"examples": [{"status": "healthy", "version": "0.1.0"}]}
-    )
+    model_config = ConfigDict(title="Health")
 
     status: Literal["healthy"]
     version: str
@@ -101,30 +69,7 @@ class HealthModel(BaseModel):
 class ReadyModel(BaseModel):
     """Whether this replica can do its work."""
 
-    model_config = ConfigDict(
-        title="Readiness",
-        json_schema_extra={
-            "examples": [
-                {
-                    "status": "degraded",
-                    "version": "0.1.0",
-                    "reasons": [
-                        "controller: no controller has run on this database yet: start ci-controller"
-                    ],
-                    "checks": {
-                        "database": {"status": "ok", "message": None},
-                        "controller": {
-                            "status": "degraded",
-                            "message": "no controller has run on this database yet: start ci-controller",
-                            "heartbeat_age_seconds": None,
-                            "note": None,
-                        },
-                        "disk": {"status": "ok", "message": None, "free_bytes": 21474836480},
-                    },
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(title="Readiness")
 
     status: Literal["ok", "degraded", "failing"]
     version: str
@@ -167,29 +112,7 @@ class LimitsModel(BaseModel):
 class InfoModel(BaseModel):
     """This server, as the caller sees it."""
 
-    model_config = ConfigDict(
-        title="Info",
-        json_schema_extra={
-            "examples": [
-                {
-                    "version": "0.1.0",
-                    "user": {"user_id": "a1b2c3d4", "name": "Ada", "email": "ada@example.org"},
-                    "key": {
-                        "name": "laptop",
-                        "prefix": "ci_Ab12Cd34",
-                        "scopes": ["read", "submit"],
-                        "expires_at": None,
-                    },
-                    "limits": {
-                        "max_upload_bytes": 536870912,
-                        "max_job_timeout": 86400.0,
-                        "max_queued_per_user": 1000,
-                        "max_streams_per_user": 100,
-                    },
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(title="Info")
 
     version: str
     user: WhoModel

@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from ci_common.errors import InvalidOffset, InvalidRequest, JobFinished, JobNotFound, TooManyRequests
 from ci_common.models import JobFilter, JobPage, JobStatus
 from ci_common.repository import JobRepository
-from ci_server.api_description import event_stream, problems
+from ci_server.api_description import event_stream, example, problems
 from ci_server.dependencies import CurrentUser, JobId, OwnedJob, Reader, Server, Submitter, unknown_job
 from ci_server.log_stream import start_position
 from ci_server.rendering import event_document, job_document, jobs_json, json_response
@@ -40,7 +40,9 @@ Before = Annotated[datetime | None, Query(description="Only jobs created before 
     summary="List your jobs, newest first",
     response_model=list[JobModel],
     response_description='The jobs; with `limit`, a header `Link: <…>; rel="next"` where there are more.',
-    responses=problems(InvalidRequest),
+    description="Without `limit` all of them come at once; with it a page, the next of which the header `Link` names. "
+    "A job is shown if all filters hold.",
+    responses={**example("jobs"), **problems(InvalidRequest)},
 )
 async def list_jobs(
     request: Request,
@@ -70,8 +72,10 @@ async def list_jobs(
 @router.get(
     "/jobs/{job_id}",
     summary="Read one job",
+    description="Where it stands, and once its status is final the verdict with the reason.",
     response_model=JobModel,
-    responses=problems(JobNotFound, InvalidRequest),
+    response_description="The job.",
+    responses={**example("finished_job"), **problems(JobNotFound, InvalidRequest)},
 )
 async def get_job(job: OwnedJob) -> Response:
     return json_response(job_document(job))
@@ -80,10 +84,18 @@ async def get_job(job: OwnedJob) -> Response:
 @router.delete(
     "/jobs/{job_id}",
     summary="Cancel a job",
+    description="A queued job ends at once. One that is under way is stopped by the controller: follow it to see "
+    "it end. Asking again meanwhile changes nothing.",
     response_model=JobModel,
     response_description="The job was queued and is cancelled.",
     responses={
-        202: {"model": JobModel, "description": "The job is under way; it will end soon as cancelled."},
+        **example("cancelled_job"),
+        **example(
+            "cancelling_job",
+            status=202,
+            model=JobModel,
+            description="The job is under way; it will end soon as cancelled.",
+        ),
         **problems(JobNotFound, JobFinished, InvalidRequest),
     },
 )
@@ -99,8 +111,11 @@ async def cancel_job(job_id: JobId, caller: Submitter, server: Server) -> Respon
 @router.get(
     "/jobs/{job_id}/events",
     summary="Read the timeline of a job",
+    description="What happened to it and when, oldest first: submitted, claimed, started, given up, ended. "
+    "The output is in the log.",
     response_model=list[JobEventModel],
-    responses=problems(JobNotFound, InvalidRequest),
+    response_description="The events.",
+    responses={**example("timeline"), **problems(JobNotFound, InvalidRequest)},
 )
 async def get_events(
     job: OwnedJob,
@@ -116,6 +131,8 @@ async def get_events(
 @router.get(
     "/jobs/{job_id}/stream",
     summary="Follow a job",
+    description="Its output and status as server-sent events until it ends. Any number may follow at once, and each "
+    "may come back with `Last-Event-ID` at any replica.",
     response_class=Response,
     responses={
         **event_stream("The job's events; `complete` is the last. A finished job is replayed the same way."),

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from ci_common.errors import InvalidOffset, NotFound
 from ci_common.models import Job
 from ci_common.stores import LogStore
-from ci_server.api_description import plain_text_log
+from ci_server.api_description import log_headers, plain_text_log
 from ci_server.byte_ranges import ByteRange, Unsatisfiable, parse_range
 from ci_server.dependencies import OwnedJob, Server
 from ci_server.log_stream import stored_size
@@ -60,8 +60,9 @@ async def get_log(
 @router.head(
     "/jobs/{job_id}/log",
     summary="Ask for the size of the log",
+    description="As `GET` without the body; of a job that is under way: how much there is now.",
     response_class=Response,
-    responses=plain_text_log(),
+    responses=log_headers(),
 )
 async def head_log(job: OwnedJob, server: Server, attempt: AttemptNumber = None) -> Response:
     return Response(headers=_find_log(job, server.logs, attempt).headers(None))

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from ci_common import __version__
-from ci_server.api_description import problems
+from ci_server.api_description import example, problems
 from ci_server.dependencies import AnyCaller, Server
 from ci_server.readiness import Health, check_readiness, overall, readiness_document
 from ci_server.rendering import json_response, timestamp
@@ -14,7 +14,14 @@ from ci_server.schemas import HealthModel, InfoModel, ReadyModel
 router = APIRouter(tags=["service"])
 
 
-@router.get("/health", summary="Is the process alive?", response_model=HealthModel)
+@router.get(
+    "/health",
+    summary="Is the process alive?",
+    description="Looks at nothing else: for what watches processes. No key is needed.",
+    response_model=HealthModel,
+    response_description="It is.",
+    responses=example("healthy"),
+)
 async def health() -> Response:
     return json_response({"status": "healthy", "version": __version__})
 
@@ -25,7 +32,10 @@ async def health() -> Response:
     description="Judges the database, the controller's heartbeat and the disk. No key is needed.",
     response_model=ReadyModel,
     response_description="Works, perhaps with restrictions (`degraded`).",
-    responses={503: {"model": ReadyModel, "description": "Cannot do its work (`failing`)."}},
+    responses={
+        **example("ready", "degraded"),
+        **example("failing", status=503, model=ReadyModel, description="Cannot do its work (`failing`)."),
+    },
 )
 async def ready(server: Server) -> Response:
     findings = await check_readiness(server.repository, server.settings, server.clock)
@@ -36,8 +46,10 @@ async def ready(server: Server) -> Response:
 @router.get(
     "/info",
     summary="Who am I here, and what may I send?",
+    description="The user and scopes of the key, and the limits that hold for them. Any valid key may ask.",
     response_model=InfoModel,
-    responses=problems(),
+    response_description="The caller and the limits.",
+    responses={**example("info"), **problems()},
 )
 async def info(caller: AnyCaller, server: Server) -> Response:
     settings = server.settings

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 
 from ci_common.events import JobIdEvent, Position
-from ci_server.api_description import UPLOAD_FORM, event_stream, submit_problems
+from ci_server.api_description import UPLOAD_FORM, event_stream, example, submit_problems
 from ci_server.auth import Caller
 from ci_server.dependencies import Resources, Server, Submitter
 from ci_server.event_stream import JobStream
@@ -31,6 +31,7 @@ IdempotencyKey = Annotated[
 @router.post(
     "/submit",
     summary="Submit and stream the output",
+    description="The job is queued, and followed in the answer until it ends. It goes on when the connection breaks.",
     response_class=Response,
     responses={**event_stream("The job's events, from its beginning to `complete`."), **submit_problems()},
     openapi_extra=UPLOAD_FORM,
@@ -44,6 +45,7 @@ async def submit(
 @router.post(
     "/submit-stream",
     summary="Submit and stream the output, the job's id first",
+    description="As `/submit`, but the first event tells the id, by which the job can be followed again.",
     response_class=Response,
     responses={**event_stream("A `job_id` event, then as `/submit`."), **submit_problems()},
     openapi_extra=UPLOAD_FORM,
@@ -57,9 +59,16 @@ async def submit_stream(
 @router.post(
     "/submit-async",
     summary="Submit and return at once",
+    description="The job is queued when the answer comes: it outlives this server and the connection.",
     response_model=SubmittedModel,
     response_description="The job is queued.",
-    responses=submit_problems(),
+    responses={
+        **example(
+            "submitted",
+            headers={"Location": {"schema": {"type": "string"}, "description": "The job's path."}},
+        ),
+        **submit_problems(),
+    },
     openapi_extra=UPLOAD_FORM,
 )
 async def submit_async(

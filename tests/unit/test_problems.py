@@ -1,5 +1,7 @@
 """One shape for every error, on every route; and OpenAPI says so for each of them."""
 
+import ast
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,15 +9,22 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
-from ci_common.errors import InvalidRequest, Unavailable
+import ci_server
+from ci_common.errors import InvalidRequest, Unavailable, errors_by_code
+from ci_persistence.log_store import disk_full_as_storage_full
 from ci_server.app import create_app
 from ci_server.problems import install_handlers, problem_response
 from ci_server.request_context import RequestContext
+from ci_server.schemas import HealthModel, InfoModel, JobEventModel, JobModel, ReadyModel, SubmittedModel
 from tests.support.server import Site, client, open_site, serving
 
 MEMBERS = {"type", "title", "status", "detail", "code", "request_id"}
+MODELS: dict[str, type[BaseModel]] = {
+    model.__name__: model
+    for model in (HealthModel, InfoModel, JobEventModel, JobModel, ReadyModel, SubmittedModel)
+}
 KEYLESS = {"/health", "/ready"}
 
 
@@ -40,6 +49,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
     document = response.json()
     assert document.keys() >= MEMBERS
     assert (document["status"], document["code"]) == (status, code)
+    assert errors_by_code()[code].http_status == status
     assert document["type"] == f"urn:ci:error:{code}"
     assert document["request_id"] == response.headers["x-request-id"] != ""
     assert document["detail"]
@@ -80,7 +90,9 @@ async def test_every_route_refuses_in_the_one_shape(site: Site, subtests: pytest
                     if path.startswith("/submit"):
                         answer = await http.request(method, target, headers=ada.headers)
                         assert_problem(answer, 422, "invalid_request")
-                    assert_problem(await http.put(target), 405, "method_not_allowed")
+                    refused = await http.put(target)
+                    assert_problem(refused, 405, "method_not_allowed")
+                    assert refused.headers["allow"]
             assert_problem(await http.get("/nothing/here"), 404, "not_found")
 
 
@@ -103,6 +115,7 @@ def test_openapi_describes_every_route_and_each_of_its_errors(subtests: pytest.S
     for method, path, operation in operations():
         with subtests.test(f"{method} {path}"):
             assert operation["summary"]
+            assert operation["description"]
             assert operation["tags"]
             if path in KEYLESS:
                 assert "security" not in operation
@@ -111,7 +124,7 @@ def test_openapi_describes_every_route_and_each_of_its_errors(subtests: pytest.S
             expected = {"401", "403", "500", "503"}
             expected |= {"404", "422"} if "{job_id}" in path else set()
             expected |= {"409", "413", "422", "429", "507"} if path.startswith("/submit") else set()
-            expected |= {"416", "206"} if path.endswith("/log") else set()
+            expected |= {"416", "206"} if (method, path[-4:]) == ("get", "/log") else set()
             expected |= {"416", "429"} if path.endswith("/stream") else set()
             expected |= {"202", "409"} if method == "delete" else set()
             assert operation["responses"].keys() >= expected
@@ -122,6 +135,7 @@ def test_openapi_describes_every_route_and_each_of_its_errors(subtests: pytest.S
                     assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
                     for code, example in content["examples"].items():
                         assert example["value"]["code"] == code
+                        assert errors_by_code()[code].http_status == int(status)
                         assert example["value"]["status"] == int(status)
 
 
@@ -141,9 +155,62 @@ def test_openapi_describes_the_upload_and_the_shapes() -> None:
         assert parameter.get("description"), parameter["name"]
 
 
+def answers() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield the name, media type and content of every answer that is no problem document."""
+    for method, path, operation in operations():
+        for status, response in operation["responses"].items():
+            for media_type, content in response.get("content", {}).items():
+                if media_type != "application/problem+json":
+                    yield f"{method} {path} {status}", media_type, content
+
+
+def assert_has_shape(example: Any, schema: dict[str, Any]) -> None:
+    """Assert that an example is what the models say, its nulls included."""
+    is_list = schema.get("type") == "array"
+    reference = schema["items"] if is_list else schema
+    model = MODELS[reference["$ref"].rpartition("/")[2]]
+    for document in example if is_list else [example]:
+        model.model_validate(document)
+        assert document.keys() == model.model_fields.keys()
+
+
+def test_every_answer_has_an_example_of_the_shape_it_declares(subtests: pytest.Subtests) -> None:
+    examples = openapi()["components"]["examples"]
+    shown = list(answers())
+    assert len(shown) >= 14
+    for name, media_type, content in shown:
+        with subtests.test(name):
+            if media_type != "application/json":
+                assert content["example"]
+                continue
+            assert content["examples"]
+            for example, reference in content["examples"].items():
+                assert reference == {"$ref": f"#/components/examples/{example}"}
+                assert_has_shape(examples[example]["value"], content["schema"])
+
+
+def test_no_answer_to_head_has_a_body() -> None:
+    responses = openapi()["paths"]["/jobs/{job_id}/log"]["head"]["responses"]
+    assert "content" not in responses["200"]
+    assert responses["200"]["headers"].keys() >= {"Content-Length", "ETag"}
+
+
+def test_every_code_that_streams_send_belongs_to_an_error_class() -> None:
+    """Problem documents are made of classes only; the codes of `error` events must come from them too."""
+    folder = Path(ci_server.__file__).parent
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.rglob("*.py")]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    codes = [call.args[0] for call in calls if ast.unparse(call.func) == "ErrorEvent"]
+    assert len(codes) >= 3
+    for code in codes:
+        assert isinstance(code, ast.Attribute), ast.unparse(code)
+        assert code.attr == "code"
+    assert errors_by_code().keys() >= {"log_incomplete", "method_not_allowed"}
+
+
 def test_openapi_names_no_operation_twice() -> None:
-    names = [route.unique_id for route in create_app().routes if isinstance(route, APIRoute)]
-    assert len(names) == len(set(names))
+    names = [operation["operationId"] for _, _, operation in operations()]
+    assert len(names) == len(set(names)) == 13
 
 
 # -- what nobody has a word for ------------------------------------------------------------------------
@@ -161,9 +228,19 @@ def broken_app() -> FastAPI:
     async def busy() -> None:
         raise Unavailable("come back", retry_after=7, status="not this one", place="queue")
 
+    async def full() -> None:
+        with disk_full_as_storage_full(Path("/dev/full")):
+            await asyncio.to_thread(_fill_a_disk)
+
+    app.add_api_route("/full", full)
     app.add_api_route("/fail", fail)
     app.add_api_route("/busy", busy)
     return app
+
+
+def _fill_a_disk() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as device:  # the kernel's own full device
+        device.write(b"x")
 
 
 def in_process(app: FastAPI) -> httpx.AsyncClient:
@@ -188,6 +265,17 @@ async def test_an_error_says_when_to_come_back_and_keeps_its_own_members_apart()
     document = assert_problem(response, 503, "unavailable")
     assert response.headers["retry-after"] == "7"
     assert document["place"] == "queue"
+
+
+async def test_a_full_disk_is_named_in_the_log_and_not_to_the_caller(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with in_process(broken_app()) as http:
+        response = await http.get("/full")
+    document = assert_problem(response, 507, "storage_full")
+    assert document["detail"].startswith("There is no space left on the server's data disk")
+    assert "/dev/full" not in response.text
+    assert "/dev/full" in caplog.text
 
 
 def test_a_client_error_has_no_retry_after() -> None:

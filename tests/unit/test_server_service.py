@@ -79,7 +79,9 @@ async def test_ready_is_degraded_when_the_disk_is_nearly_full(site: Site) -> Non
     assert "free on the data disk" in found["reasons"][0]
 
 
-async def test_a_server_without_a_database_says_what_to_start_and_recovers(tmp_path: Path) -> None:
+async def test_a_server_without_a_database_says_what_to_start_and_recovers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The server is up first; nothing but the database's appearance makes it work."""
     settings = make_settings(tmp_path)
     with serving(settings) as url:
@@ -88,6 +90,9 @@ async def test_a_server_without_a_database_says_what_to_start_and_recovers(tmp_p
             before = await http.get("/ready")
             assert (before.status_code, before.json()["status"]) == (503, "failing")
             assert before.json()["checks"]["database"]["code"] == "schema_missing"
+            assert "start ci-controller" in before.json()["reasons"][0]
+            assert str(tmp_path) not in before.text, "where its files are is the operator's business"
+            assert str(settings.db_path) in caplog.text
             async with open_site(tmp_path, initialize=False) as site:
                 key = {"Authorization": "Bearer ci_AAAAAAAA_" + "A" * 43 + "_000000"}
                 assert (await http.get("/jobs", headers=key)).status_code == 401, "no look-up for nonsense"
@@ -131,5 +136,6 @@ async def test_requests_without_a_schema_are_told_what_to_start(tmp_path: Path) 
             for response in (await http.get("/jobs"), await http.post("/submit", files=upload())):
                 assert (response.status_code, response.json()["code"]) == (503, "schema_missing")
                 assert "start ci-controller" in response.json()["detail"]
+                assert str(tmp_path) not in response.text
                 assert int(response.headers["retry-after"]) > 0
     assert not (tmp_path / "ci.db").exists(), "only the migrator creates databases"

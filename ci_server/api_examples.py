@@ -1,0 +1,148 @@
+"""The documents that OpenAPI shows as examples: one job, and the server about itself."""
+
+from pydantic import JsonValue
+
+Document = dict[str, JsonValue]
+
+_JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
+_NO_CONTROLLER = "no controller has run on this database yet: start ci-controller"
+_NO_SCHEMA = (
+    "The server's database has no schema of this release: "
+    "start ci-controller (or run `ci-admin user create`) on this database first."
+)
+
+SUBMITTED: Document = {"job_id": _JOB_ID}
+
+FINISHED_JOB: Document = {
+    "job_id": _JOB_ID,
+    "status": "completed",
+    "success": True,
+    "start_time": "2025-10-13T10:30:00Z",
+    "end_time": "2025-10-13T10:30:15Z",
+    "created_at": "2025-10-13T10:29:59Z",
+    "exit_code": 0,
+    "reason": None,
+    "message": "12 passed in 3.21 s",
+    "attempt": 1,
+    "pytest_args": ["-x"],
+    "timeout": None,
+    "not_before": None,
+    "cancel_requested_at": None,
+    "cancel_requested_by": None,
+    "image_id": "sha256:1f2e3d",
+    "log_size": 18231,
+    "log_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "log_truncated": False,
+}
+
+_UNFINISHED: Document = {
+    "success": None,
+    "end_time": None,
+    "exit_code": None,
+    "message": None,
+    "log_size": None,
+    "log_sha256": None,
+    "log_truncated": None,
+}
+_CANCEL_REQUESTED: Document = {
+    "cancel_requested_at": "2025-10-13T10:30:05Z",
+    "cancel_requested_by": "ada@example.org",
+}
+CANCELLING_JOB: Document = {**FINISHED_JOB, **_UNFINISHED, **_CANCEL_REQUESTED, "status": "running"}
+CANCELLED_JOB: Document = {
+    **FINISHED_JOB,
+    **_UNFINISHED,
+    **_CANCEL_REQUESTED,
+    "status": "cancelled",
+    "success": False,
+    "start_time": None,
+    "end_time": "2025-10-13T10:30:05Z",
+    "reason": "cancelled",
+    "message": "Cancelled by ada@example.org while it was queued.",
+    "attempt": 0,
+    "image_id": None,
+}
+
+TIMELINE: list[JsonValue] = [
+    {"index": 0, "type": "submitted", "timestamp": "2025-10-13T10:29:59Z", "data": {}},
+    {
+        "index": 1,
+        "type": "claimed",
+        "timestamp": "2025-10-13T10:29:59.500000Z",
+        "data": {"attempt": 1, "holder": "ci-1"},
+    },
+]
+
+HEALTHY: Document = {"status": "healthy", "version": "0.1.0"}
+
+_DISK: Document = {"status": "ok", "message": None, "free_bytes": 21474836480}
+
+READY: Document = {
+    "status": "ok",
+    "version": "0.1.0",
+    "reasons": [],
+    "checks": {
+        "database": {"status": "ok", "message": None},
+        "controller": {"status": "ok", "message": None, "heartbeat_age_seconds": 1.2, "note": None},
+        "disk": _DISK,
+    },
+}
+DEGRADED: Document = {
+    "status": "degraded",
+    "version": "0.1.0",
+    "reasons": [f"controller: {_NO_CONTROLLER}"],
+    "checks": {
+        "database": {"status": "ok", "message": None},
+        "controller": {
+            "status": "degraded",
+            "message": _NO_CONTROLLER,
+            "heartbeat_age_seconds": None,
+            "note": None,
+        },
+        "disk": _DISK,
+    },
+}
+FAILING: Document = {
+    "status": "failing",
+    "version": "0.1.0",
+    "reasons": [f"database: {_NO_SCHEMA}", "controller: unknown without the database"],
+    "checks": {
+        "database": {"status": "failing", "message": _NO_SCHEMA, "code": "schema_missing"},
+        "controller": {"status": "failing", "message": "unknown without the database"},
+        "disk": _DISK,
+    },
+}
+
+INFO: Document = {
+    "version": "0.1.0",
+    "user": {"user_id": "a1b2c3d4", "name": "Ada", "email": "ada@example.org"},
+    "key": {
+        "name": "laptop",
+        "prefix": "ci_Ab12Cd34",
+        "scopes": ["read", "submit"],
+        "expires_at": None,
+    },
+    "limits": {
+        "max_upload_bytes": 536870912,
+        "max_job_timeout": 86400.0,
+        "max_queued_per_user": 1000,
+        "max_streams_per_user": 100,
+    },
+}
+
+LOG = "Running 12 tests ...\r\n............\r\n12 passed in 3.21s\r\n"
+
+# By the names under which OpenAPI holds them.
+EXAMPLES: dict[str, JsonValue] = {
+    "submitted": SUBMITTED,
+    "finished_job": FINISHED_JOB,
+    "jobs": [FINISHED_JOB],
+    "cancelling_job": CANCELLING_JOB,
+    "cancelled_job": CANCELLED_JOB,
+    "timeline": TIMELINE,
+    "healthy": HEALTHY,
+    "ready": READY,
+    "degraded": DEGRADED,
+    "failing": FAILING,
+    "info": INFO,
+}
