@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-DEFAULT_INDEX = "https://pypi.org/simple"
+PIPS_OWN_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 SECONDS = 10
 
 
@@ -61,9 +61,14 @@ def _cgroup_value(second: str, first: str) -> int | None:
 
 
 def _index_url() -> str:
-    pip = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    configured = subprocess.run(pip, capture_output=True, text=True, check=False)
-    return os.environ.get("PIP_INDEX_URL") or configured.stdout.strip() or DEFAULT_INDEX
+    configured = _said_by_python("-m", "pip", "config", "get", "global.index-url")
+    return os.environ.get("PIP_INDEX_URL") or configured or _said_by_python("-c", PIPS_OWN_INDEX)
+
+
+def _said_by_python(*arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False
+    ).stdout.strip()
 
 
 def _trusting() -> ssl.SSLContext:

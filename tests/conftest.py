@@ -20,7 +20,7 @@ def installation(engine: None, tmp_path: Path, worker_id: str) -> Iterator[Insta
     """A CI system of this test's own, with nothing started yet."""
     system = Installation(tmp_path, prefix=f"test-{worker_id}-")
     yield system
-    system.stop()
+    assert system.stop() == [], "containers were left over"
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +31,4 @@ def shared(
     system = Installation(tmp_path_factory.mktemp("shared"), prefix=f"test-{worker_id}-shared-")
     server = system.start()
     yield system, server
-    system.stop()
+    assert system.stop() == [], "containers were left over"

@@ -104,3 +104,17 @@ def test_the_client_survives_the_death_of_its_server(installation: Installation,
         assert process.wait(timeout=60) == 0, process.stderr.read().decode()
     [job] = json.loads(system.ci(server, "list", "--json").text)
     assert out == system.log(server, job["job_id"])
+
+
+def test_four_workers_serve_one_database(installation: Installation) -> None:
+    """Each request may meet another process: submitting, following and listing need no memory of the others."""
+    system = installation
+    system.start_controller()
+    server = system.start_server(workers=4)
+    system.wait_ready(server)
+    job_ids = {system.submit(server, FIXTURES / "passing") for _ in range(3)}
+    for job_id in job_ids:
+        waited = system.ci(server, "wait", job_id, "--all")
+        assert waited.code == 0, waited.err
+        assert waited.out == system.log(server, job_id)
+    assert {job["job_id"] for job in json.loads(system.ci(server, "list", "--json").text)} == job_ids

@@ -122,8 +122,8 @@ class Installation:
         self.wait_ready(server)
         return server
 
-    def stop(self) -> None:
-        """Every process is gone and no container of this installation is left."""
+    def stop(self) -> list[str]:
+        """Every process is gone and every container of this installation; returns those that were left over."""
         for daemon in self.daemons:
             if daemon.running:
                 daemon.process.send_signal(signal.SIGCONT)
@@ -133,8 +133,10 @@ class Installation:
                 daemon.process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 daemon.kill()
-        for container in self.containers():
+        left = self.containers()
+        for container in left:
             docker("rm", "-f", container, check=False)
+        return left
 
     def _spawn(
         self, name: str, command: list[str], env: dict[str, str], pass_fds: tuple[int, ...] = ()
