@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ci_admin.key_commands import key
-from ci_admin.session import db_path_option, with_database
+from ci_admin.session import database_option, with_database
 from ci_admin.user_commands import user
 from ci_common import __version__
 from ci_common.errors import CIError
@@ -51,7 +51,7 @@ def doctor(db_path: Path | None, as_json: bool) -> int:
     "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen at."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@db_path_option
+@database_option("ci/ci_jobs.db in $XDG_DATA_HOME or ~/.local/share")
 def up(port: int, host: str, db_path: Path | None) -> int:
     """Run controller and server in the foreground, for one person on one box; Ctrl-C stops both.
 

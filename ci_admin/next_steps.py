@@ -46,7 +46,7 @@ def _same_place(one: str, other: str) -> bool:
 
 
 def _command(name: str) -> str:
-    """Return how the person calls one of our commands: by name if that finds it, else by its path."""
+    """Return how the person calls one of our commands in any terminal: by name if that finds it, else by its path."""
     beside = Path(sys.executable).with_name(name)
-    found = shutil.which(name)
+    found = None if "VIRTUAL_ENV" in os.environ else shutil.which(name)
     return name if found is not None and Path(found).samefile(beside) else str(beside)

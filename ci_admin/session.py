@@ -15,13 +15,19 @@ from ci_common.repository import JobRepository
 Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., object])
 
-db_path_option = click.option(
-    "--db-path",
-    envvar="CI_DB_PATH",
-    show_envvar=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="SQLite database; by default ci_jobs.db in this folder, else that of `ci-admin up`.",
-)
+
+def database_option(by_default: str) -> Callable[[Command], Command]:
+    """Return `--db-path`, whose help says what it is by default."""
+    return click.option(
+        "--db-path",
+        envvar="CI_DB_PATH",
+        show_envvar=True,
+        type=click.Path(path_type=Path, dir_okay=False),
+        help=f"SQLite database; by default {by_default}.",
+    )
+
+
+db_path_option = database_option("ci_jobs.db in this folder, else that of `ci-admin up`")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON with stable keys.")
 
 

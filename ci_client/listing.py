@@ -48,6 +48,7 @@ def list_project(root: Path, *, include_ignored: bool = False) -> Listing:
         warnings = listing.warnings if listing else []
         listing = _walked(root)
         listing.warnings += warnings
+    _leave_out_environments(listing)
     if spec:
         _exclude(listing, spec)
     return listing
@@ -150,6 +151,14 @@ def _ciignore(root: Path) -> "GitIgnoreSpec | None":
         return GitIgnoreSpec.from_lines(text.splitlines())
     except ValueError as error:
         raise InvalidRequest(f"{root / CIIGNORE} has a pattern that is none: {error}") from error
+
+
+def _leave_out_environments(listing: Listing) -> None:
+    """Virtual environments stay behind, also where git was not told to ignore them."""
+    homes = tuple(path.removesuffix("pyvenv.cfg") for path in listing.paths if path.endswith("/pyvenv.cfg"))
+    if homes:
+        listing.skipped |= dict.fromkeys(homes, BY_DEFAULT)
+        listing.paths = [path for path in listing.paths if not path.startswith(homes)]
 
 
 def _exclude(listing: Listing, spec: "GitIgnoreSpec") -> None:

@@ -196,9 +196,9 @@ def _say_what_next(code: int, seconds: float) -> None:
     verdict = "the tests passed" if code == 0 else f"the tests did not pass (exit code {code})"
     _heading(f"Done in {seconds:.1f} s: {verdict}; what was started is stopped again")
     print(
-        "For daily use, from here:\n"
-        "  .venv/bin/ci-admin up         starts controller and server; leave it running\n"
-        "  .venv/bin/ci submit test      in another terminal, in a project of yours"
+        "For daily use:\n"
+        f"  {ROOT}/.venv/bin/ci-admin up         starts controller and server; leave it running\n"
+        f"  {ROOT}/.venv/bin/ci submit test      in another terminal, in a project of yours"
     )
 
 

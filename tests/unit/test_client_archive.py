@@ -426,3 +426,10 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
             pack(selection, compress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_virtual_environment_stays_behind_even_where_git_does_not_ignore_it(repository: Path) -> None:
+    before = sent(repository)
+    write(repository, "env/pyvenv.cfg", "env/lib/b.py")
+    assert sent(repository) == before
+    assert skipped(repository)["env/"] == "not sent by default"
