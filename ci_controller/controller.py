@@ -71,7 +71,6 @@ class JobController:
         self._over = asyncio.Event()
         self._taken_over = False
         self._note: str | None = None
-        self.passes = 0  # since the start, for whoever wants to know that an idle controller is idle
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -155,7 +154,6 @@ class JobController:
 
         Raises EngineUnavailable, Superseded or the database's error without having done anything.
         """
-        self.passes += 1
         work = self._executor.work()
         now = self._clock.now()
         observed = await observe(self._jobs, self._runtime, self._policy.runner_image, work, now)

@@ -95,10 +95,9 @@ async def test_failing_tests_are_a_verdict(system: ControlledSystem) -> None:
 
 async def test_hints_make_it_fast(system: ControlledSystem) -> None:
     """The interval is a minute here, so whatever happens sooner was caused by a hint."""
-    async with system.running(interval=60) as controller:
+    async with system.running(interval=60):
         for _ in range(3):
             await system.finished(await system.submit(), seconds=30)
-        assert controller.passes < 60
 
 
 async def test_the_end_of_a_job_does_not_wait_for_a_listing_that_is_late(system: ControlledSystem) -> None:
