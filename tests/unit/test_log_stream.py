@@ -33,11 +33,6 @@ async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
         await opened.stores.hub.close()
 
 
-@pytest.fixture
-async def ada(site: Site) -> Account:
-    return await site.account("ada")
-
-
 def surroundings(site: Site) -> Following:
     return Following(site.repository, site.stores.logs, site.stores.hub, anyio.Event())
 

@@ -2,7 +2,7 @@
 
 import ast
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ci_server.app import create_app
 from ci_server.problems import install_handlers, problem_response
 from ci_server.request_context import RequestContext
 from ci_server.schemas import HealthModel, InfoModel, JobEventModel, JobModel, ReadyModel, SubmittedModel
-from tests.support.server import Site, client, open_site, serving
+from tests.support.server import Site, client, serving
 
 MEMBERS = {"type", "title", "status", "detail", "code", "request_id"}
 MODELS: dict[str, type[BaseModel]] = {
@@ -26,12 +26,6 @@ MODELS: dict[str, type[BaseModel]] = {
     for model in (HealthModel, InfoModel, JobEventModel, JobModel, ReadyModel, SubmittedModel)
 }
 KEYLESS = {"/health", "/ready"}
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
-    async with open_site(tmp_path) as opened:
-        yield opened
 
 
 def routes() -> list[tuple[str, str]]:

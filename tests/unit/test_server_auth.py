@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from datetime import timedelta
-from pathlib import Path
 
 import httpx
 import pytest
@@ -12,18 +11,7 @@ import pytest
 from ci_common.api_keys import generate_api_key
 from ci_common.clock import utcnow
 from ci_common.models import APIKey, Scope
-from tests.support.server import Account, Site, client, eventually, open_site, serving
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
-    async with open_site(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def ada(site: Site) -> Account:
-    return await site.account("ada")
+from tests.support.server import Account, Site, client, eventually, serving
 
 
 @pytest.fixture

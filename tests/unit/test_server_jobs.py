@@ -1,10 +1,8 @@
 """`/jobs`: listing, reading, cancelling, the timeline; and that nobody sees a trace of another's jobs."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,27 +12,9 @@ from ci_common.clock import utcnow
 from ci_common.models import Job, JobOptions, JobStatus, Reason, Scope, new_id
 from ci_server.rendering import job_document, timestamp
 from ci_server.schemas import JobModel
-from tests.support.server import Account, Site, client, open_site, serving
+from tests.support.server import Account, Site, client, serving
 
 DOCUMENTED = {"job_id", "status", "success", "start_time", "end_time"}
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
-    async with open_site(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def ada(site: Site) -> Account:
-    return await site.account("ada")
-
-
-@pytest.fixture
-async def http(site: Site, ada: Account) -> AsyncGenerator[httpx.AsyncClient, None]:
-    with serving(site.settings) as url:
-        async with client(url, ada) as opened:
-            yield opened
 
 
 def ids(response: httpx.Response) -> list[str]:

@@ -1,8 +1,5 @@
 """`/jobs/{id}/log`: plain text, whole or in part, of finished and of running jobs."""
 
-from collections.abc import AsyncGenerator
-from pathlib import Path
-
 import httpx
 import pytest
 from hypothesis import given
@@ -10,27 +7,9 @@ from hypothesis import strategies as st
 
 from ci_common.models import Job
 from ci_server.byte_ranges import ByteRange, Unsatisfiable, parse_range
-from tests.support.server import Account, Site, client, open_site, serving
+from tests.support.server import Account, Site
 
 OUTPUT = b"0123456789" * 10 + b"\xff\x00"
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
-    async with open_site(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def ada(site: Site) -> Account:
-    return await site.account("ada")
-
-
-@pytest.fixture
-async def http(site: Site, ada: Account) -> AsyncGenerator[httpx.AsyncClient, None]:
-    with serving(site.settings) as url:
-        async with client(url, ada) as opened:
-            yield opened
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from tests.support.server import (
     Site,
     client,
     eventually,
-    open_site,
     read_to_end,
     serving,
     stream,
@@ -81,17 +80,6 @@ async def answers(process: Process) -> None:
                 return False
 
     await eventually(healthy, seconds=30)
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
-    async with open_site(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def ada(site: Site) -> Account:
-    return await site.account("ada")
 
 
 async def _rest(events: AsyncGenerator[Received, None]) -> list[Received]:

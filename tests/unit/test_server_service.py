@@ -16,12 +16,6 @@ from tests.support.server import Site, client, make_settings, open_site, serving
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
-    async with open_site(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
 async def http(site: Site) -> AsyncGenerator[httpx.AsyncClient, None]:
     with serving(site.settings) as url:
         async with client(url) as opened:

@@ -34,18 +34,6 @@ async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
         yield opened
 
 
-@pytest.fixture
-async def ada(site: Site) -> Account:
-    return await site.account("ada")
-
-
-@pytest.fixture
-async def http(site: Site, ada: Account) -> AsyncGenerator[httpx.AsyncClient, None]:
-    with serving(site.settings) as url:
-        async with client(url, ada) as opened:
-            yield opened
-
-
 def text(events: list[Received]) -> str:
     return "".join(event.data["data"] for event in events if event.type == "log")
 

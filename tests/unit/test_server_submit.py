@@ -39,18 +39,6 @@ async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
         yield opened
 
 
-@pytest.fixture
-async def ada(site: Site) -> Account:
-    return await site.account("ada")
-
-
-@pytest.fixture
-async def http(site: Site, ada: Account) -> AsyncGenerator[httpx.AsyncClient, None]:
-    with serving(site.settings) as url:
-        async with client(url, ada) as opened:
-            yield opened
-
-
 def stored(site: Site) -> list[str]:
     """Return what is in the archive store's directory, unfinished uploads included."""
     return sorted(path.name for path in (site.settings.data_path / "archives").iterdir())
