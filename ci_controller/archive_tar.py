@@ -18,12 +18,15 @@ def tar_stream(archive: Archive) -> Iterator[bytes]:
 
     Raises InvalidArchive when an entry has more or fewer bytes than it declares.
     """
-    made: set[str] = set()
+    above: list[
+        str
+    ] = []  # those of the last file are enough: files are sorted, so a directory is one run of them
     for entry in archive.entries:
-        for parent in _parents(entry.path):
-            if parent not in made:
-                made.add(parent)
+        parents = _parents(entry.path)
+        for parent in parents:
+            if parent not in above:
                 yield _header(parent, tarfile.DIRTYPE, _DIRECTORY_MODE, 0)
+        above = parents
         yield from _file(archive, entry)
     yield bytes(2 * _BLOCK)
 

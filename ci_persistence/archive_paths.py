@@ -1,5 +1,6 @@
 """Which names an archive may hold: plain relative paths that mean one file each, on every system."""
 
+import hashlib
 import re
 import unicodedata
 
@@ -51,39 +52,67 @@ def _bad(shown: str, problem: str, rule: str) -> InvalidArchive:
 
 
 class Names:
-    """The names seen so far; two that any file system could take for the same one are refused."""
+    """The names seen so far; two that any file system could take for the same one are refused.
 
-    def __init__(self) -> None:
-        self._files: dict[str, str] = {}  # under their folded names, as the directories
-        self._directories: dict[str, str] = {}
+    Digests stand for the names: 100 000 of 1 KiB, and all the directories above them, would take gigabytes.
+    """
+
+    def __init__(self, max_directories: int) -> None:
+        self._max_directories = max_directories
+        self._files: dict[bytes, bytes] = {}  # the name's digest under the folded name's, as the directories'
+        self._directories: dict[bytes, bytes] = {}
+        self._listed: set[bytes] = set()  # those directories that have entries of their own
 
     def add_file(self, path: str) -> None:
         """The file's name is taken."""
-        key = _folded(path)
-        if self._files.get(key) == path:
+        folded = _folded(path)
+        key, name = _digest(folded), _digest(path)
+        if self._files.get(key) == name:
             raise refuse("duplicate", f"The archive has two entries {path!r}.")
         if key in self._files:
-            raise refuse("collision", f"{self._files[key]!r} and {path!r} differ only in case.")
+            raise _differs_in_case(path)
         if key in self._directories:
-            raise refuse("collision", f"{path!r} is both a file and a directory.")
-        self._files[key] = path
-        self._add_parents(path, key)
+            raise _two_kinds(path)
+        self._files[key] = name
+        self._add_parents(path, folded)
 
     def add_directory(self, path: str) -> None:
         """The directory's name (without its slash) and those of its parents are taken."""
-        self._add_parents(path + "/", _folded(path) + "/")
+        folded = _folded(path)
+        self._add_parents(path + "/", folded + "/")
+        key = _digest(folded)
+        if key in self._listed:
+            raise refuse("duplicate", f"The archive has two entries {path + '/'!r}.")
+        self._listed.add(key)
 
-    def _add_parents(self, path: str, key: str) -> None:
+    def _add_parents(self, path: str, folded: str) -> None:
         while "/" in path:
-            path, key = path.rpartition("/")[0], key.rpartition("/")[0]
+            path, folded = path.rpartition("/")[0], folded.rpartition("/")[0]
+            key, name = _digest(folded), _digest(path)
             known = self._directories.get(key)
-            if known == path:
+            if known == name:
                 return  # and so are those above it
             if known is not None:
-                raise refuse("collision", f"{known!r} and {path!r} differ only in case.")
+                raise _differs_in_case(path)
             if key in self._files:
-                raise refuse("collision", f"{self._files[key]!r} is both a file and a directory.")
-            self._directories[key] = path
+                raise _two_kinds(path)
+            self._directories[key] = name
+            if len(self._directories) > self._max_directories:
+                raise refuse(
+                    "too_many_entries", f"The archive has more than {self._max_directories} directories."
+                )
+
+
+def _differs_in_case(path: str) -> InvalidArchive:
+    return refuse("collision", f"{path!r} differs only in case from another name in the archive.")
+
+
+def _two_kinds(path: str) -> InvalidArchive:
+    return refuse("collision", f"{path!r} is both a file and a directory.")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _folded(path: str) -> str:

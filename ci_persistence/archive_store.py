@@ -1,6 +1,7 @@
 """Uploads as files: `archives/<ref>`, on disk for good and judged before anybody learns their reference."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
@@ -9,9 +10,10 @@ import uuid
 from collections.abc import AsyncIterable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from ci_common.errors import ArchiveTooLarge
-from ci_common.stores import Archive, ArchiveStore, StoredArchive
+from ci_common.stores import Archive, ArchiveStore, StoredArchive, StoredItem
 from ci_persistence.archive_validator import ArchiveLimits, open_archive
 from ci_persistence.log_store import disk_full_as_storage_full
 from ci_persistence.ownership import FILE_MODE, adopt_owner, fsync_directory, make_shared_directory
@@ -20,8 +22,11 @@ from ci_persistence.zip_format import refuse
 
 _REF = re.compile(r"[0-9a-f]{32}\.zip")
 _UNFINISHED = ".part"  # behind the reference that the upload will have
-_DIRECTORY_MODE = 0o2770  # the daemons may run as different users of one group; the world sees nothing
+DIRECTORY_MODE = 0o2770  # the daemons may run as different users of one group; the world sees nothing
 _BATCH = 1024 * 1024  # bytes that go to a thread at once
+# The costliest archive takes seconds of CPU and 150 MB: threads must be left for others, and one honest big
+# archive must not hold up all submissions.
+_JUDGED_AT_ONCE = 2
 
 
 class FileArchiveStore(ArchiveStore):
@@ -30,13 +35,15 @@ class FileArchiveStore(ArchiveStore):
     def __init__(self, root: Path, limits: ArchiveLimits) -> None:
         self._root = root
         self._limits = limits
+        self._judging = asyncio.Semaphore(_JUDGED_AT_ONCE)
+        self._turns = WeakValueDictionary[str, asyncio.Lock]()  # of owners whose uploads are judged or wait
 
     def prepare(self) -> None:
         """The directory exists; what is above those two must exist already."""
-        make_shared_directory(self._root.parent, _DIRECTORY_MODE)
-        make_shared_directory(self._root, _DIRECTORY_MODE)
+        make_shared_directory(self._root.parent, DIRECTORY_MODE)
+        make_shared_directory(self._root, DIRECTORY_MODE)
 
-    async def save(self, chunks: AsyncIterable[bytes], max_bytes: int) -> StoredArchive:
+    async def save(self, chunks: AsyncIterable[bytes], max_bytes: int, owner: str = "") -> StoredArchive:
         ref = f"{uuid.uuid4().hex}.zip"
         unfinished = self._root / (ref + _UNFINISHED)
         try:
@@ -46,7 +53,8 @@ class FileArchiveStore(ArchiveStore):
                 await _receive(upload, chunks)
             finally:
                 await settled(asyncio.to_thread(upload.close))
-            await settled(asyncio.to_thread(self._publish, unfinished, ref))
+            async with self._turns.setdefault(owner, asyncio.Lock()), self._judging:
+                await settled(asyncio.to_thread(self._publish, unfinished, ref))
         except BaseException:
             await settled(asyncio.to_thread(self._discard, unfinished, ref))
             raise
@@ -80,12 +88,13 @@ class FileArchiveStore(ArchiveStore):
     def delete(self, ref: str) -> None:
         self._path(ref).unlink(missing_ok=True)
 
-    def refs(self) -> Iterator[tuple[str, float]]:
+    def items(self) -> Iterator[StoredItem]:
         now = time.time()
         for path in sorted(self._root.glob("*.zip")):
-            age = _age(path, now)
-            if age is not None and _REF.fullmatch(path.name):
-                yield path.name, age
+            with contextlib.suppress(FileNotFoundError):
+                found = path.stat()
+                if _REF.fullmatch(path.name):
+                    yield StoredItem(path.name, found.st_size, max(0.0, now - found.st_mtime))
 
     def remove_unfinished(self, older_than_seconds: float) -> list[str]:
         now = time.time()

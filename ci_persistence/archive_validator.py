@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ci_common.stores import Archive, ArchiveEntry
-from ci_persistence.archive_paths import Names, checked_path
-from ci_persistence.entry_reader import open_entry
+from ci_persistence.archive_paths import MAX_PATH_BYTES, Names, checked_path
+from ci_persistence.entry_reader import check_entry, open_entry
 from ci_persistence.zip_format import (
     Directory,
     RawEntry,
@@ -26,6 +26,8 @@ from ci_persistence.zip_format import (
 
 _RATIO_SLACK = 1024 * 1024  # a small file of zeros is honest
 _READ_SIZE = 256 * 1024
+_MAX_NAMES_BYTES = 12 * 1024 * 1024  # all are in memory while they are judged; 125 bytes each of 100 000
+_DOS_VOLUME, _DOS_DIRECTORY, _DOS_REPARSE_POINT = 0x08, 0x10, 0x400
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class ArchiveLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """A good entry, how the format describes it, and where its bytes begin."""
+    """A good entry, how the format describes it, and where its bytes begin; a directory's path ends with a slash."""
 
     entry: ArchiveEntry
     raw: RawEntry
@@ -53,7 +55,9 @@ class ZipArchive(Archive):
         self._descriptor = file.fileno()
         judged = sorted(_judge(file, limits), key=lambda one: one.entry.path)
         self._judged = {one.entry.path: one for one in judged}
-        self._entries = tuple(one.entry for one in judged)
+        self._entries = tuple(one.entry for one in judged if not one.entry.path.endswith("/"))
+        if not self._entries:
+            raise refuse("empty", "The archive holds no files.")
 
     @property
     def entries(self) -> tuple[ArchiveEntry, ...]:
@@ -65,10 +69,9 @@ class ZipArchive(Archive):
 
     def verify(self) -> None:
         """Every byte of every file was unpacked once and is what was declared; raises InvalidArchive."""
-        for entry in self._entries:
-            with self.open(entry) as reader:
-                while reader.read(_READ_SIZE):
-                    pass
+        buffer = memoryview(bytearray(_READ_SIZE))
+        for judged in self._judged.values():  # directories too: nothing may hide in them
+            check_entry(self._descriptor, judged.begin, judged.raw, buffer)
 
 
 @contextmanager
@@ -86,16 +89,18 @@ def _judge(file: BinaryIO, limits: ArchiveLimits) -> Iterable[_Judged]:
         )
     raws = list(_check_totals(read_directory(file, directory), limits))
     begins = _check_layout(file, directory, raws)
-    judged = list(_accepted(raws, begins))
-    if not judged:
-        raise refuse("empty", "The archive holds no files.")
-    return judged
+    return _accepted(raws, begins, Names(limits.entries))
 
 
 def _check_totals(raws: Iterable[RawEntry], limits: ArchiveLimits) -> Iterable[RawEntry]:
-    total = 0
+    total = names = 0
     for raw in raws:
         check_features(raw)
+        names += len(raw.name)
+        if len(raw.name) > MAX_PATH_BYTES:  # before 64 KiB of each are kept
+            raise refuse("path_length", f"The file name {raw} is longer than {MAX_PATH_BYTES} bytes.")
+        if names > _MAX_NAMES_BYTES:
+            raise refuse("names_size", f"The archive's file names take more than {_MAX_NAMES_BYTES} bytes.")
         total += raw.size
         if raw.size > limits.ratio * max(raw.packed, 1) + _RATIO_SLACK:
             raise refuse("ratio", f"The entry {raw} unpacks to more than {limits.ratio} times its size.")
@@ -116,22 +121,19 @@ def _check_layout(file: BinaryIO, directory: Directory, raws: list[RawEntry]) ->
             raise refuse("overlap", f"The entry {raw} overlaps another one.")
         if raw.header_offset > position:
             raise refuse("framing", f"There is unaccounted data before the entry {raw}.")
-        begins[raw.header_offset], position = data_span(file, raw)
-        if position > directory.offset:
-            raise refuse("overlap", f"The entry {raw} overlaps the archive's directory.")
+        begins[raw.header_offset], position = data_span(file, raw, directory.offset)
     if position != directory.offset:
         raise refuse("framing", "There is unaccounted data before the archive's directory.")
     return begins
 
 
-def _accepted(raws: Iterable[RawEntry], begins: dict[int, int]) -> Iterable[_Judged]:
-    names = Names()
+def _accepted(raws: Iterable[RawEntry], begins: dict[int, int], names: Names) -> Iterable[_Judged]:
     for raw in raws:
         path = checked_path(raw.name)
         if _is_directory(raw, path):
             names.add_directory(path.removesuffix("/"))
-            continue
-        names.add_file(path)
+        else:
+            names.add_file(path)
         mode = 0o755 if raw.mode & 0o111 else 0o644  # setuid and the like end here
         yield _Judged(ArchiveEntry(path, mode, raw.size), raw, begins[raw.header_offset])
 
@@ -139,7 +141,9 @@ def _accepted(raws: Iterable[RawEntry], begins: dict[int, int]) -> Iterable[_Jud
 def _is_directory(raw: RawEntry, path: str) -> bool:
     kind = stat.S_IFMT(raw.mode)
     named_directory = path.endswith("/")
-    if kind not in (0, stat.S_IFDIR if named_directory else stat.S_IFREG):
+    contradicts = raw.dos_attributes & _DOS_DIRECTORY and not named_directory
+    special = raw.dos_attributes & (_DOS_VOLUME | _DOS_REPARSE_POINT)
+    if contradicts or special or kind not in (0, stat.S_IFDIR if named_directory else stat.S_IFREG):
         raise refuse(
             "special_entry", f"The entry {raw} is a link or device, or its name contradicts its kind."
         )

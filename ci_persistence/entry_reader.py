@@ -74,3 +74,10 @@ class _EntryReader(io.RawIOBase):
 def open_entry(descriptor: int, begin: int, entry: RawEntry) -> BinaryIO:
     """Return a reader of the entry whose packed bytes begin there; it does not own the descriptor."""
     return io.BufferedReader(_EntryReader(descriptor, begin, entry), _READ_SIZE)
+
+
+def check_entry(descriptor: int, begin: int, entry: RawEntry, buffer: memoryview) -> None:
+    """The entry's bytes are what was declared; raises InvalidArchive. The buffer's content is lost."""
+    reader = _EntryReader(descriptor, begin, entry)
+    while reader.readinto(buffer):
+        pass

@@ -24,7 +24,10 @@ _MAX_COMMENT = 0xFFFF
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _ZIP64_EXTRA = 0x0001
 _UNICODE_PATH_EXTRA = 0x7075
+_NEWEST_VERSION = 63  # 6.3: what APPNOTE 4.4.3 knows; other readers refuse more
+_MAX_EXTRA_FIELDS = 16  # of one entry; archivers write at most six
 _ENCRYPTED, _DESCRIPTOR, _STRONG_ENCRYPTION, _MASKED = 1 << 0, 1 << 3, 1 << 6, 1 << 13
+_KNOWN_FLAGS = 0b110 | _DESCRIPTOR | 1 << 11  # how hard deflate tried; the name is UTF-8
 
 
 def refuse(rule: str, detail: str) -> InvalidArchive:
@@ -53,6 +56,7 @@ class RawEntry:
     size: int
     header_offset: int
     mode: int  # of Unix, 0 where the archive has none
+    dos_attributes: int
 
     def __str__(self) -> str:
         return repr(self.name[:200].decode("utf-8", "backslashreplace"))
@@ -137,7 +141,7 @@ def read_directory(file: BinaryIO, directory: Directory) -> Iterator[RawEntry]:
     left = directory.size
     for _ in range(directory.count):
         fields = _CENTRAL.unpack(_exactly(file, _CENTRAL.size))
-        signature, _, _, _, _, flags, method, _, _, crc, packed, size, *rest = fields
+        signature, _, _, needed, _, flags, method, _, _, crc, packed, size, *rest = fields
         name_length, extra_length, comment_length, disk, _, attributes, offset = rest
         if signature != b"PK\x01\x02":
             raise refuse("framing", "The archive's directory is malformed.")
@@ -150,15 +154,17 @@ def read_directory(file: BinaryIO, directory: Directory) -> Iterator[RawEntry]:
         _exactly(file, comment_length)
         if disk:
             raise refuse("multi_disk", "The archive is split over several disks.")
+        if needed > _NEWEST_VERSION:
+            raise refuse("version", "The archive needs a newer version of zip than there is.")
         _check_unicode_path(extra, name)
         size, packed, offset = _zip64_values(extra, (size, packed, offset))
-        yield RawEntry(name, method, flags, crc, packed, size, offset, attributes >> 16)
+        yield RawEntry(name, method, flags, crc, packed, size, offset, attributes >> 16, attributes & _MAX16)
     if left:
         raise refuse("framing", "The archive's directory is smaller than it says.")
 
 
-def data_span(file: BinaryIO, entry: RawEntry) -> tuple[int, int]:
-    """Return where the entry's bytes begin and where all that belongs to it ends.
+def data_span(file: BinaryIO, entry: RawEntry, limit: int) -> tuple[int, int]:
+    """Return where the entry's bytes begin and where all that belongs to it ends, `limit` at most.
 
     The local header must say what the directory says: whoever reads only one of them sees the same file.
     """
@@ -175,6 +181,8 @@ def data_span(file: BinaryIO, entry: RawEntry) -> tuple[int, int]:
     size, packed = _zip64_values(extra, (size, packed))
     begin = entry.header_offset + _LOCAL.size + name_length + extra_length
     end = begin + entry.packed
+    if end > limit:  # also: what is added below may be no offset that a file can have
+        raise _beyond(entry)
     if (crc, packed, size) == (entry.crc, entry.packed, entry.size) and not flags & _DESCRIPTOR:
         return begin, end
     if not flags & _DESCRIPTOR or any(
@@ -182,7 +190,10 @@ def data_span(file: BinaryIO, entry: RawEntry) -> tuple[int, int]:
         for local, central in ((crc, entry.crc), (packed, entry.packed), (size, entry.size))
     ):
         raise _mismatch(entry)
-    return begin, end + _descriptor_length(file, entry, end, wide=_ZIP64_EXTRA in extra)
+    end += _descriptor_length(file, entry, end, wide=_ZIP64_EXTRA in extra)
+    if end > limit:
+        raise _beyond(entry)
+    return begin, end
 
 
 def _descriptor_length(file: BinaryIO, entry: RawEntry, position: int, *, wide: bool) -> int:
@@ -199,6 +210,8 @@ def check_features(entry: RawEntry) -> None:
     """The entry uses nothing but plain or deflated data; raises InvalidArchive otherwise."""
     if entry.flags & (_ENCRYPTED | _STRONG_ENCRYPTION | _MASKED):
         raise refuse("encrypted", f"The entry {entry} is encrypted.")
+    if entry.flags & ~_KNOWN_FLAGS:
+        raise refuse("flags", f"The entry {entry} needs a feature of zip that is not supported.")
     if entry.method not in (STORED, DEFLATED):
         raise refuse("method", f"The entry {entry} is compressed by method {entry.method}; use deflate.")
     if entry.method == STORED and entry.packed != entry.size:
@@ -209,12 +222,19 @@ def _mismatch(entry: RawEntry) -> InvalidArchive:
     return refuse("header_mismatch", f"The entry {entry} contradicts the archive's directory.")
 
 
+def _beyond(entry: RawEntry) -> InvalidArchive:
+    return refuse("overlap", f"The entry {entry} overlaps the archive's directory.")
+
+
 def _extra_fields(data: bytes) -> dict[int, bytes]:
     fields: dict[int, bytes] = {}
-    position = 0
+    position = count = 0
     while position + _EXTRA.size <= len(data):
         kind, length = _EXTRA.unpack_from(data, position)
         position += _EXTRA.size
+        count += 1
+        if count > _MAX_EXTRA_FIELDS:  # 64 KiB hold 16 384 empty ones: much work for nothing
+            raise refuse("extra_fields", "An entry of the archive has too many extra fields.")
         if position + length > len(data):
             raise refuse("framing", "An extra field of the archive is cut off.")
         if kind in fields and kind in (_ZIP64_EXTRA, _UNICODE_PATH_EXTRA):

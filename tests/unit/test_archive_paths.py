@@ -29,7 +29,7 @@ from ci_persistence.archive_paths import Names
 def test_what_any_file_system_could_take_for_one_is_refused(
     first: str, second: str, rule: str | None
 ) -> None:
-    names = Names()
+    names = Names(100)
     names.add_file(first)
     if rule is None:
         names.add_file(second)
@@ -41,7 +41,7 @@ def test_what_any_file_system_could_take_for_one_is_refused(
 
 def test_a_directory_and_a_file_of_one_name_are_refused_in_either_order() -> None:
     for file_first in (True, False):
-        names = Names()
+        names = Names(100)
         steps = [lambda names=names: names.add_file("x/A"), lambda names=names: names.add_directory("x/a")]
         first, second = steps if file_first else steps[::-1]
         first()
@@ -52,7 +52,7 @@ def test_a_directory_and_a_file_of_one_name_are_refused_in_either_order() -> Non
 def test_each_name_is_folded_once_however_deep_it_lies() -> None:
     """Folding is what is slow: some characters become several."""
     folder = "/".join("\N{LATIN SMALL LIGATURE FFI}" * 10 for _ in range(31))
-    names, folds = Names(), 0
+    names, folds = Names(100), 0
 
     def note(_frame: FrameType, event: str, called: Any) -> None:
         nonlocal folds
