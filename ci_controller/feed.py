@@ -1,7 +1,7 @@
 """What a container is fed over its standard input, once: the harness, the run's header, the tree, go.
 
-The harness comes first, as text behind its length; then records of one type byte, a four-byte big-endian length
-and a payload. The input may break off anywhere: before `go` nothing of the user's has run.
+The harness comes first, its modules as text behind one length; then records of one type byte, a four-byte
+big-endian length and a payload. The input may break off anywhere: before `go` nothing of the user's has run.
 """
 
 import functools
@@ -18,7 +18,7 @@ from ci_controller.install_plan import InstallPlan
 
 # The image needs nothing of ours but a Python: the harness is always this controller's version.
 _BOOTSTRAP: Final = """\
-import os
+import json, os, sys, types
 def read(size):
     data = b""
     while len(data) < size:
@@ -27,9 +27,18 @@ def read(size):
             os._exit(100)
         data += chunk
     return data
-exec(compile(read(int.from_bytes(read(4), "big")), "harness.py", "exec"), {"__name__": "__main__"})
+for name, source in json.loads(read(int.from_bytes(read(4), "big"))):
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(source, name, "exec"), module.__dict__)
+module.main()
 """
 BOOTSTRAP_COMMAND: Final[tuple[str, ...]] = ("python3", "-I", "-u", "-c", _BOOTSTRAP)
+
+_PACKAGE: Final = "ci_controller.harness"
+# What the harness consists of, each behind what it imports: they are put in place one by one, there is no file.
+HARNESS_MODULES: Final = (
+    "ending", "output", "signals", "intake", "memory", "complaints", "reports", "stacks", "network", "runner", "harness"
+)  # fmt: skip
 
 _TREE_RECORD: Final = 256 * 1024
 
@@ -45,6 +54,7 @@ class RunSpec:
     log_limit: int
     interrupt_grace_seconds: float = 10
     terminate_grace_seconds: float = 5
+    isolate: bool = False  # once everything is installed it waits until it has no network
     workspace: str = "/workspace"
 
 
@@ -53,7 +63,7 @@ def feed(spec: RunSpec, archive: Archive) -> Iterator[bytes]:
 
     Raises InvalidArchive, in the middle of the tree, when an entry is not what it was declared to be.
     """
-    source = _text("harness.py").encode()
+    source = harness_source()
     yield len(source).to_bytes(4, "big") + source
     yield _record(b"H", _json(_header(spec)))
     yield from _tree(tar_stream(archive))
@@ -92,6 +102,7 @@ def _header(spec: RunSpec) -> dict[str, Any]:
         "timeout": spec.timeout_seconds,
         "idle_timeout": spec.idle_timeout_seconds,
         "log_limit": spec.log_limit,
+        "isolate": spec.isolate,
         "interrupt_grace": spec.interrupt_grace_seconds,
         "terminate_grace": spec.terminate_grace_seconds,
         "reporter": _text("reporter.py"),
@@ -107,5 +118,12 @@ def _json(document: dict[str, Any]) -> bytes:
 
 
 @functools.cache
+def harness_source() -> bytes:
+    """Return the harness as the bootstrap takes it: JSON pairs of a module's name and text."""
+    modules = [(f"{_PACKAGE}.{name}", _text(f"{name}.py")) for name in HARNESS_MODULES]
+    return json.dumps(modules).encode()
+
+
+@functools.cache
 def _text(name: str) -> str:
-    return resources.files("ci_controller.harness").joinpath(name).read_text("utf-8")
+    return resources.files(_PACKAGE).joinpath(name).read_text("utf-8")

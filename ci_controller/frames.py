@@ -28,6 +28,7 @@ class Outcome(StrEnum):
     OOM = "oom"  # pytest itself, or the installer, was killed for memory
     NOT_STARTED = "not_started"  # the feed broke off before *go*: nothing of the user's ran
     BAD_ARCHIVE = "bad_archive"  # the tree could not be unpacked, or holds nothing that can be tested
+    NOT_ISOLATED = "not_isolated"  # the network was to be taken away before the tests, and was not
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class OutputFrame:
 
 @dataclass(frozen=True, slots=True)
 class EventFrame:
-    """Something that happened: `phase` (data.name), `begun` (the user's own code is about to run)."""
+    """Something that happened: `phase` (data.name), `begun` (the user's own code is about to run), `installed`
+    (the harness waits for its network to be taken away)."""
 
     number: int
     type: str

@@ -1,9 +1,9 @@
 """From how a container ended to the job's verdict, or to "infrastructure lost it". Pure.
 
-Lost is what comes from outside the container, or an end before any of the user's code ran. One thing a job can do
-still looks like that: to have the kernel kill the harness (by lowering a limit of the process), which ends it with
-137 as an engine that went down does. Nothing a job writes makes it a success: that takes the harness's own exit
-and its trailer.
+Lost is what comes from outside the container, or an end before any of the user's code ran. A kernel without our
+seccomp profile leaves a job one thing that looks like that: to have the harness killed (by lowering a limit of the
+process), which ends it with 137 as an engine that went down does. Nothing a job writes makes it a success: that
+takes the harness's own exit and its trailer.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,27 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from ci_common.disk_space import readable_bytes
 from ci_common.models import JobVerdict, Reason, StopIntent
 from ci_common.verdict import PYTEST_REASONS, verdict
 from ci_controller.container_runtime import ExitState
 from ci_controller.frames import Outcome, TrailerFrame
 
-# Exit codes that an engine's end gives a container: SIGKILL, SIGTERM, a host that went down.
-_KILLED_FROM_OUTSIDE: Final = frozenset({137, 143, 255})
+# Exit codes that only the outside gives a container: a job cannot send its first process a signal.
+_KILLED_FROM_OUTSIDE: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        137: "the engine or its machine went down, or someone killed it",
+        143: "the engine was shut down, or someone stopped it",
+        255: "the machine or the engine broke down, and was started again",
+    }
+)
+# The harness ends with these behind its last word only: pytest's own codes, and its own but for its failure.
+_AFTER_A_LAST_WORD: Final = frozenset({*range(7), *range(100, 109)})
+# What a job does to itself, with a network or without.
+_WHATEVER_THE_NETWORK: Final = frozenset(
+    {Reason.OOM, Reason.LOG_LIMIT, Reason.DISK_LIMIT, Reason.BAD_ARCHIVE}
+)
+_KILLED: Final = 137  # SIGKILL: what the kernel does where memory is short
 _USAGE_ERROR: Final = 4  # the one code of pytest's that comes before any session
 
 _OWN_ENDINGS: Final[Mapping[Outcome, tuple[Reason, str]]] = MappingProxyType(
@@ -59,25 +73,43 @@ def decide(
         return _intended(stop)
     if trailer.outcome is Outcome.NOT_STARTED and begun:
         return verdict(Reason.CRASHED, "The harness says nothing was started, after it had begun.")
-    # The harness takes no signal from within its container, so a stop without intent came from outside.
+    # The harness takes no signal from within its container, so a stop without intent came from outside; nor can
+    # a job keep the network that is taken from it.
     return Lost(Reason.INFRA, trailer.message or "The container was stopped from outside.")
+
+
+def without_network(outcome: JobVerdict | Lost) -> JobVerdict | Lost:
+    """Return what becomes of the outcome of a job whose network somebody took away: no failure that may be its work.
+
+    Nothing inside a container can take it off its network.
+    """
+    if isinstance(outcome, Lost) or outcome.success or outcome.reason in _WHATEVER_THE_NETWORK:
+        return outcome
+    return Lost(Reason.INFRA, "Its network was taken away while it ran.")
 
 
 def _without_trailer(exit_state: ExitState, stop: StopIntent | None, *, begun: bool) -> JobVerdict | Lost:
     if stop is not None:
         return _intended(stop)
-    if exit_state.oom_killed:
-        return verdict(Reason.OOM, "The container was killed for memory.")
+    code = exit_state.exit_code
+    from_outside = _KILLED_FROM_OUTSIDE.get(code)
+    if exit_state.oom_killed and (code == _KILLED or not (from_outside or code in _AFTER_A_LAST_WORD)):
+        return verdict(Reason.OOM, f"The container was killed for memory{_at_its_limit(exit_state)}.")
     said = f" ({exit_state.error})" if exit_state.error else ""
     if not begun:
+        return Lost(Reason.INFRA, f"The container ended with {code} before anything ran{said}.")
+    if from_outside:
+        return Lost(Reason.INFRA, f"The container was ended from outside ({code}): {from_outside}{said}.")
+    if code in _AFTER_A_LAST_WORD:
         return Lost(
-            Reason.INFRA, f"The container ended with {exit_state.exit_code} before anything ran{said}."
+            Reason.INFRA, f"The container ended with {code}, but the engine lost the end of its output{said}."
         )
-    if exit_state.exit_code in _KILLED_FROM_OUTSIDE:
-        return Lost(Reason.INFRA, f"The container was killed from outside: {exit_state.exit_code}{said}.")
-    return verdict(
-        Reason.CRASHED, f"The container ended with {exit_state.exit_code} without a last word{said}."
-    )
+    return verdict(Reason.CRASHED, f"The container ended with {code} without a last word{said}.")
+
+
+def _at_its_limit(exit_state: ExitState) -> str:
+    limit = exit_state.memory_limit
+    return f" at its limit of {readable_bytes(limit)}" if limit else ""
 
 
 def _tests_ran(trailer: TrailerFrame, exit_state: ExitState, stop: StopIntent | None) -> JobVerdict | Lost:

@@ -4,15 +4,15 @@ import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 
 import pytest
 
+from ci_common.models import Reason
 from ci_controller.container_runtime import ExitState
-from ci_controller.feed import BOOTSTRAP_COMMAND
+from ci_controller.feed import BOOTSTRAP_COMMAND, harness_source
 from ci_controller.frames import Outcome
 from ci_controller.install_plan import plan_for
-from ci_controller.verdict import decide
+from ci_controller.verdict import Lost, decide
 from tests.support.docker_cli import RUNNER_IMAGE, docker
 from tests.support.harness import (
     DEFAULTS,
@@ -82,8 +82,18 @@ def test_where_nothing_brings_pytest_it_comes_all_the_same(run: Callable[..., Sa
 def test_a_requirement_that_does_not_exist_is_named(run: Callable[..., Said]) -> None:
     said = run({"test_it.py": "", "requirements.txt": "no-such-package-of-ours==9.9"})
     assert (said.exit_code, said.trailer.outcome) == (101, Outcome.INSTALL_FAILED)
-    assert "no-such-package-of-ours" in (said.trailer.message or "")
+    assert (said.trailer.message or "").startswith(
+        "Installing requirements.txt failed: no-such-package-of-ours==9.9: no matching distribution - "
+    )
     assert b"no-such-package-of-ours" in said.log
+
+
+def test_without_uv_the_requirement_is_named_in_pips_words(run: Callable[..., Said]) -> None:
+    no_uv = ("--mount", "type=bind,source=/dev/null,target=/usr/local/bin/uv")
+    said = run({"test_it.py": "", "requirements.txt": "no-such-package-of-ours==9.9"}, *no_uv)
+    message = said.trailer.message or ""
+    assert "no-such-package-of-ours==9.9: no matching distribution - Could not find a version" in message
+    assert message.endswith(" (pip ended with 1).")
 
 
 HOSTILE = """
@@ -103,6 +113,23 @@ def test_a_queued_signal_that_claims_to_come_from_outside_is_not_obeyed():
 def test_the_first_process_cannot_be_opened(name):
     with pytest.raises(PermissionError):
         open(f"/proc/1/{name}", "r+b")
+
+def test_it_cannot_be_traced_nor_its_memory_and_descriptors_taken():
+    libc = ctypes.CDLL(None, use_errno=True)
+    attach, seize, first = 16, 0x4206, 1
+    assert libc.ptrace(attach, first, 0, 0) == -1
+    assert libc.ptrace(seize, first, 0, 0) == -1
+    pidfd = os.pidfd_open(1)
+    assert libc.syscall(438, pidfd, 1, 0) == -1  # pidfd_getfd
+    buffer = ctypes.create_string_buffer(8)
+    vector = struct.pack("QQ", ctypes.addressof(buffer), 8)
+    assert libc.process_vm_readv(1, vector, 1, vector, 1, 0) == -1
+
+def test_frames_on_every_stream_of_ours_are_only_output():
+    frame = b'{"n":1000000,"t":"end","outcome":"tests_ran","exit_code":0,"session_finished":true,'
+    frame += b'"log_bytes":0,"log_sha256":""}'
+    for descriptor in (1, 2):
+        os.write(descriptor, b"\\n" + frame + b"\\n")
 
 def test_we_are_nobody_special():
     assert os.getuid() == 1000
@@ -181,32 +208,74 @@ def test_a_request_from_outside_stops_it_with_its_summary() -> None:
 
 
 STOPPED_WHILE_SWEEPING = """
-import os, time
-harness = {"__name__": "harness"}
-exec(source, harness)
+import json, os, sys, time, types
+for name, source in json.loads(HARNESS):
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(source, module.__dict__)
+from ci_controller.harness.ending import Ended
+from ci_controller.harness.output import Log
+from ci_controller.harness.runner import Runner
+from ci_controller.harness.signals import Signals
 
-class Runner(harness["Runner"]):
+class Stopped(Runner):
     def _kill_all(self):
-        os.write(self._signals._sender, harness["Signals"].STOP)
+        os.write(self._signals._sender, Signals.STOP)
         super()._kill_all()
 
 limits = {"timeout": 60, "idle_timeout": 60, "interrupt_grace": 1, "terminate_grace": 1}
-runner = Runner({"workspace": "/tmp", **limits}, harness["Log"](), harness["Signals"](), time.monotonic())
+it = Stopped({"workspace": "/tmp", **limits}, Log(), Signals(), time.monotonic())
 leaves = ["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do setsid sleep 100 & done"]
-print("first", runner.run(leaves, dict(os.environ)))
+print("first", it.run(leaves, dict(os.environ), "while leaving"))
 try:
-    runner.run(["echo", "second ran"], dict(os.environ))
-except harness["Ended"] as end:
+    it.run(["echo", "second ran"], dict(os.environ), "while echoing")
+except Ended as end:
     print("then", end.outcome)
 """
 
 
 def test_a_stop_while_leftovers_are_killed_is_not_forgotten() -> None:
-    source = resources.files("ci_controller.harness").joinpath("harness.py").read_text("utf-8")
     with command() as argv:
         python = [*argv[: -len(BOOTSTRAP_COMMAND)], "python3", "-"]
-        said = run_harness(python, f"source = {source!r}\n{STOPPED_WHILE_SWEEPING}".encode())
+        said = run_harness(python, f"HARNESS = {harness_source()!r}\n{STOPPED_WHILE_SWEEPING}".encode())
     assert said.stray == b"first 0\nthen stopped\n"
+
+
+def isolation_events(argv: list[str], stdin: bytes, *, disconnect: bool) -> Said:
+    """Return what a harness said whose network is taken away, or not, once it has installed everything."""
+    with started_harness(argv, stdin, b"==> Installing pytest") as (process, lines):
+        assert process.stdout is not None
+        while "installed" not in Said(b"".join(lines), -1).events:
+            lines.append(process.stdout.readline())
+        assert b"Running" not in Said(b"".join(lines), -1).log
+        if disconnect:
+            docker("network", "disconnect", "--force", "bridge", argv[argv.index("--name") + 1])
+        return rest_of(process, lines)
+
+
+ALONE = "import os\ndef test_alone(): assert os.listdir('/sys/class/net') == ['lo']"
+
+
+def test_the_tests_begin_when_the_network_is_gone() -> None:
+    with command() as argv:
+        said = isolation_events(argv, stdin_of({"test_it.py": ALONE}, isolate=True), disconnect=True)
+    assert (said.exit_code, said.trailer.message) == (0, "1 passed."), said.log.decode()
+    assert said.events == ["begun", "phase", "installed", "phase"]
+
+
+def test_a_network_that_stays_is_no_fault_of_the_job() -> None:
+    stdin = stdin_of({"test_it.py": ALONE}, isolate=True)
+    impatient = stdin.replace(b"ISOLATION_SECONDS = 60", b"ISOLATION_SECONDS = 2 ")
+    assert impatient != stdin
+    with command() as argv:
+        said = isolation_events(argv, impatient, disconnect=False)
+    assert (said.exit_code, said.trailer.outcome) == (108, Outcome.NOT_ISOLATED)
+    assert decide(said.trailer, ExitState(108), None, begun=True) == Lost(
+        Reason.INFRA, "The network was still there 2 s after installing."
+    )
+
+
+def test_without_the_wish_nothing_waits_for_the_network_to_go(run: Callable[..., Said]) -> None:
+    assert run("def test_a(): pass").events == ["begun", "phase", "phase"]
 
 
 def test_a_feed_that_ends_early_is_lost_and_charged_to_nobody() -> None:

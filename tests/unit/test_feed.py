@@ -3,12 +3,13 @@
 import hashlib
 import json
 from dataclasses import replace
+from importlib import resources
 
 import pytest
 
 from ci_common.errors import InvalidArchive
 from ci_controller.archive_tar import tar_stream
-from ci_controller.feed import BOOTSTRAP_COMMAND, feed
+from ci_controller.feed import BOOTSTRAP_COMMAND, HARNESS_MODULES, feed
 from ci_controller.install_plan import InstallPlan, InstallStep
 from tests.support.harness import DEFAULTS, MemoryArchive
 
@@ -29,8 +30,14 @@ def records(stream: bytes) -> list[tuple[str, bytes]]:
 
 def test_it_begins_with_the_harness_itself() -> None:
     stream = b"".join(feed(DEFAULTS, ARCHIVE))
-    source = stream[4 : 4 + int.from_bytes(stream[:4], "big")]
-    assert source.startswith(b'"""The first process of a job')
+    source = json.loads(stream[4 : 4 + int.from_bytes(stream[:4], "big")])
+    assert [name.rpartition(".")[2] for name, _ in source] == list(HARNESS_MODULES)
+    assert source[-1][1].startswith('"""The first process of a job')
+
+
+def test_no_module_of_the_harness_is_forgotten() -> None:
+    there = {file.name for file in resources.files("ci_controller.harness").iterdir() if file.is_file()}
+    assert there == {f"{name}.py" for name in (*HARNESS_MODULES, "__init__", "reporter")}
 
 
 def test_the_order_is_header_tree_end_go() -> None:

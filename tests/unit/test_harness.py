@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from ci_controller.feed import BOOTSTRAP_COMMAND, RunSpec, feed
+from ci_controller.feed import BOOTSTRAP_COMMAND, HARNESS_MODULES, RunSpec, feed
 from ci_controller.frames import EventFrame, Outcome, OutputFrame
-from ci_controller.harness import harness
+from ci_controller.harness import ending, memory, network, output, stacks
+from ci_controller.harness.reports import Reports
 from ci_controller.install_plan import InstallPlan, InstallStep
 from tests.support.eventually import eventually
 from tests.support.harness import DEFAULTS, MemoryArchive, Said, fed, rest_of, run_harness, started_harness
@@ -85,9 +86,22 @@ def records(header: RunSpec, tree: bytes) -> bytes:
     [
         ("def test_a(): pass", 0, 0, "1 passed."),
         ("def test_a(): assert 0\ndef test_b(): pass", 1, 0, "1 failed, 1 passed."),
-        ("def test_a(:", 2, 1, "1 error."),
-        ("import pytest\ndef test_a(): pytest.exit('enough', returncode=3)", 3, 0, None),
-        ("x = 1", 5, 0, None),
+        ("def test_a(:", 2, 1, "1 error; test_it.py could not be collected: SyntaxError: invalid syntax."),
+        (
+            "import nope",
+            2,
+            1,
+            "1 error; test_it.py could not be collected: ModuleNotFoundError: No module named 'nope'.",
+        ),
+        ("import pytest\ndef test_a(): pytest.exit('enough', returncode=3)", 3, 0, "Exit: enough."),
+        ("def test_a(): raise KeyboardInterrupt", 2, 0, "KeyboardInterrupt."),
+        ("x = 1", 5, 0, "no tests were found."),
+        (
+            "def test_a(): raise OSError(28, 'No space left on device')",
+            1,
+            0,
+            "1 failed; test_it.py::test_a met a limit of the disk: OSError: [Errno 28] No space left on device.",
+        ),
     ],
 )
 def test_the_code_and_the_counts_are_pytests_own(
@@ -102,6 +116,31 @@ def test_the_code_and_the_counts_are_pytests_own(
 def test_wrong_arguments_are_a_usage_error_before_any_session(run: Callable[..., Said]) -> None:
     said = run("", pytest_args=("--no-such-option",))
     assert (said.exit_code, said.trailer.session_finished) == (4, False)
+    assert said.trailer.message == "unrecognized arguments: --no-such-option."
+
+
+def test_a_conftest_that_cannot_be_loaded_is_named(run: Callable[..., Said]) -> None:
+    said = run({"conftest.py": "import nope", "test_it.py": ""})
+    assert said.exit_code == 4
+    assert (said.trailer.message or "").endswith(
+        "conftest.py could not be loaded: ModuleNotFoundError: No module named 'nope'."
+    )
+
+
+def test_a_failure_of_pytest_itself_is_said_with_its_exception(run: Callable[..., Said]) -> None:
+    said = run(
+        {
+            "conftest.py": "def pytest_runtest_protocol(): raise ValueError('boom')",
+            "test_it.py": "def test_a(): 0",
+        }
+    )
+    assert (said.exit_code, said.trailer.message) == (3, "ValueError: boom.")
+
+
+def test_too_many_warnings_are_counted(run: Callable[..., Said]) -> None:
+    tree = "import warnings\ndef test_a(): warnings.warn('w')"
+    said = run(tree, pytest_args=("--max-warnings", "0"))
+    assert (said.exit_code, said.trailer.message) == (6, "1 passed, 1 warnings.")
 
 
 @pytest.mark.parametrize(
@@ -110,6 +149,9 @@ def test_wrong_arguments_are_a_usage_error_before_any_session(run: Callable[...,
         ("os._exit(0)", 0, None),
         ("os._exit(1)", 1, None),
         ("os._exit(107)", 107, None),
+        ("os._exit(137)", 137, None),
+        ("os._exit(143)", 143, None),
+        ("os._exit(255)", 255, None),
         ("os.kill(os.getpid(), 9)", None, 9),
         ("os.kill(os.getpid(), 11)", None, 11),
     ],
@@ -121,13 +163,71 @@ def test_leaving_early_is_never_a_success(
     assert said.exit_code == 1
     assert (said.trailer.exit_code, said.trailer.signal) == (exit_code, signal_number)
     assert not said.trailer.session_finished
-    assert "while test_it.py::test_a ran" in (said.trailer.message or "")
+    assert (said.trailer.message or "").endswith(" while test_it.py::test_a ran.")
 
 
 def test_a_success_that_leaves_with_another_code_is_no_success(run: Callable[..., Said]) -> None:
     tree = "import atexit, os\natexit.register(os._exit, 0)\ndef test_a(): assert 0"
     said = run(tree)
     assert (said.exit_code, said.trailer.exit_code, said.trailer.session_finished) == (1, 0, False)
+    assert said.trailer.message == "pytest left with 0 although its session had finished with 1."
+
+
+@pytest.mark.parametrize(
+    ("conftest", "doing"),
+    [
+        ("import os; os._exit(0)", "while pytest was starting"),
+        ("import os\ndef pytest_collectstart(): os._exit(0)", "while the tests were collected"),
+        ("import os\ndef pytest_sessionfinish(): os._exit(0)", "while the session was ending"),
+        ("import os\ndef pytest_runtest_teardown(): os._exit(0)", "while test_it.py::test_a ran"),
+        (
+            "import os\ndef pytest_runtest_logfinish(): os._exit(0)",
+            "between tests, after test_it.py::test_a",
+        ),
+    ],
+)
+def test_wherever_it_leaves_early_it_is_no_success_and_said(
+    run: Callable[..., Said], conftest: str, doing: str
+) -> None:
+    said = run({"conftest.py": conftest, "test_it.py": "def test_a(): pass"})
+    assert (said.exit_code, said.trailer.exit_code, said.trailer.session_finished) == (1, 0, False)
+    assert (said.trailer.message or "").startswith(
+        f"pytest left with 0 before its session was finished, {doing}."
+    )
+
+
+def test_what_kills_it_after_its_session_leaves_no_success(run: Callable[..., Said]) -> None:
+    said = run("import atexit, os\natexit.register(os.kill, os.getpid(), 9)\ndef test_a(): pass")
+    assert (said.exit_code, said.trailer.signal, said.trailer.session_finished) == (1, 9, False)
+    assert said.trailer.message == "pytest was killed by signal 9 (SIGKILL) after the session."
+
+
+FORGER = """
+import json, os
+def name(n): return os.readlink(f'/proc/self/fd/{n}') if os.path.exists(f'/proc/self/fd/{n}') else ''
+def test_a():
+    fact = {"finished": 0, "collection_errors": 0, "summary": "9 passed", "doing": ""}
+    for n in range(3, 30):
+        if 'pipe' in name(n):
+            os.write(n, json.dumps({"token": TOKEN, **fact}).encode() + b"\\n")
+    LEAVE
+"""
+
+
+@pytest.mark.parametrize("leave", ["os._exit(0)", "assert 0"])
+def test_a_report_forged_on_the_inherited_descriptor_is_passed_over(
+    run: Callable[..., Said], leave: str
+) -> None:
+    said = run(FORGER.replace("TOKEN", "''").replace("LEAVE", leave))
+    assert said.exit_code == 1
+    assert said.trailer.message != "9 passed."
+
+
+def test_a_session_that_ends_twice_has_not_ended(run: Callable[..., Said]) -> None:
+    """Whoever steals the token, and lets pytest go on, contradicts the reporter."""
+    token = "__import__('_ci_reporter')._task[1]"
+    said = run(FORGER.replace("TOKEN", token).replace("LEAVE", "pass"))
+    assert (said.exit_code, said.trailer.session_finished) == (1, False)
 
 
 def test_a_session_within_a_test_does_not_speak_for_the_whole(run: Callable[..., Said]) -> None:
@@ -146,20 +246,24 @@ def test_a_session_within_a_test_does_not_speak_for_the_whole(run: Callable[...,
         b"{}",
         b"\xff",
         b"[" * 50_000,
-        b'{"finished": Infinity, "collection_errors": 0, "summary": ""}',
+        b'{"token": "t", "doing": "", "finished": Infinity, "collection_errors": 0, "summary": ""}',
+        b'{"token": "u", "doing": "", "finished": 0, "collection_errors": 0, "summary": ""}',
+        b'{"doing": "", "finished": 0, "collection_errors": 0, "summary": ""}',
     ],
 )
 def test_a_report_that_is_not_ours_says_nothing(line: bytes) -> None:
-    reports = harness.Reports()
+    reports = Reports()
+    reports.token = "t"
     reports.feed(line + b"\n")
     assert reports.finished is None
 
 
 def test_a_message_is_one_printable_line_whatever_the_job_reports(run: Callable[..., Said]) -> None:
-    fact = json.dumps({"running": "\x1b]0;title\n\ud800 nice"})
+    doing = "\x1b]0;title\n\ud800 nice"
     write = "[os.write(n, DATA + b'\\n') for n in range(3, 30) if 'pipe' in name(n)]"
     tree = (
-        f"import os\nDATA = {fact!r}.encode()\n"
+        "import _ci_reporter, json, os\n"
+        f"DATA = json.dumps({{'token': _ci_reporter._task[1], 'doing': {doing!r}}}).encode()\n"
         "def name(n): return os.readlink(f'/proc/self/fd/{n}') if os.path.exists(f'/proc/self/fd/{n}') else ''\n"
         f"def test_a():\n {write}\n os._exit(0)"
     )
@@ -257,8 +361,8 @@ def test_a():
 def test_only_what_follows_close_behind_is_gathered(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "GATHER_SECONDS", 3600)
-    log = harness.Log()
+    monkeypatch.setattr(output, "GATHER_SECONDS", 3600)
+    log = output.Log()
     log.output(b"at once")
     assert Said(capfd.readouterr().out.encode(), 0).log == b"at once"
     assert log.due == float("inf")
@@ -270,13 +374,13 @@ def test_only_what_follows_close_behind_is_gathered(
     said = Said(capfd.readouterr().out.encode(), 0)
     assert [type(frame) for frame in said.frames] == [OutputFrame, EventFrame]
     assert said.log == b"later together"
-    log.output(b"x" * harness.FRAME_BYTES)
-    assert Said(capfd.readouterr().out.encode(), 0).log == b"x" * harness.FRAME_BYTES
+    log.output(b"x" * output.FRAME_BYTES)
+    assert Said(capfd.readouterr().out.encode(), 0).log == b"x" * output.FRAME_BYTES
     log.output(b"the end")
     log.trailer("tests_ran", None, {})
     said = Said(capfd.readouterr().out.encode(), 0)
     assert said.log == b"the end"
-    assert said.trailer.log_bytes == len(b"at oncelater togetherthe end") + harness.FRAME_BYTES
+    assert said.trailer.log_bytes == len(b"at oncelater togetherthe end") + output.FRAME_BYTES
 
 
 # -- installing ------------------------------------------------------------------------------------------------------
@@ -287,8 +391,88 @@ def test_a_step_that_fails_ends_the_run_and_says_why(run: Callable[..., Said]) -
     said = run("def test_a(): pass", install=InstallPlan((step,)))  # there is no such file, and no uv
     assert (said.exit_code, said.trailer.outcome) == (101, Outcome.INSTALL_FAILED)
     assert said.log.startswith(b"==> Installing requirements.txt with pip\n")
-    assert (said.trailer.message or "").startswith("Installing requirements.txt failed: pip ended with 1: ")
-    assert "Could not open requirements file" in (said.trailer.message or "")
+    message = said.trailer.message or ""
+    assert message.startswith("Installing requirements.txt failed: Could not open requirements file")
+    assert message.endswith(" (pip ended with 1).")
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+# As Linux 6.18 shows them in a container of Docker 20.10.
+MEMORY_V1 = {
+    "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n",
+    "memory/memory.max_usage_in_bytes": "67108864\n",
+    "memory/memory.limit_in_bytes": "67108864\n",
+}
+# In the form that the kernel documents; not seen at work here, because no machine with cgroup v2 was at hand.
+MEMORY_V2 = {
+    "memory.events": "low 0\nhigh 0\nmax 23\noom 1\noom_kill {kills}\noom_group_kill 0\n",
+    "memory.peak": "67108864\n",
+    "memory.max": "67108864\n",
+}
+BEFORE_5_19 = {"memory.events": MEMORY_V2["memory.events"], "memory.max": "67108864\n"}
+
+
+def cgroup(folder: Path, files: dict[str, str], kills: int) -> str:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text.format(kills=kills))
+    return str(folder)
+
+
+@pytest.mark.parametrize("files", [MEMORY_V1, MEMORY_V2, BEFORE_5_19], ids=["v1", "v2", "v2-without-peak"])
+def test_kills_for_memory_are_counted_and_said_with_the_numbers(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    found = memory.Memory(cgroup(tmp_path, files, kills=1))
+    assert found.kills() == 0  # that one was before us
+    cgroup(tmp_path, files, kills=3)
+    assert found.kills() == 2
+    said = "pytest was killed for memory at 64 MiB of 64 MiB while a ran."
+    assert found.sentence("pytest was", "while a ran") == said
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {**MEMORY_V1, "memory/memory.limit_in_bytes": "9223372036854771712\n"},
+        {**MEMORY_V2, "memory.max": "max\n"},
+    ],
+    ids=["none", "v1-unlimited", "v2-unlimited"],
+)
+def test_without_a_limit_there_are_no_numbers(tmp_path: Path, files: dict[str, str]) -> None:
+    found = memory.Memory(cgroup(tmp_path, files, kills=0))
+    assert (found.kills(), found.sentence("pytest was", "")) == (0, "pytest was killed for memory.")
+
+
+# -- the network -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "isolated"),
+    [
+        ({"lo": "0x9"}, True),
+        ({"lo": "0x9", "eth0": "0x1003"}, False),
+        ({"lo": "0x9", "tunl0": "0x80"}, True),  # a kernel's own, down: nobody in there may bring it up
+        ({}, True),
+    ],
+)
+def test_only_an_interface_that_is_up_is_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interfaces: dict[str, str], isolated: bool
+) -> None:
+    for name, flags in interfaces.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "flags").write_text(f"{flags}\n")
+    monkeypatch.setattr(network, "INTERFACES", str(tmp_path))
+    assert network.is_isolated() is isolated
+
+
+def test_where_interfaces_cannot_be_seen_no_isolation_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "INTERFACES", str(tmp_path / "absent"))
+    assert not network.is_isolated()
 
 
 # -- limits ----------------------------------------------------------------------------------------------------------
@@ -303,6 +487,54 @@ def test_the_time_out_interrupts_so_that_pytest_sums_up(run: Callable[..., Said]
     assert said.trailer.message == "The time-out of 4 s passed while test_it.py::test_slow ran."
     assert b"==> The time-out of 4 s passed, interrupting\n" in said.log
     assert b"KeyboardInterrupt" in said.log
+
+
+STUCK = """
+import ctypes, threading, time
+def in_a_lock(): (lock := threading.Lock()).acquire(); lock.acquire()
+def in_sleep(): time.sleep(60)
+def in_c(): ctypes.CDLL(None).sleep(60)
+def in_c_with_the_interpreters_lock(): ctypes.PyDLL(None).sleep(60)
+def test_hangs():
+    for stuck in (in_a_lock, in_sleep, in_c):
+        threading.Thread(target=stuck, daemon=True).start()
+    time.sleep(0.2)
+    in_c_with_the_interpreters_lock()
+"""
+
+
+def test_before_the_first_signal_every_threads_stack_is_in_the_log(run: Callable[..., Said]) -> None:
+    said = run(STUCK, timeout_seconds=8, interrupt_grace_seconds=0.3, terminate_grace_seconds=0.3)
+    _, line, dump = said.log.partition(b"==> The time-out of 8 s passed, interrupting\n")
+    assert line
+    assert dump.startswith(b"==> The stacks of all threads of pytest:\n")
+    for function in ("in_a_lock", "in_sleep", "in_c", "in_c_with_the_interpreters_lock", "test_hangs"):
+        assert f" in {function}\n".encode() in dump, dump.decode()
+    assert said.trailer.message == "The time-out of 8 s passed while test_it.py::test_hangs ran."
+
+
+def test_the_workers_of_xdist_dump_too_and_what_they_run_is_said(run: Callable[..., Said]) -> None:
+    tree = "import time, pytest\n@pytest.mark.parametrize('n', [1, 2])\ndef test_slow(n): time.sleep(60)"
+    said = run(tree, idle_timeout_seconds=8, pytest_args=("-p", "xdist", "-n", "2"))
+    assert said.trailer.outcome is Outcome.IDLE_TIMEOUT
+    assert said.trailer.message == (
+        "There was no output for 8 s while test_it.py::test_slow[1] and test_it.py::test_slow[2] ran."
+    )
+    assert said.log.count(b"==> The stacks of all threads of its process ") == 2
+    assert said.log.count(b" in test_slow\n") >= 2
+
+
+def test_where_nothing_can_dump_nobody_is_asked(run: Callable[..., Said]) -> None:
+    """The signal would kill a program without a handler for it."""
+    steps = (InstallStep("it", (), ("install",)),)
+    install = (
+        "import signal, time\nsignal.signal(2, lambda *_: print('interrupted', flush=True))\ntime.sleep(60)"
+    )
+    grace = {"interrupt_grace_seconds": 0.3, "terminate_grace_seconds": 0.3}
+    said = run({"pip.py": install, "test_it.py": ""}, install=InstallPlan(steps), timeout_seconds=2, **grace)
+    assert said.trailer.message == "The time-out of 2 s passed while installing it."
+    assert b"interrupted" in said.log
+    assert b"stacks" not in said.log
 
 
 def test_silence_ends_the_run(run: Callable[..., Said]) -> None:
@@ -454,18 +686,40 @@ def test_a_name_that_no_file_system_takes_is_the_archives_fault(
     assert said.trailer.outcome is Outcome.BAD_ARCHIVE
 
 
+def test_a_file_above_the_limit_of_one_is_the_archives_fault(
+    command: list[str], spec: RunSpec, env: dict[str, str]
+) -> None:
+    """Not the machine's, on which it would be tried again and again."""
+    limited = ["/bin/sh", "-c", 'ulimit -f 64; exec "$@"', "sh", *command]
+    said = run_harness(limited, fed({"test_it.py": "", "big.bin": b"x" * 2**20}, spec), env)
+    assert (said.exit_code, said.trailer.outcome) == (107, Outcome.BAD_ARCHIVE)
+    assert "File too large" in (said.trailer.message or "")
+
+
 # -- the sources -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["harness.py", "reporter.py"])
-def test_they_run_on_the_oldest_python_we_promise(name: str) -> None:
-    source = resources.files("ci_controller.harness").joinpath(name).read_text("utf-8")
+def imports_of(name: str) -> set[str]:
+    """Return what a module imports that the standard library does not have, parsed as the oldest Python would."""
+    source = resources.files("ci_controller.harness").joinpath(f"{name}.py").read_text("utf-8")
     tree = ast.parse(source, feature_version=(3, 8))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {module.partition(".")[0] for module in imported} - sys.stdlib_module_names <= {"pytest"}
+    return {module for module in imported if module.partition(".")[0] not in sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("index", range(len(HARNESS_MODULES)), ids=HARNESS_MODULES)
+def test_each_module_runs_on_the_oldest_python_and_needs_only_those_before_it(index: int) -> None:
+    before = {f"ci_controller.harness.{name}" for name in HARNESS_MODULES[:index]}
+    assert imports_of(HARNESS_MODULES[index]) <= before
+
+
+def test_the_reporter_needs_pytest_alone() -> None:
+    assert imports_of("reporter") == {"pytest"}
+    text = resources.files("ci_controller.harness").joinpath("reporter.py").read_text("utf-8")
+    assert f"_DUMP_SIGNAL = {stacks.DUMP_SIGNAL}  #" in text
 
 
 def test_its_outcomes_are_the_decoders() -> None:
-    assert {*harness.EXIT_CODES, "tests_ran"} == {outcome.value for outcome in Outcome}
-    assert all(100 <= code <= 119 for code in (*harness.EXIT_CODES.values(), harness.HARNESS_FAILED))
+    assert {*ending.EXIT_CODES, "tests_ran"} == {outcome.value for outcome in Outcome}
+    assert all(100 <= code <= 119 for code in (*ending.EXIT_CODES.values(), ending.HARNESS_FAILED))
