@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")"
 name=ci-runner
 suite=bookworm
-packages=python3,python3-venv,ca-certificates,git,less,tzdata
+packages=python3,python3-venv,ca-certificates,git,less,tzdata,iptables
 base=${CI_RUNNER_BASE:-$(sed -n 's/^ARG BASE=//p' Dockerfile)}
 started=$(date +%s)
 

@@ -8,7 +8,7 @@ bundle=/etc/ssl/certs/ca-certificates.crt
 
 packages() {
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends ca-certificates git less tzdata >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends ca-certificates git less tzdata iptables >/dev/null
     rm -rf /var/lib/apt/lists/*
 }
 
