@@ -1,8 +1,8 @@
 """`ci-admin doctor`: every check of this machine, one line each with the way out."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -18,17 +18,20 @@ from ci_admin.local_checks import (
 from ci_admin.location import database_in_force
 from ci_common.clock import utcnow
 from ci_common.settings import read_settings
+from ci_common.terminal import one_line
 from ci_controller.container_manager import ContainerManager
-from ci_controller.doctor import Check, run_checks
+from ci_controller.doctor import Check, run_checks, run_probes
 from ci_controller.settings import ControllerSettings
 from ci_persistence.factory import open_repository
 
 _FAILED = 69
+_WIDTH = len("warning")  # of a status; one that is rare is longer
 
 
-def examine(db_path: Path | None, *, as_json: bool) -> int:
-    """Every finding is on stdout; returns 0 if nothing failed, else 69."""
-    checks = asyncio.run(_all_checks(read_settings(ControllerSettings, db_path=database_in_force(db_path))))
+def examine(db_path: Path | None, *, as_json: bool, probe: bool = False) -> int:
+    """Every finding is on stdout, or, with `probe`, how each attempt to leave a job went; returns 0 or 69."""
+    settings = read_settings(ControllerSettings, db_path=database_in_force(db_path))
+    checks = asyncio.run(_asked_of_the_engine(settings, run_probes) if probe else _all_checks(settings))
     click.echo(render.as_json(as_document(checks)) if as_json else as_text(checks))
     return exit_code(checks)
 
@@ -46,17 +49,18 @@ def as_document(checks: Sequence[Check]) -> dict[str, object]:
 def as_text(checks: Sequence[Check]) -> str:
     """Return one line per check and, where it is not well, one more with what to do."""
     width = max(len(check.name) for check in checks)
+    first = max(_WIDTH, *(len(check.status) for check in checks))
     lines: list[str] = []
     for check in checks:
-        lines.append(f"{check.status:<7}  {check.name:<{width}}  {check.detail}")
+        lines.append(f"{check.status:<{first}}  {check.name:<{width}}  {one_line(check.detail)}")
         if check.fix and check.status != "ok":
-            lines.append(f"{'':<7}  {'':<{width}}  → {check.fix}")
+            lines.append(f"{'':<{first}}  {'':<{width}}  → {one_line(check.fix)}")
     return "\n".join(lines)
 
 
 async def _all_checks(settings: ControllerSettings) -> list[Check]:
     return [
-        *await _engine_checks(settings),
+        *await _asked_of_the_engine(settings, run_checks),
         check_sqlite(),
         check_disk(settings),
         check_permissions(settings),
@@ -64,10 +68,17 @@ async def _all_checks(settings: ControllerSettings) -> list[Check]:
     ]
 
 
-async def _engine_checks(settings: ControllerSettings) -> list[Check]:
-    manager = ContainerManager(settings.container_prefix)
+async def _asked_of_the_engine(
+    settings: ControllerSettings, ask: Callable[[ContainerManager, str], Awaitable[list[Check]]]
+) -> list[Check]:
+    """Return what `ask` finds, in containers that are made as this installation makes those of jobs."""
+    manager = ContainerManager(
+        settings.container_prefix,
+        network=replace(settings.network_options, resolv_conf=None),  # looking makes no file among the data
+        job_runtime=settings.job_runtime,
+    )
     try:
-        return await run_checks(manager, settings.runner_image)
+        return await ask(manager, settings.runner_image)
     finally:
         await manager.close()
 

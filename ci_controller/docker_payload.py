@@ -3,10 +3,12 @@
 Every limit that keeps hostile code in its place is here; nothing a user wrote reaches any field.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ci_controller import labels
 from ci_controller.container_runtime import ContainerSpec
+from ci_controller.seccomp import profile
 
 USER: Final = "1000:1000"
 WORKSPACE: Final = "/workspace"
@@ -14,8 +16,12 @@ JOB_NETWORK: Final = "ci-jobs"  # shared by all installations on the host
 NETWORK_LABEL: Final = "ci.network"
 ICC_OPTION: Final = "com.docker.network.bridge.enable_icc"
 
+RUNTIME_FIX: Final = "register it in /etc/docker/daemon.json and restart the engine, or unset CI_JOB_RUNTIME"
+
 _OPEN_FILES: Final = 4096
 _SHM_BYTES: Final = 64 * 1024**2
+_QUOTA_SLACK: Final = 64 * 1024**2
+_CPU_SHARES: Final = 256  # a quarter of what the engine's other containers get when both want all
 _OOM_SCORE: Final = 500  # the kernel takes a job before it takes a daemon of the host
 
 _LINE_OVERHEAD: Final = (
@@ -35,8 +41,33 @@ def engine_log_bytes(log_limit: int) -> int:
     return 2 * log_limit + _LINE_OVERHEAD * min(log_limit, _FRAMES_PER_SECOND * _LONGEST_RUN)
 
 
-def container_payload(spec: ContainerSpec, log_limit: int, job_network: str = JOB_NETWORK) -> dict[str, Any]:
-    """Return the whole body of the engine's create call."""
+def with_quota(payload: dict[str, Any], spec: ContainerSpec) -> dict[str, Any]:
+    """Return the payload for an engine with quotas: the wall behind the limit, for what polling cannot see.
+
+    It stands a little further out, so that whoever meets it is above the limit, and the verdict says so.
+    """
+    size = {"size": str(spec.disk_bytes + _QUOTA_SLACK)}
+    return {**payload, "HostConfig": {**payload["HostConfig"], "StorageOpt": size}}
+
+
+def refuses_quota(message: str) -> bool:
+    """Tell whether an engine refused a container because it has no quotas."""
+    return "storage-opt" in message.lower()
+
+
+def refuses_runtime(message: str) -> bool:
+    """Tell whether an engine refused a container because it does not know the runtime."""
+    return "unknown runtime" in message.lower() or "unknown or invalid runtime" in message.lower()
+
+
+def container_payload(
+    spec: ContainerSpec,
+    log_limit: int,
+    job_network: str = JOB_NETWORK,
+    resolv_conf: str | None = None,
+    runtime: str | None = None,
+) -> dict[str, Any]:
+    """Return the whole body of the engine's create call; `resolv_conf` is a file of the host."""
     return {
         "Image": spec.image_id,
         "Entrypoint": [],  # not the image's
@@ -55,19 +86,24 @@ def container_payload(spec: ContainerSpec, log_limit: int, job_network: str = JO
         "Tty": False,
         "ExposedPorts": {},
         "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": _host_config(spec, log_limit, job_network),
+        "HostConfig": _host_config(spec, log_limit, job_network, resolv_conf, runtime),
     }
 
 
-def _host_config(spec: ContainerSpec, log_limit: int, job_network: str) -> dict[str, Any]:
+def _host_config(
+    spec: ContainerSpec, log_limit: int, job_network: str, resolv_conf: str | None, runtime: str | None
+) -> dict[str, Any]:
     return {
         "Privileged": False,
         "CapAdd": [],
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges:true"],  # seccomp stays at the engine's default profile
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={profile()}"],
+        "Runtime": runtime or "",  # the engine's own choice unless the operator named one
         "Devices": [],
-        "Binds": [],
+        # The name servers by file: Docker would name its own, which tells of other containers.
+        "Binds": [f"{resolv_conf}:/etc/resolv.conf:ro"] if resolv_conf and needs_network(spec) else [],
         "IpcMode": "private",
+        "CgroupnsMode": "private",  # its place among the host's groups is nobody's business inside
         "PidMode": "",
         "UTSMode": "",
         "NetworkMode": job_network if needs_network(spec) else "none",
@@ -75,10 +111,12 @@ def _host_config(spec: ContainerSpec, log_limit: int, job_network: str) -> dict[
         "Memory": spec.memory_bytes,
         "MemorySwap": spec.memory_bytes,  # equal: no swap
         "NanoCpus": round(spec.cpus * 1e9),
-        "PidsLimit": spec.pids,
+        "CpuShares": _CPU_SHARES,
+        "PidsLimit": spec.pids,  # no `nproc` beside it: that one counts a user's processes of all containers
         "Ulimits": [
             {"Name": "nofile", "Soft": _OPEN_FILES, "Hard": _OPEN_FILES},
             {"Name": "core", "Soft": 0, "Hard": 0},
+            {"Name": "fsize", "Soft": spec.disk_bytes, "Hard": spec.disk_bytes},  # one file, at once
         ],
         "OomScoreAdj": _OOM_SCORE,
         "ShmSize": _SHM_BYTES,
@@ -91,6 +129,39 @@ def _host_config(spec: ContainerSpec, log_limit: int, job_network: str) -> dict[
         "AutoRemove": False,
         "Init": False,  # the harness is process 1 and reaps
     }
+
+
+def guard_payload(image: str, network: str, command: Sequence[str]) -> dict[str, Any]:
+    """Return the create call's body for a container of ours that changes the packet filter of `network`."""
+    return {
+        "Image": image,
+        "Entrypoint": [],
+        "Cmd": list(command),
+        "User": "0:0",
+        "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+        "Labels": {labels.KIND: labels.KIND_GUARD},
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {
+            "NetworkMode": network,
+            "CapDrop": ["ALL"],
+            "CapAdd": ["NET_ADMIN", "NET_RAW"],  # what iptables asks for
+            "SecurityOpt": ["no-new-privileges:true"],
+            "ReadonlyRootfs": True,
+            "Tmpfs": {"/run": "rw,nosuid,nodev,noexec,size=1m"},  # for iptables' lock
+            "LogConfig": {"Type": "json-file", "Config": {}},
+            "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+        },
+    }
+
+
+def guards_filter() -> dict[str, str]:
+    """Return the engine's filter for such containers."""
+    return {"label": f"{labels.KIND}={labels.KIND_GUARD}"}
+
+
+def networks_filter() -> dict[str, str]:
+    """Return the engine's filter for the jobs' networks, of whatever installation."""
+    return {"label": NETWORK_LABEL}
 
 
 def needs_network(spec: ContainerSpec) -> bool:
@@ -117,6 +188,6 @@ def network_arguments(job_network: str = JOB_NETWORK) -> dict[str, Any]:
 
 def is_job_network(found: Mapping[str, Any]) -> bool:
     """Tell whether a network that has the name is the one we would have made."""
-    labels: Mapping[str, str] = found.get("Labels") or {}
+    named: Mapping[str, str] = found.get("Labels") or {}
     options: Mapping[str, str] = found.get("Options") or {}
-    return NETWORK_LABEL in labels and options.get(ICC_OPTION) == "false"
+    return NETWORK_LABEL in named and options.get(ICC_OPTION) == "false"

@@ -3,25 +3,23 @@
 The last two are not believed but tried, by a probe in a container made like a job's. The judgements are pure.
 """
 
-import asyncio
 import json
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from importlib.resources import files
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ci_common.clock import utcnow
 from ci_common.errors import EngineUnavailable
-from ci_controller import labels
 from ci_controller.container_manager import ContainerManager
-from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerSpec
+from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerSpec, NetworkState
+from ci_controller.engine_judgements import UNPROVED, Check, judge_engine, judge_image, judge_used_runtime
+from ci_controller.probe_container import probe_spec, remove_stale_probes, run_program
+from ci_controller.probes.container import try_probes
 
-PROBE_SECONDS: Final = 60.0
-STALE_AFTER: Final = timedelta(minutes=10)  # far beyond any probe whose doctor lives
-_POLL_SECONDS: Final = 0.05
-
+FENCE_FIX: Final = (
+    "Look at what else changes this host's packet filter, and run the controller as root, or build the runner image "
+    "again (`make runner-image`): see docs/operations.md, The jobs' network."
+)
 _NETWORK_FIXES: Final = {
     "resolve": "Containers need a name server they can reach: see `dns` in /etc/docker/daemon.json.",
     "connect": "Containers need a way out: check the host's firewall and `sysctl net.ipv4.ip_forward`.",
@@ -30,38 +28,41 @@ _NETWORK_FIXES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at, and what to do where it is not well."""
-
-    name: str
-    status: Literal["ok", "warning", "failed"]
-    detail: str
-    fix: str | None = None
+async def run_probes(manager: ContainerManager, image: str) -> list[Check]:
+    """Return how each attempt to leave a job's container went; nothing of it is left behind."""
+    try:
+        image_id = await manager.image_id(image)
+        if image_id is None:
+            return [_missing(image)]
+        await _fence(manager)  # as for a job
+        return await try_probes(manager, image_id)
+    except EngineUnavailable as error:
+        return [_unavailable(error)]
+    except (ContainerError, ContainerGone, TimeoutError) as error:
+        return [_broken(error)]
 
 
 async def run_checks(manager: ContainerManager, image: str) -> list[Check]:
     """Return the checks in the order in which one needs the other; nothing of the probe is left behind."""
     try:
-        engine = await _check_engine(manager)
+        engine = judge_engine(await manager.info(), manager.job_runtime)
         image_id = await manager.image_id(image)
         if image_id is None:
-            return [engine, _missing(image)]
-        found = Check("runner image", "ok", f"{image} is {image_id}")
-        return [engine, found, *await _check_inside(manager, image_id)]
+            return [*engine, _missing(image)]
+        found = judge_image(image, image_id, await manager.volumes_of(image_id))
+        fence = judge_fence(await _fence(manager))
+        return [*engine, found, fence, *await _check_inside(manager, image_id)]
     except EngineUnavailable as error:
-        return [
-            Check("docker engine", "failed", error.detail, "Start the engine, or name it in DOCKER_HOST.")
-        ]
+        return [_unavailable(error)]
 
 
-async def _check_engine(manager: ContainerManager) -> Check:
-    info = await manager.info()
-    detail = (
-        f"Docker {info.version} on {info.operating_system}, runc {info.runc}, cgroup v{info.cgroup_version}, "
-        f"storage {info.storage_driver}"
-    )
-    return Check("docker engine", "ok", detail)
+def _unavailable(error: EngineUnavailable) -> Check:
+    return Check("docker engine", "failed", error.detail, "Start the engine, or name it in DOCKER_HOST.")
+
+
+def _broken(error: Exception) -> Check:
+    fix = "Look at the engine's log; is the image a runner image?"
+    return Check("container", "failed", f"A probe in a container failed: {error}", fix)
 
 
 def _missing(image: str) -> Check:
@@ -73,59 +74,40 @@ async def _check_inside(manager: ContainerManager, image_id: str) -> list[Check]
     spec = probe_spec(manager.container_name_prefix, image_id)
     try:
         await remove_stale_probes(manager, utcnow())
-        report = await _probe(manager, spec)
+        ran = await run_program(manager, spec, _program())
+        report = json.loads(ran.output)
     except (ContainerError, ContainerGone, TimeoutError, ValueError) as error:
-        fix = "Look at the engine's log; is the image a runner image?"
-        return [Check("container", "failed", f"A probe in a container failed: {error}", fix)]
-    return [judge_limits(report["limits"], spec), judge_network(report["network"])]
+        return [_broken(error)]
+    return [
+        judge_limits(report["limits"], spec),
+        judge_disk(has_quotas=manager.has_quotas is True),
+        judge_network(report["network"]),
+        *judge_used_runtime(ran.runtime, manager.job_runtime),
+    ]
 
 
-def probe_spec(prefix: str, image_id: str) -> ContainerSpec:
-    """Return a container like a job's, but for its labels: it belongs to no installation."""
-    probe_id = str(uuid.uuid4())
-    return ContainerSpec(
-        name=f"{prefix}probe-{probe_id}",
-        image_id=image_id,
-        command=("python3", "-"),
-        labels={labels.INSTANCE: f"probe-{probe_id}", labels.KIND: labels.KIND_PROBE},
+def _program() -> bytes:
+    return files("ci_controller").joinpath("doctor_probe.py").read_bytes()
+
+
+async def _fence(manager: ContainerManager) -> NetworkState:
+    """Return what was found of the fence around jobs, looking again where it had to be set."""
+    found = await manager.guard_network()
+    return await manager.guard_network() if found.broken else found
+
+
+def judge_fence(state: NetworkState) -> Check:
+    """Return whether jobs are kept from this host, its LAN and each other."""
+    if state.trouble:
+        return Check("job network", "warning" if state.accepted else "failed", state.trouble, FENCE_FIX)
+    if state.broken:
+        return Check(
+            "job network", "failed", f"somebody undoes our rules: {'; '.join(state.broken)}", FENCE_FIX
+        )
+    detail = (
+        f"the fence around jobs stands whole in {' and '.join(state.families)}; the bridge itself has no IPv6"
     )
-
-
-async def remove_stale_probes(manager: ContainerManager, now: datetime) -> None:
-    """No probe is left of a doctor that was killed: it belongs to no installation, so nobody else removes it."""
-    for probe in await manager.probes():
-        if now - probe.created_at > STALE_AFTER:
-            await manager.remove(probe.id)
-
-
-async def _probe(manager: ContainerManager, spec: ContainerSpec) -> dict[str, Any]:
-    creating = asyncio.ensure_future(manager.create(spec))
-    try:
-        async with asyncio.timeout(PROBE_SECONDS):
-            container = await asyncio.shield(creating)
-            return json.loads(await _run(manager, container))
-    finally:
-        # A cancelled caller leaves nothing behind either, even where the engine was still creating.
-        await asyncio.shield(asyncio.ensure_future(_clean_up(manager, creating)))
-
-
-async def _run(manager: ContainerManager, container: str) -> bytes:
-    program = files("ci_controller").joinpath("doctor_probe.py").read_bytes()
-    await manager.start_and_feed(container, [program], lambda: None)
-    while await manager.exit_state(container) is None:  # noqa: ASYNC110 - the engine is asked, nobody tells
-        await asyncio.sleep(_POLL_SECONDS)
-    return await asyncio.to_thread(_output, manager, container)
-
-
-def _output(manager: ContainerManager, container: str) -> bytes:
-    with manager.read_output(container) as output:
-        return b"".join(output)
-
-
-async def _clean_up(manager: ContainerManager, creating: asyncio.Future[str]) -> None:
-    await asyncio.wait([creating])
-    if creating.exception() is None:
-        await manager.remove(creating.result())
+    return Check("job network", "ok", detail)
 
 
 def judge_limits(report: Mapping[str, Any], spec: ContainerSpec) -> Check:
@@ -147,6 +129,19 @@ def judge_limits(report: Mapping[str, Any], spec: ContainerSpec) -> Check:
         return Check("limits", "ok", "user, capabilities, seccomp, memory and processes hold in a container")
     fix = "The host's kernel or engine does not enforce this: enable the memory and pids cgroups and seccomp."
     return Check("limits", "failed", "In a container, " + ", ".join(wrong) + ".", fix)
+
+
+def judge_disk(*, has_quotas: bool) -> Check:
+    """Return how the disk limit of a job holds; the engine told by taking or refusing the probe's quota."""
+    if has_quotas:
+        detail = f"the engine has quotas: a job's disk is bounded, and polled for the verdict ({UNPROVED})"
+        return Check("disk limit", "ok", detail)
+    return Check(
+        "disk limit",
+        "ok",
+        "the engine has no quotas (overlay2 has them on xfs with pquota): what a job writes is polled, a job above "
+        "its limit is stopped, and the room on Docker's disk is watched twice a second",
+    )
 
 
 def judge_network(report: Mapping[str, Any]) -> Check:

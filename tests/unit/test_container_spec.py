@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,14 @@ from ci_controller.container_runtime import ContainerSpec
 from ci_controller.docker_payload import (
     container_payload,
     engine_log_bytes,
+    guard_payload,
     is_job_network,
     network_arguments,
+    refuses_quota,
+    refuses_runtime,
+    with_quota,
 )
+from ci_controller.seccomp import profile
 
 SPEC = ContainerSpec(
     name="demo-job-4711-2",
@@ -53,10 +59,12 @@ GOLDEN: dict[str, Any] = {
         "Privileged": False,
         "CapAdd": [],
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges:true"],
+        "SecurityOpt": ["no-new-privileges:true", "seccomp=" + profile()],
+        "Runtime": "",
         "Devices": [],
         "Binds": [],
         "IpcMode": "private",
+        "CgroupnsMode": "private",
         "PidMode": "",
         "UTSMode": "",
         "NetworkMode": "ci-jobs",
@@ -64,10 +72,12 @@ GOLDEN: dict[str, Any] = {
         "Memory": 1073741824,
         "MemorySwap": 1073741824,
         "NanoCpus": 1500000000,
+        "CpuShares": 256,
         "PidsLimit": 256,
         "Ulimits": [
             {"Name": "nofile", "Soft": 4096, "Hard": 4096},
             {"Name": "core", "Soft": 0, "Hard": 0},
+            {"Name": "fsize", "Soft": 4294967296, "Hard": 4294967296},
         ],
         "OomScoreAdj": 500,
         "ShmSize": 67108864,
@@ -81,6 +91,74 @@ GOLDEN: dict[str, Any] = {
 
 def test_the_whole_payload_is_this() -> None:
     assert container_payload(SPEC, log_limit=100_000_000) == GOLDEN
+
+
+def test_the_name_servers_come_by_file_to_whoever_has_a_network() -> None:
+    networked = container_payload(SPEC, 1, resolv_conf="/data/resolv.conf")["HostConfig"]
+    assert networked["Binds"] == ["/data/resolv.conf:/etc/resolv.conf:ro"]
+    alone = container_payload(replace(SPEC, network="none"), 1, resolv_conf="/data/resolv.conf")["HostConfig"]
+    assert alone["Binds"] == []
+
+
+def test_the_container_that_sets_packet_filter_rules_is_this() -> None:
+    assert guard_payload("ci-runner:latest", "host", ["iptables-save"]) == {
+        "Image": "ci-runner:latest",
+        "Entrypoint": [],
+        "Cmd": ["iptables-save"],
+        "User": "0:0",
+        "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+        "Labels": {"ci.kind": "guard"},
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {
+            "NetworkMode": "host",
+            "CapDrop": ["ALL"],
+            "CapAdd": ["NET_ADMIN", "NET_RAW"],
+            "SecurityOpt": ["no-new-privileges:true"],
+            "ReadonlyRootfs": True,
+            "Tmpfs": {"/run": "rw,nosuid,nodev,noexec,size=1m"},
+            "LogConfig": {"Type": "json-file", "Config": {}},
+            "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+        },
+    }
+
+
+def test_the_whole_payload_for_an_engine_with_quotas_is_this() -> None:
+    """The disk limit of 4 GiB and 64 MiB more: who meets this wall is above the limit."""
+    plain = container_payload(SPEC, log_limit=100_000_000)
+    bounded = {"HostConfig": {**GOLDEN["HostConfig"], "StorageOpt": {"size": "4362076160"}}}
+    assert with_quota(plain, SPEC) == GOLDEN | bounded
+    assert plain == GOLDEN, "what goes to an engine without quotas is another one"
+
+
+@pytest.mark.parametrize(
+    ("message", "refuses"),
+    [
+        (  # Docker 20.10 on ext4
+            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
+            True,
+        ),
+        ("--storage-opt is not supported for vfs", True),
+        ("no space left on device", False),
+    ],
+)
+def test_a_refused_quota_is_told_from_other_refusals(message: str, refuses: bool) -> None:
+    assert refuses_quota(message) is refuses
+
+
+def test_the_operators_runtime_is_passed_on() -> None:
+    assert container_payload(SPEC, 1, runtime="runsc")["HostConfig"]["Runtime"] == "runsc"
+
+
+@pytest.mark.parametrize(
+    ("message", "refuses"),
+    [
+        ("Unknown runtime specified runsc", True),  # Docker 20.10
+        ("unknown or invalid runtime name: runsc", True),  # Docker 24 and later
+        ("No such image: runsc", False),
+    ],
+)
+def test_a_refused_runtime_is_told_from_other_refusals(message: str, refuses: bool) -> None:
+    assert refuses_runtime(message) is refuses
 
 
 def _engines_line(number: int, data: bytes) -> int:

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from ci_controller.doctor import judge_limits, judge_network, probe_spec
+from ci_controller.container_runtime import NetworkState
+from ci_controller.doctor import judge_disk, judge_fence, judge_limits, judge_network, probe_spec
+from ci_controller.engine_judgements import UNPROVED
 
 SPEC = probe_spec("demo-", "sha256:abc")
 GOOD: dict[str, Any] = {
@@ -41,5 +43,27 @@ def test_a_network_that_fails_has_the_fix_for_the_step(step: str, word: str) -> 
     assert word in check.fix
 
 
+@pytest.mark.parametrize(
+    ("state", "status", "word"),
+    [
+        (NetworkState(families=("IPv4", "IPv6")), "ok", "IPv4 and IPv6"),
+        (NetworkState(broken=("IPv4: INPUT does not lead to our rules first",)), "failed", "INPUT"),
+        (NetworkState(trouble="no iptables"), "failed", "no iptables"),
+        (NetworkState(trouble="jobs run UNGUARDED", accepted=True), "warning", "UNGUARDED"),
+    ],
+)
+def test_the_fence_is_judged(state: NetworkState, status: str, word: str) -> None:
+    check = judge_fence(state)
+    assert (check.status, word in check.detail) == (status, True)
+    assert status == "ok" or check.fix
+
+
 def test_a_network_that_answers_is_ok() -> None:
     assert judge_network({"host": "index.test", "step": "ok", "error": None}).status == "ok"
+
+
+def test_it_says_whether_the_engine_bounds_a_jobs_disk_or_we_poll() -> None:
+    with_quotas, without = judge_disk(has_quotas=True).detail, judge_disk(has_quotas=False).detail
+    assert "has quotas" in with_quotas
+    assert "polled" in without
+    assert (UNPROVED in with_quotas, UNPROVED in without) == (True, False)
