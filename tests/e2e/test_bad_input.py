@@ -19,6 +19,7 @@ from ci_common.errors import errors_by_code
 from tests.support.archives import HOSTILE, zip_of
 from tests.support.eventually import eventually
 from tests.support.installation import FIXTURES, Daemon, Installation, make_project
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.docker
 Shared = tuple[Installation, Daemon]
@@ -211,7 +212,7 @@ def test_without_docker_jobs_stay_queued_and_uncharged_and_everyone_says_why(
     server = system.start_server()
     with _submitting(system, server) as waiting:
         _read_until(waiting, "docker engine does not answer")
-        assert "docker engine does not answer" in _not_ready(server, "controller")
+        assert "docker engine does not answer" in _not_ready(server, "engine")
         (job,) = _jobs(system, server)
         assert (job["status"], job["success"]) == ("queued", None)
         assert blind.terminate() == 0
@@ -225,29 +226,24 @@ def test_without_docker_jobs_stay_queued_and_uncharged_and_everyone_says_why(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB, which is full once somebody fills it."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=True, capture_output=True)
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    with small_disk(tmp_path / "disk", "3m") as place:
+        yield place
 
 
 def test_a_full_disk_refuses_jobs_and_the_same_submission_works_once_there_is_room(
-    installation: Installation, small_disk: Path
+    installation: Installation, disk: Path
 ) -> None:
-    system, data = installation, str(small_disk / "data")
-    system.start_controller(CI_DATA_DIR=data)
-    server = system.start_server(CI_DATA_DIR=data, CI_MIN_FREE_BYTES="500000")
+    system, data = installation, str(disk / "data")
+    system.start_controller(CI_DATA_DIR=data, CI_DISK_MIN_FREE="100000")
+    server = system.start_server(CI_DATA_DIR=data, CI_MIN_FREE_BYTES="500000", CI_SUBMIT_MIN_FREE_BYTES="0")
     system.wait_ready(server)
     earlier = system.submit(server, FIXTURES / "passing")
     system.wait(server, earlier)
     log = system.log(server, earlier)
 
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     _fill(filler)
     archive, once = zip_of({"test_a.py": b"def test_a(): pass\n"}), {"Idempotency-Key": "the-same"}
     with system.http(server) as http:
@@ -268,23 +264,23 @@ def test_a_full_disk_refuses_jobs_and_the_same_submission_works_once_there_is_ro
 
 
 def test_a_disk_that_fills_up_under_a_job_costs_it_nothing(
-    installation: Installation, small_disk: Path, tmp_path: Path
+    installation: Installation, disk: Path, tmp_path: Path
 ) -> None:
     """What could not be written while there was no room is written when there is: the container kept it."""
-    system, data = installation, str(small_disk / "data")
-    system.start_controller(CI_DATA_DIR=data)
-    server = system.start_server(CI_DATA_DIR=data)
+    system, data = installation, str(disk / "data")
+    system.start_controller(CI_DATA_DIR=data, CI_DISK_MIN_FREE="100000")
+    server = system.start_server(CI_DATA_DIR=data, CI_SUBMIT_MIN_FREE_BYTES="0")
     code = (
         "import pathlib, sys\ndef test_x():\n"
         "    for n in range(20_000):\n        print(f'line {n:05}', 'x' * 40)\n"
         "    sys.stdout.flush()\n"
     )
     project = make_project(tmp_path / "p", {"test_x.py": code})
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     with filler.open("wb") as file:
         file.write(bytes(2_500_000))
     job_id = system.submit(server, project, "--", "-s")
-    eventually(lambda: _full(small_disk), what="a full disk", seconds=60)
+    eventually(lambda: _full(disk), what="a full disk", seconds=60)
     filler.unlink()
     job = system.wait(server, job_id)
     assert (job["success"], job["attempt"]) == (True, 1), job
