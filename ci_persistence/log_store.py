@@ -7,13 +7,15 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+import shutil
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from ci_common.errors import StorageFull
 from ci_common.models import LogSeal
-from ci_common.stores import LogStore, LogWriter
+from ci_common.stores import LogReader, LogStore, LogWriter, StoredItem
 from ci_persistence.ownership import FILE_MODE, fsync_directory, make_shared_directory
 
 DIRECTORY_MODE = 0o2750  # written by the controller, read by its group, nothing for the world
@@ -66,11 +68,60 @@ class FileLogStore(LogStore):
         finally:
             os.close(descriptor)
 
+    def reader(self, job_id: str, attempt: int) -> AbstractContextManager[LogReader]:
+        return _reading(self._path(job_id, attempt))
+
+    def delete(self, job_id: str) -> None:
+        directory = self._path(job_id, 1).parent
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+
+    def items(self) -> Iterator[StoredItem]:
+        now = time.time()
+        for directory in sorted(self._root.glob("*/")):
+            if _JOB_ID.fullmatch(directory.name) and (item := _item(directory, now)):
+                yield item
+
     def _path(self, job_id: str, attempt: int) -> Path:
         # Job ids come from URLs: one that could leave the directory must never become a path.
         if not _JOB_ID.fullmatch(job_id) or attempt < 1:
             raise ValueError(f"not an attempt: {job_id[:120]!r} {attempt}")
         return self._root / job_id / f"{attempt}.log"
+
+
+class _FileLogReader(LogReader):
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def size(self) -> int:
+        return 0 if self._descriptor is None else os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        return b"" if self._descriptor is None else _read_fully(self._descriptor, offset, length)
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[LogReader]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield _FileLogReader(None)
+        return
+    try:
+        yield _FileLogReader(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _item(directory: Path, now: float) -> StoredItem | None:
+    """Return what the directory of one job holds, None if it vanished meanwhile."""
+    try:
+        with os.scandir(directory) as entries:
+            stats = [entry.stat() for entry in entries]
+        newest = max((stat.st_mtime for stat in stats), default=directory.stat().st_mtime)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return StoredItem(directory.name, sum(stat.st_size for stat in stats), max(0.0, now - newest))
 
 
 class FileLogWriter(LogWriter):

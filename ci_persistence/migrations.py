@@ -1,5 +1,6 @@
 """Numbered SQL files and the table that remembers which were applied. The only code that creates a database."""
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -10,13 +11,22 @@ from importlib import resources
 from pathlib import Path
 
 from ci_common.clock import utcnow
+from ci_common.crash_points import crash_point
 from ci_common.errors import DatabaseBusy, SchemaTooNew, Unavailable
 from ci_common.models import new_id
 from ci_persistence.ownership import adopt_owner
 from ci_persistence.rows import to_text
-from ci_persistence.sqlite_connection import BUSY_TIMEOUT_MS, connect, is_busy, write_transaction
+from ci_persistence.sqlite_connection import (
+    BUSY_TIMEOUT_MS,
+    INCREMENTAL,
+    connect,
+    gives_back,
+    is_busy,
+    write_transaction,
+)
 from ci_persistence.sqlite_errors import corrupt, database_error, schema_missing, translated
 
+REWRITE_UP_TO = 64 * 1024 * 1024  # bytes of an older database that are rewritten unasked: a second or so
 _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
 _VERSION_TABLE = (
     "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL) STRICT"
@@ -53,8 +63,11 @@ def migrate(path: Path) -> None:
         db = connect(path)
         try:
             _quick_check(db, path)
+            _let_it_shrink(db)
             _switch_to_wal(db, path)
             write_transaction(db, lambda db: _apply_missing(db, path))
+            crash_point("after_migration")
+            _rewrite_if_small(db, path)
         finally:
             db.close()
 
@@ -89,6 +102,35 @@ def _quick_check(db: sqlite3.Connection, path: Path) -> None:
         raise corrupt(path, "; ".join(findings))
 
 
+def _let_it_shrink(db: sqlite3.Connection) -> None:
+    """A database that is about to be made will be able to give pages back; asks nothing of one that exists."""
+    if db.execute("PRAGMA page_count").fetchone()[0] == 0:
+        db.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")  # holds only where it comes before the first page
+
+
+def _rewrite_if_small(db: sqlite3.Connection, path: Path) -> None:
+    """A small database of an older release can shrink from now on; a large one needs an operator's decision."""
+    if gives_back(db) or path.stat().st_size > REWRITE_UP_TO:
+        return
+    with contextlib.suppress(sqlite3.OperationalError):  # somebody writes, or the disk is full: another time
+        _rewrite(db)
+
+
+def rewrite_database(path: Path) -> None:
+    """The file has no free pages and can shrink from now on; meanwhile writers wait and it takes twice its space."""
+    with translated(path):
+        db = connect(path)
+        try:
+            _rewrite(db)
+        finally:
+            db.close()
+
+
+def _rewrite(db: sqlite3.Connection) -> None:
+    db.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
+    db.execute("VACUUM")
+
+
 def _switch_to_wal(db: sqlite3.Connection, path: Path) -> None:
     """The file is in WAL mode; SQLite refuses the switch at once, without waiting, while another one is there."""
     deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
@@ -113,6 +155,7 @@ def _apply_missing(db: sqlite3.Connection, path: Path) -> None:
         if number > found:
             for statement in _statements(text):
                 db.execute(statement)
+                crash_point("during_migration")
             db.execute("INSERT INTO schema_version VALUES (?, ?)", (number, to_text(utcnow())))
     db.execute("INSERT OR IGNORE INTO installation VALUES (1, ?)", (new_id(),))
 

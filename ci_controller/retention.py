@@ -1,0 +1,136 @@
+"""What is kept and for how long: pure rules from a listing to what goes and why. No I/O, no clock.
+
+Archives, logs and the rows of jobs each have an age, a number and (the first two) a size they may reach; whatever
+exceeds one of them goes, the oldest first. The newest few of each stay whatever the other three say.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Final, Literal
+
+from ci_common.models import FinishedJob
+
+Kind = Literal["archive", "log", "job", "upload"]
+
+ABANDONED_AFTER: Final = timedelta(hours=1)  # longer than any server stands between an upload and its row
+DEFAULT_ARCHIVE_BYTES: Final = 20 * 1024**3
+DEFAULT_LOG_BYTES: Final = 20 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How much of one kind is kept."""
+
+    age: timedelta  # since the job ended
+    count: int
+    size: int | None = None  # bytes
+    minimum: int = 0  # the newest so many stay, whatever the other three say
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What the operator decided to keep of terminal jobs; nothing of any other job is ever pruned."""
+
+    archives: Keep = Keep(timedelta(days=7), 10_000, DEFAULT_ARCHIVE_BYTES)
+    logs: Keep = Keep(timedelta(days=30), 100_000, DEFAULT_LOG_BYTES, minimum=100)
+    jobs: Keep = Keep(timedelta(days=90), 100_000, minimum=100)
+
+    def under_pressure(self) -> "Retention":
+        """Return what is kept while a disk is nearly full: of archives, which nobody reads again, the minimum."""
+        return replace(self, archives=replace(self.archives, age=timedelta(0), count=0))
+
+
+DEFAULT_RETENTION: Final = Retention()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One listing of what there is: terminal jobs, newest first, and what lies in the stores, in bytes."""
+
+    jobs: Sequence[FinishedJob] = ()
+    archives: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # by reference
+    logs: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # by job
+
+
+@dataclass(frozen=True, slots=True)
+class Prunable:
+    """One thing that goes, and why."""
+
+    kind: Kind
+    name: str  # of an upload its reference, else the job's id
+    size: int  # bytes that its files take
+    why: str
+
+
+def choose(stored: Stored, retention: Retention, now: datetime) -> list[Prunable]:
+    """Return what is to be pruned: archives, logs and, where neither is kept, jobs; the newest of each first."""
+    archives = _Chosen("archive", {job.id: stored.archives.get(job.archive_ref, 0) for job in stored.jobs})
+    logs = _Chosen("log", {job.id: stored.logs.get(job.id, 0) for job in stored.jobs})
+    jobs = _Chosen("job", {})
+    archives.choose([job for job in stored.jobs if not job.archive_pruned], retention.archives, now)
+    logs.choose([job for job in stored.jobs if not job.log_pruned], retention.logs, now)
+    jobs.choose(stored.jobs, retention.jobs, now)
+    for job in stored.jobs:
+        if (why := jobs.why.get(job.id)) is None:
+            continue
+        if job.id in archives.protected or job.id in logs.protected:
+            del jobs.why[job.id]  # a row stays for as long as something of its job must
+            continue
+        if not job.archive_pruned:
+            archives.why.setdefault(job.id, why)
+        if not job.log_pruned:
+            logs.why.setdefault(job.id, why)
+    return [*archives.prunable(), *logs.prunable(), *jobs.prunable()]
+
+
+def abandoned(ages: Mapping[str, timedelta], in_use: Collection[str]) -> set[str]:
+    """Return the uploads that no job came of: their rows would stand by now."""
+    return {ref for ref, age in ages.items() if age > ABANDONED_AFTER and ref not in in_use}
+
+
+class _Chosen:
+    """What goes of one kind, and what the minimum protects."""
+
+    def __init__(self, kind: Kind, sizes: Mapping[str, int]) -> None:
+        self._kind: Kind = kind
+        self._sizes = sizes
+        self.why: dict[str, str] = {}
+        self.protected: set[str] = set()
+
+    def choose(self, jobs: Iterable[FinishedJob], keep: Keep, now: datetime) -> None:
+        for place, (job, filled) in enumerate(self._filling(jobs)):
+            if place < keep.minimum:
+                self.protected.add(job.id)
+            elif why := _why(job, place, filled, keep, now):
+                self.why[job.id] = why
+
+    def prunable(self) -> Iterator[Prunable]:
+        for job_id, why in self.why.items():
+            yield Prunable(self._kind, job_id, self._sizes.get(job_id, 0), why)
+
+    def _filling(self, jobs: Iterable[FinishedJob]) -> Iterator[tuple[FinishedJob, int]]:
+        filled = 0
+        for job in jobs:
+            filled += self._sizes.get(job.id, 0)
+            yield job, filled
+
+
+def _why(job: FinishedJob, place: int, filled: int, keep: Keep, now: datetime) -> str | None:
+    if now - job.ended_at > keep.age:
+        return f"ended more than {describe(keep.age)} ago"
+    if place >= keep.count:
+        return f"more than {keep.count} are kept"
+    if keep.size is not None and filled > keep.size:
+        return f"they take more than {keep.size} bytes"
+    return None
+
+
+def describe(age: timedelta) -> str:
+    """Return a duration in the largest unit that fits: `7 d`, `90 min`."""
+    seconds = age.total_seconds()
+    for name, unit in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= unit and seconds % unit == 0:
+            return f"{seconds // unit:g} {name}"
+    return f"{seconds:g} s"
