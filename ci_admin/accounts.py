@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from ci_admin.operator_name import operator
 from ci_common.api_keys import generate_api_key, hash_api_key, key_prefix
+from ci_common.crash_points import crash_point
 from ci_common.errors import Conflict, InvalidRequest, NotFound
 from ci_common.models import APIKey, JobFilter, JobStatus, Role, Scope, User, new_id
 from ci_common.repository import JobRepository
@@ -31,6 +33,14 @@ class IssuedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotated:
+    """A new key and the one it replaces, which works until `old.expires_at`."""
+
+    new: IssuedKey
+    old: APIKey
+
+
+@dataclass(frozen=True, slots=True)
 class Deactivated:
     """A user who can do nothing any more, and how many unfinished jobs ended with that."""
 
@@ -43,7 +53,8 @@ async def create_user(repository: JobRepository, name: str, email: str, role: Ro
     if not _EMAIL.fullmatch(email) or len(email) > _MAX_LENGTH or not email.isprintable():
         raise InvalidRequest(f"{email!r} is not an e-mail address.")
     user = User(new_id(), _valid_name(name), email, now, role=role)
-    await repository.create_user(user)
+    await repository.create_user(user, operator())
+    crash_point("after_user_created")
     return user
 
 
@@ -78,29 +89,48 @@ async def issue_key(
     """The key works from the next request on; only its hash is kept. Raises Conflict for an inactive owner."""
     if not owner.is_active:
         raise Conflict(f"{owner.email} is deactivated; `ci-admin user activate {owner.id}` comes first.")
-    secret = generate_api_key()
-    key = APIKey(
-        id=new_id(),
-        user_id=owner.id,
-        name=_valid_name(name),
-        key_hash=hash_api_key(secret),
-        created_at=now,
-        prefix=key_prefix(secret),
-        scopes=scopes,
-        expires_at=expires_at,
-    )
-    await repository.create_api_key(key)
-    return IssuedKey(key, secret, owner)
+    issued = _new_key(owner, name, scopes, expires_at, now)
+    await repository.create_api_key(issued.key, operator())
+    crash_point(
+        "after_key_created"
+    )  # a key whose secret nobody saw: `key list` shows it, `key revoke` ends it
+    return issued
 
 
-async def revoke_key(repository: JobRepository, id_or_prefix: str) -> APIKey:
+async def rotate_key(
+    repository: JobRepository,
+    id_or_prefix: str,
+    keep_until: datetime,
+    expires_at: datetime | None,
+    now: datetime,
+) -> Rotated:
+    """A new key with the same name and scopes works, and the old one until then; raises NotFound, Conflict.
+
+    Without an expiry the new one lives as long as the old one was made to.
+    """
+    old = await find_key(repository, id_or_prefix)
+    owner = await find_user(repository, old.user_id)
+    new = _new_key(owner, old.name, old.scopes, expires_at or _same_lifetime(old, now), now)
+    kept = await repository.rotate_api_key(old.id, new.key, keep_until, operator())
+    assert kept is not None, "keys are never deleted"
+    crash_point("after_key_created")
+    return Rotated(new, kept)
+
+
+async def revoke_key(repository: JobRepository, id_or_prefix: str, now: datetime) -> APIKey:
     """The key (named by its id, or by the part of it that lists show) works no more; raises NotFound."""
-    keys = await repository.list_api_keys()
-    found = [key.id for key in keys if id_or_prefix in (key.id, key.prefix)]
-    revoked = await repository.revoke_api_key(found[0]) if len(found) == 1 else None
-    if revoked is None:
-        raise NotFound(f"There is no API key {id_or_prefix}; `ci-admin key list` shows the ids of all.")
+    key = await find_key(repository, id_or_prefix)
+    revoked = await repository.revoke_api_key(key.id, now, operator())
+    assert revoked is not None, "keys are never deleted"
     return revoked
+
+
+async def find_key(repository: JobRepository, id_or_prefix: str) -> APIKey:
+    """Return the key with that id or public part; raises NotFound."""
+    for key in await repository.list_api_keys():
+        if id_or_prefix in (key.id, key.prefix):
+            return key
+    raise NotFound(f"There is no API key {id_or_prefix}; `ci-admin key list` shows the ids of all.")
 
 
 def parse_expiry(text: str, now: datetime) -> datetime:
@@ -113,13 +143,30 @@ def parse_expiry(text: str, now: datetime) -> datetime:
     return expires_at
 
 
-def _after(text: str, now: datetime) -> datetime | None:
+def moment_before(text: str, now: datetime) -> datetime:
+    """Return the time that lies so long before now; raises InvalidRequest."""
+    return _shifted(text, now, -1)
+
+
+def moment_after(text: str, now: datetime) -> datetime:
+    """Return the time that lies so long after now; raises InvalidRequest."""
+    return _shifted(text, now, 1)
+
+
+def _shifted(text: str, now: datetime, sign: int) -> datetime:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        return None
+        raise InvalidRequest(f"{text!r} is no duration: say 12h, 7d, 4w or 1y.")
     try:
-        return now + int(match[1]) * _UNITS[match[2].lower()]
-    except OverflowError:
+        return now + sign * int(match[1]) * _UNITS[match[2].lower()]
+    except OverflowError as error:
+        raise InvalidRequest(f"{text} is further away than calendars go.") from error
+
+
+def _after(text: str, now: datetime) -> datetime | None:
+    try:
+        return moment_after(text, now)
+    except InvalidRequest:
         return None
 
 
@@ -140,6 +187,27 @@ def _valid_name(name: str) -> str:
 
 async def _set_active(repository: JobRepository, id_or_email: str, now: datetime, *, active: bool) -> User:
     user = await find_user(repository, id_or_email)
-    changed = await repository.set_user_active(user.id, active=active, now=now)
+    changed = await repository.set_user_active(user.id, active=active, now=now, by=operator())
     assert changed is not None, "users are never deleted"
     return changed
+
+
+def _new_key(
+    owner: User, name: str, scopes: frozenset[Scope], expires_at: datetime | None, now: datetime
+) -> IssuedKey:
+    secret = generate_api_key()
+    key = APIKey(
+        id=new_id(),
+        user_id=owner.id,
+        name=_valid_name(name),
+        key_hash=hash_api_key(secret),
+        created_at=now,
+        prefix=key_prefix(secret),
+        scopes=scopes,
+        expires_at=expires_at,
+    )
+    return IssuedKey(key, secret, owner)
+
+
+def _same_lifetime(key: APIKey, now: datetime) -> datetime | None:
+    return None if key.expires_at is None else now + (key.expires_at - key.created_at)

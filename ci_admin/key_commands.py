@@ -62,6 +62,36 @@ def revoke(key_id: str, db_path: Path | None, as_json: bool) -> None:
     answer(render.key_fields(revoked, owner), render.key_revoked(revoked), as_json=as_json)
 
 
+@key.command()
+@click.argument("key_id")
+@click.option(
+    "--keep",
+    metavar="DURATION",
+    default="24h",
+    show_default=True,
+    help="How long the old key works on: 24h, 7d …; 0h ends it now.",
+)
+@click.option(
+    "--expires",
+    metavar="WHEN",
+    help="When the new key expires; by default it lives as long as the old one was to.",
+)
+@with_database
+def rotate(key_id: str, keep: str, expires: str | None, db_path: Path | None, as_json: bool) -> None:
+    """Replace a key by a new one with the same name and scopes; both work for the time of `--keep`.
+
+    KEY_ID is its id, or its prefix as `key list` shows it. A user has two live keys of one name at most this
+    way. The answer is the only place where the new key is ever shown.
+    """
+    now = utcnow()
+    keep_until = accounts.moment_after(keep, now)
+    expires_at = accounts.parse_expiry(expires, now) if expires is not None else None
+    rotated = in_repository(
+        db_path, lambda repository: accounts.rotate_key(repository, key_id, keep_until, expires_at, now)
+    )
+    answer(render.rotated_fields(rotated), render.key_rotated(rotated), as_json=as_json)
+
+
 async def _issue(
     repository: JobRepository,
     email: str,
@@ -83,5 +113,5 @@ async def _keys_and_owners(
 
 
 async def _revoke(repository: JobRepository, key_id: str) -> tuple[APIKey, User]:
-    revoked = await accounts.revoke_key(repository, key_id)
+    revoked = await accounts.revoke_key(repository, key_id, utcnow())
     return revoked, await accounts.find_user(repository, revoked.user_id)

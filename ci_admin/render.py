@@ -1,19 +1,26 @@
-"""What `ci-admin` says: text for people, with wording that scripts may rely on, and JSON with stable keys."""
+"""What `ci-admin` says: text for people, with wording that scripts may rely on, and JSON with stable keys.
+
+Names come from people and databases: whatever is in them, a line stays one line and the terminal obeys none of it.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
-from ci_admin.accounts import Deactivated, IssuedKey
-from ci_common.models import APIKey, Role, User
+from ci_admin.accounts import Deactivated, IssuedKey, Rotated
+from ci_common.models import APIKey, AuditEvent, DailyTotal, Reason, Role, User
+from ci_common.terminal import one_line
+from ci_controller.retention import Prunable
 
 _NOTHING = "-"
+_ONLY_NOW = ("⚠️  IMPORTANT: This is the only time you'll see this key!", "   Save it securely now.")
 
 
 def as_json(value: object) -> str:
-    """Return a value as indented JSON, other alphabets legible."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """Return a value as indented JSON: other alphabets legible, what a terminal could obey or not show escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 
 def user_fields(user: User) -> dict[str, Any]:
@@ -49,6 +56,23 @@ def issued_fields(issued: IssuedKey) -> dict[str, Any]:
     return {"api_key": issued.secret, **key_fields(issued.key, issued.owner)}
 
 
+def rotated_fields(rotated: Rotated) -> dict[str, Any]:
+    """Return a rotation's JSON: the new key with its secret, and the one it replaces."""
+    return {**issued_fields(rotated.new), "replaces": key_fields(rotated.old, rotated.new.owner)}
+
+
+def audit_fields(event: AuditEvent) -> dict[str, Any]:
+    """Return the JSON of a line of the audit trail."""
+    return {
+        "at": _iso(event.at),
+        "actor": event.actor,
+        "action": event.action.value,
+        "subject": event.subject,
+        "request_id": event.request_id,
+        "details": dict(event.details),
+    }
+
+
 def deactivated_fields(result: Deactivated) -> dict[str, Any]:
     """Return the JSON of a deactivation."""
     return {**user_fields(result.user), "cancelled_jobs": result.jobs}
@@ -58,9 +82,9 @@ def user_created(user: User) -> str:
     """Return what is said of a new user."""
     lines = [
         "✓ User created successfully",
-        f"ID:    {user.id}",
-        f"Name:  {user.name}",
-        f"Email: {user.email}",
+        f"ID:    {one_line(user.id)}",
+        f"Name:  {one_line(user.name)}",
+        f"Email: {one_line(user.email)}",
     ]
     return "\n".join(lines + ([f"Role:  {user.role}"] if user.role is not Role.USER else []))
 
@@ -69,9 +93,9 @@ def user_details(user: User) -> str:
     """Return all that is known of a user."""
     return "\n".join(
         [
-            f"ID:      {user.id}",
-            f"Name:    {user.name}",
-            f"Email:   {user.email}",
+            f"ID:      {one_line(user.id)}",
+            f"Name:    {one_line(user.name)}",
+            f"Email:   {one_line(user.email)}",
             f"Role:    {user.role}",
             f"Active:  {_yes(user.is_active)}",
             f"Created: {_minute(user.created_at)}",
@@ -81,37 +105,47 @@ def user_details(user: User) -> str:
 
 def user_activated(user: User) -> str:
     """Return what is said of a user who may work again."""
-    return f"✓ User activated successfully\nID:    {user.id}\nEmail: {user.email}"
+    return f"✓ User activated successfully\nID:    {one_line(user.id)}\nEmail: {one_line(user.email)}"
 
 
 def user_deactivated(result: Deactivated) -> str:
     """Return what is said of a user who may not work any more."""
     jobs = f"\nJobs:  {result.jobs} unfinished cancelled" if result.jobs else ""
-    return f"✓ User deactivated successfully\nID:    {result.user.id}\nEmail: {result.user.email}{jobs}"
+    user_id, email = one_line(result.user.id), one_line(result.user.email)
+    return f"✓ User deactivated successfully\nID:    {user_id}\nEmail: {email}{jobs}"
 
 
 def key_created(issued: IssuedKey) -> str:
     """Return what is said of a new key, the key itself included."""
-    lines = [
-        "✓ API key created successfully",
-        "",
-        f"API Key: {issued.secret}",
-        f"Name:    {issued.key.name}",
-        f"User:    {issued.owner.email}",
-    ]
-    if issued.key.expires_at:
-        lines.append(f"Expires: {_minute(issued.key.expires_at)}")
-    lines += [
-        "",
-        "⚠️  IMPORTANT: This is the only time you'll see this key!",
-        "   Save it securely now.",
-    ]
+    return "\n".join(["✓ API key created successfully", "", *_new_key(issued), "", *_ONLY_NOW])
+
+
+def key_rotated(rotated: Rotated) -> str:
+    """Return what is said of a new key in the place of another."""
+    replaces = (
+        f"Replaces: {one_line(rotated.old.prefix)}, which works until {_minute(rotated.old.expires_at)}"
+    )
+    lines = ["✓ API key rotated successfully", "", *_new_key(rotated.new), replaces, "", *_ONLY_NOW]
     return "\n".join(lines)
+
+
+def _new_key(issued: IssuedKey) -> list[str]:
+    lines = [
+        f"API Key: {issued.secret}",
+        f"Name:    {one_line(issued.key.name)}",
+        f"User:    {one_line(issued.owner.email)}",
+    ]
+    return lines + ([f"Expires: {_minute(issued.key.expires_at)}"] if issued.key.expires_at else [])
 
 
 def key_revoked(key: APIKey) -> str:
     """Return what is said of a key that works no more."""
-    return f"✓ API key revoked successfully\nID:     {key.id}\nPrefix: {key.prefix}\nName:   {key.name}"
+    lines = [
+        f"ID:     {one_line(key.id)}",
+        f"Prefix: {one_line(key.prefix)}",
+        f"Name:   {one_line(key.name)}",
+    ]
+    return "\n".join(["✓ API key revoked successfully", *lines])
 
 
 def user_table(users: Sequence[User]) -> str:
@@ -147,13 +181,85 @@ def key_table(keys: Sequence[APIKey], owners: Mapping[str, User], now: datetime)
     )
 
 
+def audit_table(events: Sequence[AuditEvent]) -> str:
+    """Return the audit trail, one event per line."""
+    header = ("AT", "ACTOR", "ACTION", "SUBJECT", "REQUEST", "DETAILS")
+    return _table(
+        header,
+        [
+            (
+                _second(event.at),
+                event.actor,
+                event.action.value,
+                event.subject,
+                event.request_id or _NOTHING,
+                " ".join(f"{name}={value}" for name, value in event.details.items() if value is not None),
+            )
+            for event in events
+        ],
+    )
+
+
 def _state(key: APIKey, now: datetime) -> str:
     if not key.is_active:
         return "revoked"
     return "active" if key.is_usable(now) else "expired"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def prunable_fields(one: Prunable) -> dict[str, Any]:
+    """Return the JSON of one thing that a prune takes."""
+    return {"kind": one.kind, "name": one.name, "bytes": one.size, "why": one.why}
+
+
+def prunable_table(prunables: Sequence[Prunable], *, dry_run: bool) -> str:
+    """Return what a prune takes, one per line, and how much it is in all."""
+    verb = "would go" if dry_run else "gone"
+    if not prunables:
+        return f"0 {verb}: everything is within what CI_KEEP_… says."
+    header = ("KIND", "NAME", "BYTES", "WHY")
+    table = _table(header, [(one.kind, one.name, str(one.size), one.why) for one in prunables])
+    return f"{table}\n{len(prunables)} {verb}, {sum(one.size for one in prunables)} bytes."
+
+
+def stats_fields(totals: Sequence[DailyTotal], users: Mapping[str, User]) -> list[dict[str, Any]]:
+    """Return the JSON of the daily totals, one object for each day and user."""
+    return [
+        {
+            "day": day.isoformat(),
+            "user_id": user_id,
+            "email": users[user_id].email,
+            "jobs": sum(outcomes.values()),
+            "passed": outcomes.get(None, 0),
+            "not_passed": {reason.value: count for reason, count in outcomes.items() if reason},
+        }
+        for (day, user_id), outcomes in _by_day_and_user(totals).items()
+    ]
+
+
+def stats_table(totals: Sequence[DailyTotal], users: Mapping[str, User]) -> str:
+    """Return the daily totals, one line for each day and user."""
+    rows = [
+        (
+            fields["day"],
+            fields["email"],
+            str(fields["jobs"]),
+            str(fields["passed"]),
+            ", ".join(f"{count} {reason}" for reason, count in fields["not_passed"].items()) or _NOTHING,
+        )
+        for fields in stats_fields(totals, users)
+    ]
+    return _table(("DAY", "USER", "JOBS", "PASSED", "NOT PASSED"), rows)
+
+
+def _by_day_and_user(totals: Sequence[DailyTotal]) -> dict[tuple[date, str], dict[Reason | None, int]]:
+    found: dict[tuple[date, str], dict[Reason | None, int]] = {}
+    for total in totals:
+        found.setdefault((total.day, total.user_id), {})[total.reason] = total.jobs
+    return found
+
+
+def _table(header: Sequence[str], raw_rows: Sequence[Sequence[str]]) -> str:
+    rows = [[one_line(cell) for cell in row] for row in raw_rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -173,3 +279,7 @@ def _iso(moment: datetime | None) -> str | None:
 
 def _minute(moment: datetime | None) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if moment else _NOTHING
+
+
+def _second(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

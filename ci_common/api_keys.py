@@ -1,10 +1,13 @@
 """The format of API keys: `ci_<id>_<secret>_<checksum>`; scanners can find one, typing errors are seen offline.
 
 Layout as GitHub's tokens (prefix and CRC-32, https://github.blog/2021-04-05-behind-githubs-new-authentication-token-formats/):
-8 characters of public id, 43 of base62 carrying 256 random bits, 6 of checksum over all before it.
+8 characters of public id, 43 of secret, 6 of checksum over all before it. The secret's alphabet is base64url without
+its `-` and `_`, so that the parts have one separator and a double click selects the whole: 43 of these still carry
+256 random bits.
 """
 
 import hashlib
+import hmac
 import secrets
 import string
 import zlib
@@ -19,7 +22,7 @@ _VISIBLE = len("ci_") + _ID_LENGTH
 def generate_api_key() -> str:
     """Return a new key; the only moment at which it exists in clear on our side."""
     body = f"ci_{_random(_ID_LENGTH)}_{_random(_SECRET_LENGTH)}"
-    return f"{body}_{_checksum(body)}"
+    return f"{body}_{checksum(body)}"
 
 
 def hash_api_key(key: str) -> str:
@@ -28,8 +31,13 @@ def hash_api_key(key: str) -> str:
 
 
 def key_prefix(key: str) -> str:
-    """Return the part of a key that may be shown in lists and logs."""
+    """Return the public part of a key, `ci_<id>`: it is looked up by, and may be shown in lists and logs."""
     return key[:_VISIBLE]
+
+
+def is_same_hash(one: str, other: str) -> bool:
+    """Tell whether two hashes are equal, in a time that does not tell how much of them is."""
+    return hmac.compare_digest(one, other)
 
 
 def is_well_formed(key: str) -> bool:
@@ -40,17 +48,18 @@ def is_well_formed(key: str) -> bool:
     lengths = tuple(len(part) for part in parts[1:])
     if lengths != (_ID_LENGTH, _SECRET_LENGTH, _CHECKSUM_LENGTH):
         return False
-    return parts[3] == _checksum("_".join(parts[:3]))
+    return parts[3] == checksum("_".join(parts[:3]))
 
 
-def _random(length: int) -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
-
-
-def _checksum(text: str) -> str:
+def checksum(text: str) -> str:
+    """Return the CRC-32 of the parts before it, in six characters of the alphabet."""
     value = zlib.crc32(text.encode("utf-8", "surrogatepass"))
     digits: list[str] = []
     for _ in range(_CHECKSUM_LENGTH):
         value, digit = divmod(value, len(_ALPHABET))
         digits.append(_ALPHABET[digit])
     return "".join(reversed(digits))
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))

@@ -2,16 +2,18 @@
 
 import sqlite3
 from datetime import datetime
+from typing import Literal
 
-from ci_common.errors import AlreadyExists, NotFound
-from ci_common.models import APIKey, User
+from ci_common.errors import AlreadyExists, Conflict, NotFound
+from ci_common.models import APIKey, AuditAction, AuditEvent, User
 from ci_persistence import sqlite_jobs
 from ci_persistence.rows import api_key_from, optional_text, scopes_text, to_text, user_from
+from ci_persistence.sqlite_audit import append_audit
 
-BY_OPERATOR = "operator"
+_LIVE_KEYS_OF_ONE_NAME = 2  # the one in use and its successor
 
 
-def create_user(db: sqlite3.Connection, user: User) -> None:
+def create_user(db: sqlite3.Connection, user: User, by: str) -> None:
     """The user exists; raises AlreadyExists."""
     if get_user_by_email(db, user.email) is not None:
         raise AlreadyExists(f"There is a user with the e-mail address {user.email} already.")
@@ -27,6 +29,8 @@ def create_user(db: sqlite3.Connection, user: User) -> None:
             user.role,
         ),
     )
+    details = {"email": user.email, "role": user.role.value}
+    append_audit(db, AuditEvent(user.created_at, by, AuditAction.USER_CREATE, user.id, details))
 
 
 def get_user(db: sqlite3.Connection, user_id: str) -> User | None:
@@ -46,23 +50,80 @@ def list_users(db: sqlite3.Connection) -> list[User]:
     return [user_from(row) for row in db.execute("SELECT * FROM users ORDER BY created_at, id")]
 
 
-def set_user_active(db: sqlite3.Connection, user_id: str, active: bool, now: datetime) -> User | None:
+def set_user_active(
+    db: sqlite3.Connection, user_id: str, active: bool, now: datetime, by: str
+) -> User | None:
     """The user is (in)active; deactivating ends the user's jobs too."""
     row = db.execute(
         "UPDATE users SET is_active = ? WHERE id = ? RETURNING *", (int(active), user_id)
     ).fetchone()
     if row is None:
         return None
+    user = user_from(row)
+    action = AuditAction.USER_ACTIVATE if active else AuditAction.USER_DEACTIVATE
+    append_audit(db, AuditEvent(now, by, action, user_id, {"email": user.email}))
     if not active:
         for job_id in sqlite_jobs.unfinished_jobs(db, user_id):
-            sqlite_jobs.request_cancel(db, job_id, None, BY_OPERATOR, now)
-    return user_from(row)
+            sqlite_jobs.request_cancel(db, job_id, None, by, now)
+    return user
 
 
-def create_api_key(db: sqlite3.Connection, key: APIKey) -> None:
+def create_api_key(db: sqlite3.Connection, key: APIKey, by: str) -> None:
     """The key is stored; raises NotFound for an unknown owner."""
-    if get_user(db, key.user_id) is None:
+    owner = get_user(db, key.user_id)
+    if owner is None:
         raise NotFound(f"There is no user {key.user_id}.")
+    _insert_key(db, key)
+    append_audit(db, AuditEvent(key.created_at, by, AuditAction.KEY_CREATE, key.id, _told(key, owner)))
+
+
+def rotate_api_key(
+    db: sqlite3.Connection, key_id: str, successor: APIKey, keep_until: datetime, by: str
+) -> APIKey | None:
+    """The successor is stored and the key ends then at the latest; raises Conflict."""
+    found = _key_and_owner(db, "id", key_id)
+    if found is None:
+        return None
+    key, owner = found
+    now = successor.created_at
+    _require_room_for_successor(db, key, owner, now)
+    _insert_key(db, successor)
+    until = min(keep_until, key.expires_at or keep_until)
+    row = db.execute(
+        "UPDATE api_keys SET expires_at = ? WHERE id = ? RETURNING *", (to_text(until), key_id)
+    ).fetchone()
+    details = {"successor": successor.id, "kept_until": to_text(until), **_told(successor, owner)}
+    append_audit(db, AuditEvent(now, by, AuditAction.KEY_ROTATE, key_id, details))
+    return api_key_from(row)
+
+
+def _require_room_for_successor(db: sqlite3.Connection, key: APIKey, owner: User, now: datetime) -> None:
+    if not owner.is_active:
+        raise Conflict(f"{owner.email} is deactivated: none of the keys works.")
+    if not key.is_usable(now):
+        raise Conflict(
+            f"Key {key.prefix} is revoked or expired already; `ci-admin key create` makes a new one."
+        )
+    live = [one for one in list_api_keys(db, owner.id) if one.name == key.name and one.is_usable(now)]
+    if len(live) >= _LIVE_KEYS_OF_ONE_NAME:
+        raise Conflict(
+            f"{owner.email} has {len(live)} live keys named {key.name!r} already; "
+            "wait until one expires, or `ci-admin key revoke` one."
+        )
+
+
+def _told(key: APIKey, owner: User) -> dict[str, str | None]:
+    """Return what the audit trail tells of a key: enough to recognise it, nothing to use it by."""
+    return {
+        "prefix": key.prefix,
+        "name": key.name,
+        "email": owner.email,
+        "scopes": scopes_text(key.scopes),
+        "expires_at": optional_text(key.expires_at),
+    }
+
+
+def _insert_key(db: sqlite3.Connection, key: APIKey) -> None:
     db.execute(
         "INSERT INTO api_keys (id, user_id, name, key_hash, prefix, scopes, created_at, expires_at, last_used_at, "
         "is_active) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -90,20 +151,31 @@ def list_api_keys(db: sqlite3.Connection, user_id: str | None) -> list[APIKey]:
     return [api_key_from(row) for row in rows]
 
 
-def find_api_key(db: sqlite3.Connection, key_hash: str) -> tuple[APIKey, User] | None:
-    """Return the key with that hash and its owner."""
-    row = db.execute("SELECT * FROM api_keys WHERE key_hash = ?", (key_hash,)).fetchone()
+def find_api_key(db: sqlite3.Connection, prefix: str) -> tuple[APIKey, User] | None:
+    """Return the key with that public part and its owner."""
+    return _key_and_owner(db, "prefix", prefix)
+
+
+def revoke_api_key(db: sqlite3.Connection, key_id: str, now: datetime, by: str) -> APIKey | None:
+    """The key is inactive, and is returned."""
+    db.execute("UPDATE api_keys SET is_active = 0 WHERE id = ?", (key_id,))
+    found = _key_and_owner(db, "id", key_id)
+    if found is None:
+        return None
+    key, owner = found
+    append_audit(db, AuditEvent(now, by, AuditAction.KEY_REVOKE, key_id, _told(key, owner)))
+    return key
+
+
+def _key_and_owner(
+    db: sqlite3.Connection, column: Literal["id", "prefix"], value: str
+) -> tuple[APIKey, User] | None:
+    row = db.execute(f"SELECT * FROM api_keys WHERE {column} = ?", (value,)).fetchone()  # noqa: S608  (two words)
     if row is None:
         return None
     owner = get_user(db, row["user_id"])
     assert owner is not None, "a foreign key guarantees the owner"
     return api_key_from(row), owner
-
-
-def revoke_api_key(db: sqlite3.Connection, key_id: str) -> APIKey | None:
-    """The key is inactive, and is returned."""
-    row = db.execute("UPDATE api_keys SET is_active = 0 WHERE id = ? RETURNING *", (key_id,)).fetchone()
-    return None if row is None else api_key_from(row)
 
 
 def touch_api_key(db: sqlite3.Connection, key_id: str, at: datetime) -> None:

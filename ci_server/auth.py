@@ -1,21 +1,21 @@
 """From an API key to the person behind it. Knows no HTTP: the routes' side of it is `ci_server.dependencies`."""
 
 import asyncio
-import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 
-from ci_common.api_keys import hash_api_key, is_well_formed
+from ci_common.api_keys import hash_api_key, is_same_hash, is_well_formed, key_prefix
 from ci_common.clock import Clock
 from ci_common.errors import CIError, Forbidden, Unauthorized
 from ci_common.models import APIKey, Scope, User
 from ci_common.repository import JobRepository
 
 _TOUCH_EVERY = timedelta(seconds=60)
-_NOBODY = "0" * 64  # compared with when there is no such key, so that a miss takes as long as a hit
+_NO_PREFIX = "-"  # looked up for what cannot be a key: as much work as for one that is unknown
+_NO_HASH = "0" * 64  # compared with when there is no such key, so that a miss takes as long as a hit
 
 _log = structlog.stdlib.get_logger("ci_server.auth")
 
@@ -42,16 +42,16 @@ class Authenticator:
         self.usage = KeyUsage(repository, clock)
 
     async def authenticate(self, token: str | None) -> Caller:
-        """Return who the key belongs to; raises the same Unauthorized whatever is wrong with it."""
-        if token is None or not is_well_formed(token):
-            raise _unauthorized()
-        caller = await self._find(hash_api_key(token))
+        """Return who the key belongs to; raises the same Unauthorized, after the same work, whatever is wrong."""
+        given = token or ""
+        prefix = key_prefix(given) if is_well_formed(given) else _NO_PREFIX
+        caller = await self._find(prefix, hash_api_key(given))
         self.usage.note(caller.key)
         return caller
 
     async def recheck(self, caller: Caller) -> None:
         """The key is still good; raises Unauthorized when it was revoked, expired or its user deactivated."""
-        await self._find(caller.key.key_hash)
+        await self._find(caller.key.prefix, caller.key.key_hash)
 
     def guard(self, caller: Caller, every: float) -> Callable[[], Awaitable[None]]:
         """Return a check that is free to call often: it looks at the key once in `every` seconds."""
@@ -66,9 +66,9 @@ class Authenticator:
 
         return check
 
-    async def _find(self, key_hash: str) -> Caller:
-        found = await self._repository.find_api_key(key_hash)
-        same = hmac.compare_digest(key_hash, found[0].key_hash if found else _NOBODY)
+    async def _find(self, prefix: str, key_hash: str) -> Caller:
+        found = await self._repository.find_api_key(prefix)
+        same = is_same_hash(key_hash, found[0].key_hash if found else _NO_HASH)
         if found is None or not same:
             raise _unauthorized()
         key, user = found

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ci_admin import accounts
-from ci_common.api_keys import hash_api_key, is_well_formed
+from ci_common.api_keys import hash_api_key, is_well_formed, key_prefix
 from ci_common.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from ci_common.models import DEFAULT_SCOPES, Job, JobStatus, Role, Scope, User, new_id
 from ci_common.repository import JobRepository
@@ -66,8 +66,10 @@ async def test_of_a_key_only_the_hash_is_kept(repository: JobRepository) -> None
     issued = await accounts.issue_key(repository, owner, "laptop", DEFAULT_SCOPES, None, NOW)
 
     assert is_well_formed(issued.secret)
-    assert await repository.find_api_key(hash_api_key(issued.secret)) == (issued.key, owner)
+    assert await repository.find_api_key(key_prefix(issued.secret)) == (issued.key, owner)
+    assert issued.key.key_hash == hash_api_key(issued.secret)
     assert issued.secret not in str(await repository.list_api_keys())
+    assert issued.secret not in str(await repository.list_audit())
 
 
 async def test_a_key_keeps_scopes_and_expiry(repository: JobRepository) -> None:
@@ -110,10 +112,10 @@ async def test_a_key_is_revoked_by_its_id_or_its_prefix(repository: JobRepositor
     owner = await _ada(repository)
     issued = await accounts.issue_key(repository, owner, "laptop", DEFAULT_SCOPES, None, NOW)
 
-    revoked = await accounts.revoke_key(repository, getattr(issued.key, named_by))
+    revoked = await accounts.revoke_key(repository, getattr(issued.key, named_by), NOW)
 
     assert revoked.id == issued.key.id
-    found = await repository.find_api_key(issued.key.key_hash)
+    found = await repository.find_api_key(issued.key.prefix)
     assert found is not None
     assert not found[0].is_usable(NOW)
 
@@ -124,7 +126,7 @@ async def test_revoking_what_is_no_key_is_not_found(repository: JobRepository, n
     await accounts.issue_key(repository, owner, "laptop", DEFAULT_SCOPES, None, NOW)
 
     with pytest.raises(NotFound, match="API key"):
-        await accounts.revoke_key(repository, named)
+        await accounts.revoke_key(repository, named, NOW)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """What `ci-admin` prints and how it exits, with nothing replaced but the terminal."""
 
 import json
+import sqlite3
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,96 @@ def test_a_key_is_shown_once(admin: Admin) -> None:
     assert key_prefix(issued["api_key"]) in listed
 
 
+@pytest.mark.usefixtures("ada")
+def test_rotating_a_key_shows_the_new_one_and_how_long_the_old_one_works(admin: Admin) -> None:
+    old = admin("key", "create", "--email", "you@example.com", "--name", "laptop", "--json").json
+    said = admin("key", "rotate", old["prefix"], "--keep", "36h")
+
+    assert said.code == 0
+    first, *lines = said.out.splitlines()
+    secret = lines[1].removeprefix("API Key: ")
+    assert first == "✓ API key rotated successfully"
+    assert is_well_formed(secret)
+    assert lines[2:4] == ["Name:    laptop", "User:    you@example.com"]
+    assert lines[4].startswith(f"Replaces: {old['prefix']}, which works until 20")
+    kept, new = admin("key", "list", "--json").json
+    assert (kept["prefix"], new["prefix"]) == (old["prefix"], key_prefix(secret))
+    overlap = datetime.fromisoformat(kept["expires_at"]) - datetime.fromisoformat(new["created_at"])
+    assert overlap == timedelta(hours=36)
+    assert new["scopes"] == old["scopes"]
+
+
+@pytest.mark.usefixtures("ada")
+def test_json_of_a_rotation_is_that_of_a_new_key_and_the_one_it_replaces(admin: Admin) -> None:
+    old = admin("key", "create", "--email", "you@example.com", "--name", "laptop", "--json").json
+    new = admin("key", "rotate", old["id"], "--json").json
+
+    assert list(new)[:4] == ["api_key", "id", "prefix", "name"]
+    assert list(new)[-1] == "replaces"
+    assert new["replaces"]["id"] == old["id"]
+    assert "api_key" not in new["replaces"]
+
+
+@pytest.mark.usefixtures("ada")
+def test_a_third_live_key_of_one_name_is_refused(admin: Admin) -> None:
+    old = admin("key", "create", "--email", "you@example.com", "--name", "laptop", "--json").json
+    new = admin("key", "rotate", old["id"], "--json").json
+    said = admin("key", "rotate", new["id"])
+
+    assert (said.code, said.out) == (65, "")
+    assert "2 live keys" in said.err
+    admin("key", "revoke", old["id"])
+    assert admin("key", "rotate", new["id"]).code == 0
+
+
+def test_a_key_that_was_made_for_a_time_is_renewed_for_as_long(admin: Admin, ada: dict[str, Any]) -> None:
+    arguments = ("key", "create", "--email", ada["email"], "--name", "ci", "--expires", "30d", "--json")
+    new = admin("key", "rotate", admin(*arguments).json["id"], "--json").json
+
+    lifetime = datetime.fromisoformat(new["expires_at"]) - datetime.fromisoformat(new["created_at"])
+    assert lifetime == timedelta(days=30)
+
+
+def test_names_in_the_database_have_no_power_over_a_terminal(
+    admin: Admin, ada: dict[str, Any], tmp_path: Path
+) -> None:
+    """Such names are refused; a database that somebody else wrote may hold them all the same."""
+    hostile = "\x1b]0;owned\x07\x1b[2J\u202ehi\r\nFORGED \x9b31mred\x08"
+    admin("key", "create", "--email", ada["email"], "--name", "laptop")
+    db = sqlite3.connect(tmp_path / "ci_jobs.db")
+    with db:
+        db.execute("UPDATE users SET name = ?, email = ?", (hostile, hostile))
+        db.execute("UPDATE api_keys SET name = ?", (hostile,))
+        db.execute("UPDATE audit_events SET actor = ?", (hostile,))
+    db.close()
+    for command in (("user", "list"), ("user", "get", "--email", ada["id"]), ("key", "list"), ("audit",)):
+        for arguments in (command, (*command, "--json")):
+            said = admin(*arguments)
+            assert said.code == 0
+            assert {char for char in said.out if not char.isprintable()} == {"\n"}, arguments
+            assert not [line for line in said.out.splitlines() if line.startswith("FORGED")]
+        assert repr(hostile)[1:-1] in str(admin(*command, "--json").json), "nothing is lost for scripts"
+    told = admin("user", "get", "--email", hostile + "!")
+    assert told.code == 66
+    assert {char for char in told.err if not char.isprintable()} == {"\n"}
+
+
+def test_the_audit_trail_is_one_line_an_event(admin: Admin, ada: dict[str, Any]) -> None:
+    header, _, line = admin("audit").out.splitlines()
+
+    assert header.split() == ["AT", "ACTOR", "ACTION", "SUBJECT", "REQUEST", "DETAILS"]
+    assert "user.create" in line
+    assert ada["id"] in line
+    assert "email=you@example.com role=user" in line
+
+
+def test_json_of_the_audit_trail_has_stable_keys(admin: Admin, ada: dict[str, Any]) -> None:
+    (event,) = admin("audit", "--json").json
+
+    assert list(event) == ["at", "actor", "action", "subject", "request_id", "details"]
+    assert event["subject"] == ada["id"]
+
+
 def test_json_of_a_user_has_stable_keys(ada: dict[str, Any]) -> None:
     assert sorted(ada) == ["created_at", "email", "id", "is_active", "name", "role"]
 
@@ -153,6 +245,11 @@ def test_deactivating_tells_how_many_jobs_it_ended(admin: Admin, ada: dict[str, 
         (66, ["user", "get", "--email", "nobody@example.com"]),
         (66, ["key", "list", "--email", "nobody@example.com"]),
         (66, ["key", "revoke", "no-such-key"]),
+        (66, ["key", "rotate", "no-such-key"]),
+        (64, ["key", "rotate", "no-such-key", "--keep", "soon"]),
+        (64, ["key", "rotate", "no-such-key", "--keep", "999999y"]),
+        (64, ["audit", "--since", "yesterday"]),
+        (64, ["audit", "--since", "999999y"]),
         (66, ["user", "list", "--db-path", "/no/such/folder/ci_jobs.db"]),
     ],
 )

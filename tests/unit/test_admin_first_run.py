@@ -10,7 +10,7 @@ import pytest
 from ci_admin import accounts
 from ci_admin.first_run import ClientSetup, set_up_client
 from ci_admin.next_steps import greeting
-from ci_common.api_keys import generate_api_key, hash_api_key
+from ci_common.api_keys import generate_api_key, key_prefix
 from ci_common.client_config import read_config
 from ci_common.repository import JobRepository
 from ci_persistence.sqlite_repository import SQLiteJobRepository
@@ -40,7 +40,7 @@ async def test_the_first_run_writes_what_the_client_reads(repository: JobReposit
     setup = await set_up_client(repository, config, URL, NOW)
 
     stored = read_config(config)
-    found = await repository.find_api_key(hash_api_key(stored["api_key"]))
+    found = await repository.find_api_key(key_prefix(stored["api_key"]))
     assert stored["server"] == URL
     assert found is not None
     assert found[1] == setup.user
@@ -79,7 +79,7 @@ async def test_a_key_of_another_installation_is_left_alone(repository: JobReposi
 async def test_a_revoked_key_does_not_count_as_working(repository: JobRepository, config: Path) -> None:
     await set_up_client(repository, config, URL, NOW)
     (key,) = await repository.list_api_keys()
-    await accounts.revoke_key(repository, key.id)
+    await accounts.revoke_key(repository, key.id, NOW)
 
     assert not (await set_up_client(repository, config, URL, NOW)).works
 

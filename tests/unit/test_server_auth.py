@@ -1,16 +1,22 @@
 """Keys and scopes, at a real server: who is let in, what a refusal gives away, and what the log keeps."""
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from datetime import timedelta
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
-from ci_common.api_keys import generate_api_key
-from ci_common.clock import utcnow
-from ci_common.models import APIKey, Scope
+from ci_common.api_keys import checksum, generate_api_key, key_prefix
+from ci_common.clock import SystemClock, utcnow
+from ci_common.errors import Unauthorized
+from ci_common.models import APIKey, Role, Scope, User, new_id
+from ci_persistence.sqlite_repository import SQLiteJobRepository
+from ci_server.app import create_app
+from ci_server.auth import Authenticator, Caller
 from tests.support.server import Account, Site, client, eventually, serving
 
 
@@ -22,32 +28,107 @@ async def http(site: Site) -> AsyncGenerator[httpx.AsyncClient, None]:
             yield opened
 
 
-async def test_every_kind_of_bad_key_gets_the_same_answer(
-    site: Site, ada: Account, http: httpx.AsyncClient
-) -> None:
+async def bad_headers(site: Site, ada: Account) -> dict[str, dict[str, str]]:
+    """Return the header of a request for everything that may be wrong with its key."""
     revoked = await site.issue_key(ada.user)
-    await site.repository.revoke_api_key(revoked.key.id)
+    await site.repository.revoke_api_key(revoked.key.id, utcnow())
     expired = await site.issue_key(ada.user, lifetime=timedelta(seconds=-1))
     bob = await site.account("bob")
     await site.repository.set_user_active(bob.user.id, active=False, now=utcnow())
-    headers: list[dict[str, str]] = [
-        {},
-        {"Authorization": ""},
-        {"Authorization": "Bearer"},
-        {"Authorization": "Bearer ci_short"},
-        {"Authorization": f"Basic {ada.secret}"},
-        {"Authorization": f"Bearer {ada.secret}x"},
-        {"Authorization": f"Bearer {generate_api_key()}"},
-        revoked.headers,
-        expired.headers,
-        bob.headers,
+    return {
+        "missing": {},
+        "empty": {"Authorization": ""},
+        "no credentials": {"Authorization": "Bearer"},
+        "malformed": {"Authorization": "Bearer ci_short"},
+        "another scheme": {"Authorization": f"Basic {ada.secret}"},
+        "wrong checksum": {
+            "Authorization": f"Bearer {ada.secret[:-1]}{'b' if ada.secret[-1] == 'a' else 'a'}"
+        },
+        "too long": {"Authorization": f"Bearer {ada.secret}x"},
+        "unknown id": {"Authorization": f"Bearer {generate_api_key()}"},
+        "wrong secret": {"Authorization": f"Bearer {same_id_other_secret(ada.secret)}"},
+        "revoked": revoked.headers,
+        "expired": expired.headers,
+        "inactive user": bob.headers,
+    }
+
+
+def same_id_other_secret(key: str) -> str:
+    """Return a well-formed key with the public part of that one."""
+    body = f"{key_prefix(key)}_{generate_api_key().split('_')[2]}"
+    return f"{body}_{checksum(body)}"
+
+
+async def test_every_kind_of_bad_key_gets_the_same_answer_to_the_byte(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    answers: list[tuple[int, bytes, list[tuple[str, str]]]] = []
+    for header in (await bad_headers(site, ada)).values():
+        answer = await http.get("/jobs", headers={**header, "X-Request-ID": "the-same"})
+        headers = sorted((name, value) for name, value in answer.headers.items() if name != "date")
+        answers.append((answer.status_code, answer.content, headers))
+    assert answers == [answers[0]] * 12
+    status, body, headers = answers[0]
+    assert (status, json.loads(body)["code"]) == (401, "unauthorized")
+    assert ("www-authenticate", 'Bearer realm="ci"') in headers
+
+
+class CountingRepository(SQLiteJobRepository):
+    """Counts how often a key is looked up."""
+
+    lookups = 0
+
+    async def find_api_key(self, prefix: str) -> tuple[APIKey, User] | None:
+        self.lookups += 1
+        return await super().find_api_key(prefix)
+
+
+async def test_every_kind_of_bad_key_makes_the_same_work(site: Site, ada: Account) -> None:
+    repository = CountingRepository(site.settings.db_path)
+    authenticator = Authenticator(repository, SystemClock())
+    tokens = [
+        header.get("Authorization", "").partition(" ")[2]
+        for header in (await bad_headers(site, ada)).values()
     ]
-    answers = [await http.get("/jobs", headers=header) for header in headers]
-    assert {answer.status_code for answer in answers} == {401}
-    assert {answer.headers["www-authenticate"] for answer in answers} == {'Bearer realm="ci"'}
-    bodies = [{**answer.json(), "request_id": ""} for answer in answers]
-    assert all(body == bodies[0] for body in bodies)
-    assert bodies[0]["code"] == "unauthorized"
+    bad = [token for token in tokens if token != ada.secret]
+    for token in bad:
+        with pytest.raises(Unauthorized):
+            await authenticator.authenticate(token)
+    assert repository.lookups == len(bad) == 11
+    await authenticator.authenticate(ada.secret)
+    assert repository.lookups == 12
+    await authenticator.usage.settle()
+    await repository.close()
+
+
+async def test_a_key_is_found_by_its_id_and_judged_by_its_secret(site: Site, ada: Account) -> None:
+    """The right id alone opens nothing, in whatever row it stands."""
+    authenticator = Authenticator(site.repository, SystemClock())
+    with pytest.raises(Unauthorized):
+        await authenticator.authenticate(same_id_other_secret(ada.secret))
+    assert (await authenticator.authenticate(ada.secret)).key.id == ada.key.id
+    await authenticator.usage.settle()
+
+
+class SetClock(SystemClock):
+    """A monotonic clock that the test moves."""
+
+    time = 0.0
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+async def test_an_open_stream_notices_a_revocation_within_its_interval(site: Site, ada: Account) -> None:
+    clock = SetClock()
+    authenticator = Authenticator(site.repository, clock)
+    check = authenticator.guard(Caller(ada.user, ada.key), every=7.5)
+    await site.repository.revoke_api_key(ada.key.id, utcnow())
+    clock.time = 7.4
+    await check()  # free of charge until then
+    clock.time = 7.5
+    with pytest.raises(Unauthorized):
+        await check()
 
 
 async def test_bytes_that_are_no_text_are_no_key(http: httpx.AsyncClient) -> None:
@@ -60,16 +141,87 @@ async def test_a_key_works_until_it_is_revoked_and_never_in_the_url(
 ) -> None:
     assert (await http.get("/jobs", headers=ada.headers)).status_code == 200
     assert (await http.get("/jobs", params={"api_key": ada.secret})).status_code == 401
-    await site.repository.revoke_api_key(ada.key.id)
+    await site.repository.revoke_api_key(ada.key.id, utcnow())
     assert (await http.get("/jobs", headers=ada.headers)).status_code == 401
 
 
-async def test_reading_needs_the_scope_read(site: Site, http: httpx.AsyncClient) -> None:
+OPEN = "no key needed"
+ANY = "any valid key"
+# What each route asks of a key; a new route needs its line.
+NEEDS: dict[tuple[str, str], Scope | str] = {
+    ("POST", "/submit"): Scope.SUBMIT,
+    ("POST", "/submit-stream"): Scope.SUBMIT,
+    ("POST", "/submit-async"): Scope.SUBMIT,
+    ("GET", "/capacity"): Scope.SUBMIT,
+    ("DELETE", "/jobs/{job_id}"): Scope.SUBMIT,
+    ("GET", "/jobs"): Scope.READ,
+    ("GET", "/jobs/{job_id}"): Scope.READ,
+    ("GET", "/jobs/{job_id}/events"): Scope.READ,
+    ("GET", "/jobs/{job_id}/stream"): Scope.READ,
+    ("GET", "/jobs/{job_id}/log"): Scope.READ,
+    ("HEAD", "/jobs/{job_id}/log"): Scope.READ,
+    ("GET", "/info"): ANY,
+    ("GET", "/health"): OPEN,
+    ("GET", "/ready"): OPEN,
+}
+
+
+def test_every_route_says_what_it_asks_of_a_key(site: Site) -> None:
+    routes = {
+        (method, route.path)
+        for route in all_routes(create_app(site.settings).routes)
+        for method in route.methods or ()
+    }
+    assert routes == set(NEEDS)
+
+
+def all_routes(routes: Iterable[object]) -> Iterator[APIRoute]:
+    """Yield the routes of an app, those of its routers included."""
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield route
+        else:
+            yield from all_routes(getattr(getattr(route, "original_router", None), "routes", ()))
+
+
+@pytest.mark.parametrize("scope", [None, *Scope])
+async def test_a_key_may_do_what_its_scope_says_and_nothing_else(
+    site: Site, http: httpx.AsyncClient, scope: Scope | None
+) -> None:
+    """One scope at a time; `admin` and `agent` open nothing by themselves."""
+    account = await site.account("someone", frozenset({scope} if scope else ()))
+    job = await site.finished_job(account, b"output")
+    for (method, path), needed in NEEDS.items():
+        response = await http.request(method, path.format(job_id=job.id), headers=account.headers)
+        allowed = needed in (OPEN, ANY, scope)
+        assert (response.status_code == 403) is not allowed, (method, path, response.status_code)
+        assert response.status_code not in (401, 404, 500), (method, path)
+        if not allowed and method != "HEAD":
+            assert response.json()["code"] == "forbidden"
+
+
+async def test_every_route_but_the_open_ones_needs_a_key(http: httpx.AsyncClient) -> None:
+    for (method, path), needed in NEEDS.items():
+        response = await http.request(method, path.format(job_id="any"))
+        assert (response.status_code == 401) is (needed != OPEN), (method, path, response.status_code)
+
+
+async def test_an_admin_sees_no_more_jobs_than_anybody(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    """What operators do goes through `ci-admin`; the API knows owners only."""
+    root = User(new_id(), "root", "root@example.org", utcnow(), role=Role.ADMIN)
+    await site.repository.create_user(root)
+    admin = await site.issue_key(root, frozenset(Scope))
+    job = await site.queue_job(ada)
+    assert (await http.get("/jobs", headers=admin.headers)).json() == []
+    for method in ("GET", "DELETE"):
+        assert (await http.request(method, f"/jobs/{job.id}", headers=admin.headers)).status_code == 404
+
+
+async def test_a_machine_that_may_only_submit_can_cancel(site: Site, http: httpx.AsyncClient) -> None:
     machine = await site.account("machine", frozenset({Scope.SUBMIT}))
     job = await site.queue_job(machine)
-    for path in ("/jobs", f"/jobs/{job.id}", f"/jobs/{job.id}/log", f"/jobs/{job.id}/stream"):
-        response = await http.get(path, headers=machine.headers)
-        assert (response.status_code, response.json()["code"]) == (403, "forbidden"), path
     assert (await http.delete(f"/jobs/{job.id}", headers=machine.headers)).status_code == 200
 
 

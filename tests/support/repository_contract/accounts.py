@@ -1,5 +1,6 @@
 """The contract about users and their keys."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,6 @@ from ci_common.models import (
     JobStatus,
     Role,
     Scope,
-    new_id,
 )
 from ci_common.repository import JobRepository
 from tests.support.repository_contract.story import Story, at, make_job, make_key, make_user
@@ -52,7 +52,7 @@ class AccountsContract:
             last_used_at=at(1),
         )
         await story.repository.create_api_key(key)
-        assert await other.find_api_key(key.key_hash) == (key, story.user)
+        assert await other.find_api_key(key.prefix) == (key, story.user)
         assert await other.find_api_key("unknown") is None
 
     async def test_keys_are_listed_by_user_or_all_oldest_first(self, story: Story) -> None:
@@ -65,11 +65,14 @@ class AccountsContract:
         assert await repository.list_api_keys(story.user.id) == [early, late]
         assert await repository.list_api_keys() == [early, late, foreign]
 
-    async def test_a_key_needs_an_owner_and_a_hash_of_its_own(self, story: Story) -> None:
+    @pytest.mark.parametrize("same", ["key_hash", "prefix"])
+    async def test_a_key_needs_an_owner_a_hash_and_a_public_part_of_its_own(
+        self, story: Story, same: str
+    ) -> None:
         key = make_key(story.user)
         await story.repository.create_api_key(key)
         with pytest.raises(Conflict):
-            await story.repository.create_api_key(replace(key, id=new_id()))
+            await story.repository.create_api_key(make_key(story.user, **{same: getattr(key, same)}))
         with pytest.raises(NotFound):
             await story.repository.create_api_key(make_key(make_user("nobody")))
 
@@ -78,10 +81,69 @@ class AccountsContract:
     ) -> None:
         key = make_key(story.user)
         await story.repository.create_api_key(key)
-        await other.find_api_key(key.key_hash)
-        assert await story.repository.revoke_api_key(key.id) == replace(key, is_active=False)
-        assert await other.find_api_key(key.key_hash) == (replace(key, is_active=False), story.user)
-        assert await story.repository.revoke_api_key("unknown") is None
+        await other.find_api_key(key.prefix)
+        assert await story.repository.revoke_api_key(key.id, at(5)) == replace(key, is_active=False)
+        assert await other.find_api_key(key.prefix) == (replace(key, is_active=False), story.user)
+        assert await story.repository.revoke_api_key("unknown", at(5)) is None
+
+    async def test_a_rotated_key_works_beside_its_successor_for_the_overlap(
+        self, story: Story, other: JobRepository
+    ) -> None:
+        old = make_key(story.user)
+        await story.repository.create_api_key(old)
+        new = make_key(story.user, created_at=at(10))
+        kept = await story.repository.rotate_api_key(old.id, new, at(100))
+        assert kept == replace(old, expires_at=at(100))
+        assert await other.find_api_key(old.prefix) == (kept, story.user)
+        assert await other.find_api_key(new.prefix) == (new, story.user)
+        assert await other.rotate_api_key("unknown", make_key(story.user), at(100)) is None
+
+    async def test_a_rotation_never_prolongs_a_key(self, story: Story) -> None:
+        old = make_key(story.user, expires_at=at(50))
+        await story.repository.create_api_key(old)
+        kept = await story.repository.rotate_api_key(old.id, make_key(story.user, created_at=at(10)), at(100))
+        assert kept == old
+
+    async def test_no_more_than_two_keys_of_a_name_live_after_a_rotation(self, story: Story) -> None:
+        repository = story.repository
+        old, second = make_key(story.user), make_key(story.user, created_at=at(10))
+        await repository.create_api_key(old)
+        await repository.create_api_key(make_key(story.user, name="another"))
+        await repository.rotate_api_key(old.id, second, at(100))
+        before = await repository.list_api_keys()
+        with pytest.raises(Conflict, match="2 live keys"):
+            await repository.rotate_api_key(second.id, make_key(story.user, created_at=at(20)), at(200))
+        assert await repository.list_api_keys() == before
+        third = make_key(story.user, created_at=at(100))  # the first has expired
+        assert await repository.rotate_api_key(second.id, third, at(200)) is not None
+
+    async def test_two_who_rotate_the_same_key_at_once_make_one_successor(
+        self, story: Story, other: JobRepository
+    ) -> None:
+        old = make_key(story.user)
+        await story.repository.create_api_key(old)
+        outcomes = await asyncio.gather(
+            *(
+                client.rotate_api_key(old.id, make_key(story.user, created_at=at(10)), at(100))
+                for client in (story.repository, other)
+            ),
+            return_exceptions=True,
+        )
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["APIKey", "Conflict"]
+        assert len(await other.list_api_keys()) == 2
+
+    @pytest.mark.parametrize("end", ["revoked", "expired", "owner"])
+    async def test_a_key_that_does_not_work_has_no_successor(self, story: Story, end: str) -> None:
+        repository = story.repository
+        old = make_key(story.user, expires_at=at(5) if end == "expired" else None)
+        await repository.create_api_key(old)
+        if end == "revoked":
+            await repository.revoke_api_key(old.id, at(5))
+        if end == "owner":
+            await repository.set_user_active(story.user.id, active=False, now=at(5))
+        with pytest.raises(Conflict):
+            await repository.rotate_api_key(old.id, make_key(story.user, created_at=at(10)), at(100))
+        assert len(await repository.list_api_keys()) == 1
 
     async def test_the_last_use_of_a_key_never_goes_back(self, story: Story) -> None:
         key = make_key(story.user)

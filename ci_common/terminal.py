@@ -1,8 +1,9 @@
-"""What a job's output may do to a terminal: text, colours, tabs, line ends; every other control sequence is dropped.
+"""What text from elsewhere may do to a terminal: show text, colours, tabs, line ends; every other control is dropped.
 
 Output is written by whoever wrote the tests, so it may try to set titles, reach the clipboard, move the
 cursor over other text or answer queries. The state machine works on decoded text and over any cut of its
-input: feeding pieces gives the same as feeding the whole.
+input: feeding pieces gives the same as feeding the whole. Of carriage returns one in a row passes: progress
+bars live by it, and it reaches no further than the line that the job itself has begun.
 """
 
 import codecs
@@ -14,7 +15,8 @@ _COLOUR = re.compile(r"[0-9;:]*")
 _MAX_COLOUR = 64  # characters of one SGR sequence; real ones have under 30
 _MAX_STRING = 4096  # an unterminated OSC or DCS ends here, so that it cannot hide the rest of the log
 
-_REORDERING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # shows text in another order
+# Letters and symbols to Unicode, but nothing to the eye: fillers, joiners, the blank of Braille.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
 
 _STRING_STARTERS = {"]": "\x9d", "P": "\x90", "X": "\x98", "^": "\x9e", "_": "\x9f"}  # ESC x and its C1 form
 _ABORT = "\x18\x1a"  # CAN and SUB end any sequence
@@ -128,7 +130,16 @@ class TerminalSanitizer:
 
 
 def one_line(text: str) -> str:
-    """Return text from elsewhere fit for one line of ours: no control characters, no colours, in its own order."""
+    """Return text from elsewhere fit for one line of ours: no control sequences, no colours, no other line.
+
+    What reorders the rest or cannot be seen is shown as an escape such as `\\u202e`, so that no two names look alike.
+    """
     sanitizer = TerminalSanitizer(colours=False)
     clean = sanitizer.feed(text.encode("utf-8", "replace")) + sanitizer.finish()
-    return " ".join(_REORDERING.sub("", clean.decode()).split())
+    return "".join(map(_visible, " ".join(clean.decode().split())))
+
+
+def _visible(char: str) -> str:
+    if char.isprintable() and char not in _BLANK:
+        return char
+    return char.encode("unicode_escape").decode()
