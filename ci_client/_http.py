@@ -21,6 +21,7 @@ from ci_common.errors import (
     Forbidden,
     InternalError,
     InvalidRequest,
+    LogPruned,
     ServerUnreachable,
     TooManyRequests,
     Unauthorized,
@@ -47,6 +48,7 @@ _PARTIAL_CONTENT = 206
 _BY_STATUS: Mapping[int, type[CIError]] = {
     401: Unauthorized,
     403: Forbidden,
+    410: LogPruned,  # the answer to a HEAD has no body that says so
     413: ArchiveTooLarge,
     429: TooManyRequests,
     502: Unavailable,

@@ -106,6 +106,9 @@ def submit() -> None:
 @click.option(
     "--timeout", type=_duration, metavar="DURATION", help="End the job after this time (90, 90s, 10m, 1h)."
 )
+@click.option(
+    "--wait-for-capacity", is_flag=True, help="Wait for room in a full queue instead of giving up (75)."
+)
 @click.option("--dry-run", is_flag=True, help="List what would be sent, and what not and why; send nothing.")
 @click.option(
     "--include-ignored", is_flag=True, help="Send files that git ignores too (save the usual artefacts)."
@@ -124,6 +127,7 @@ def submit() -> None:
 def submit_test(
     background: bool,
     timeout: float | None,
+    wait_for_capacity: bool,
     dry_run: bool,
     include_ignored: bool,
     project: Path,
@@ -142,7 +146,7 @@ def submit_test(
     from ci_client.commands import following
 
     options = following.SubmitOptions(
-        project, pytest_args, timeout, include_ignored, background, as_json, raw
+        project, pytest_args, timeout, include_ignored, background, as_json, raw, wait_for_capacity
     )
     if dry_run:
         return following.dry_run(Console(), options)

@@ -24,13 +24,14 @@ from ci_client import config
 from ci_client._http import Disconnected, Http, ServerEvent
 from ci_client.following import StreamState, is_last
 from ci_client.job_info import JobInfo
-from ci_client.retry import Retries, RetryPolicy
+from ci_client.retry import NO_ROOM, Retries, RetryPolicy, wait_for_room
 from ci_client.upload import Progress, form_fields, opened
 from ci_common.errors import (
     ArchiveTooLarge,
     CIError,
     InvalidOffset,
     InvalidRequest,
+    LogPruned,
     NotFound,
     ServerUnreachable,
 )
@@ -74,14 +75,24 @@ class CIClient:
         *,
         idempotency_key: str | None = None,
         on_progress: Progress | None = None,
+        on_full: Callable[[str], None] | None = None,
     ) -> str:
         """The job is accepted and durable, and runs on its own; returns its id.
 
-        A broken connection is retried under one Idempotency-Key, so that there is one job at most.
+        A broken connection is retried under one Idempotency-Key, so that there is one job at most. With
+        `on_full`, which is told so, a full queue is waited out; else TooManyRequests or QueueFull is raised.
         """
         headers = {"Idempotency-Key": idempotency_key or new_id()}
+        answer = None
         with opened(archive, on_progress) as file:
-            answer = self._patiently(lambda: self._submit_once(file, options, headers))
+            while answer is None:
+                try:
+                    self._wait_for_room(on_full)
+                    answer = self._patiently(lambda: self._submit_once(file, options, headers))
+                except NO_ROOM as error:
+                    if on_full is None:
+                        raise
+                    wait_for_room(error, on_full)
         return JobInfo.from_json({"status": JobStatus.QUEUED, **answer}).job_id
 
     def submit_stream(
@@ -91,19 +102,26 @@ class CIClient:
         *,
         idempotency_key: str | None = None,
         on_progress: Progress | None = None,
+        on_full: Callable[[str], None] | None = None,
     ) -> Iterator[StreamEvent]:
         """Submit and follow: yields the job's id, its states, all of its output and, last, its verdict.
 
         Output is yielded exactly once whatever happens to connections and servers. Closing the iterator
-        leaves the job running.
+        leaves the job running. A full queue is as in `submit`.
         """
         headers = {"Idempotency-Key": idempotency_key or new_id(), "Accept": "text/event-stream"}
         state, retries = StreamState(), self._retries()
         with opened(archive, on_progress) as file:
             while state.job_id is None:
-                post = self._http.upload_stream("/submit-stream", file, form_fields(options), headers)
-                if (yield from self._read(self._explained(post, file), state, retries)):
-                    return
+                try:
+                    self._wait_for_room(on_full)
+                    post = self._http.upload_stream("/submit-stream", file, form_fields(options), headers)
+                    if (yield from self._read(self._explained(post, file), state, retries)):
+                        return
+                except NO_ROOM as error:
+                    if on_full is None:
+                        raise
+                    wait_for_room(error, on_full)
         yield from self._follow(state.job_id, state, retries, from_beginning=True)
 
     def follow(
@@ -163,6 +181,18 @@ class CIClient:
         with self._explained(upload, file) as answer:
             return answer
 
+    def _wait_for_room(self, on_full: Callable[[str], None] | None) -> None:
+        """There is room in the queue as far as can be known before an archive is sent to find out."""
+        while on_full is not None:
+            try:
+                self._patiently(lambda: self._http.json("GET", "/capacity"))
+            except NotFound:
+                return  # a server older than the question: only a submission tells
+            except NO_ROOM as error:
+                wait_for_room(error, on_full)
+            else:
+                return
+
     def _follow(
         self, job_id: str, state: StreamState, retries: Retries, *, from_beginning: bool
     ) -> Generator[StreamEvent]:
@@ -196,13 +226,19 @@ class CIClient:
             retries.wait(error)
         return False
 
-    def _position_now(self, job_id: str) -> Position:
-        """Return where new output will begin, so that a reconnect cannot skip what comes meanwhile."""
+    def _position_now(self, job_id: str) -> Position | None:
+        """Return where new output will begin, so that a reconnect cannot skip what comes meanwhile.
+
+        None where nothing can come: the job is over and its log is not kept any more.
+        """
         attempt = self.get_job(job_id).attempt
         if attempt == 0:
             return Position(0, 0)
         path = f"{_job_path(job_id)}/log"
-        return Position(attempt, self._patiently(lambda: self._http.size(path, {"attempt": attempt})))
+        try:
+            return Position(attempt, self._patiently(lambda: self._http.size(path, {"attempt": attempt})))
+        except LogPruned:
+            return None
 
     @contextlib.contextmanager
     def _explained(self, upload: contextlib.AbstractContextManager[T], file: BinaryIO) -> Generator[T]:

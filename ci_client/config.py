@@ -40,7 +40,7 @@ def resolve(flags: Flags, environ: Mapping[str, str] = os.environ) -> Connection
         flags.server or environ.get("CI_SERVER_URL") or stored.get("server") or DEFAULT_SERVER
     )
     key = _key_of_flags(flags) or environ.get("CI_API_KEY", "").strip()
-    warnings = [*_plain_http(server_url)]
+    warnings = [*_plain_http(server_url), *_on_the_command_line(flags)]
     if not key:
         key = stored.get("api_key", "")
         warnings += _readable_by_others(path) if key else []
@@ -109,6 +109,12 @@ def _plain_http(server_url: str) -> list[str]:
     return [
         f"{server_url} is not encrypted: the API key and the project can be read on the way; use https://"
     ]
+
+
+def _on_the_command_line(flags: Flags) -> list[str]:
+    if not flags.api_key:
+        return []
+    return ["--api-key shows the key to everyone on this machine (`ps`): use --api-key-file or CI_API_KEY"]
 
 
 def _readable_by_others(path: Path) -> list[str]:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from io import RawIOBase
 from typing import Literal, TextIO, cast
 
-from ci_client.sanitizer import one_line
+from ci_common.terminal import one_line
 
 Colour = Literal["red", "green", "yellow", "dim"]
 _SGR: Mapping[Colour, str] = {"red": "31", "green": "32", "yellow": "33", "dim": "2"}
 _CLEAR_LINE = "\r\x1b[K"
+_RESET = "\x1b[0m"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Console:
         self._out = cast(RawIOBase, open(sys.stdout.fileno(), "wb", buffering=0, closefd=False))  # noqa: SIM115
         self._transient = False
         self._mid_line = False
+        self._coloured = False  # data may have left colours on, or text hidden
 
     def data(self, data: bytes) -> None:
         """The bytes are with the reader of stdout; raises ReaderGone when there is none any more."""
@@ -66,6 +68,7 @@ class Console:
         while view:
             view = view[self._write(view) :]
         self._mid_line = not data.endswith(b"\n")
+        self._coloured |= b"\x1b" in data
 
     def line(self, text: str) -> None:
         """One line of data."""
@@ -77,6 +80,7 @@ class Console:
         if self._mid_line and self.terminal.stdout and self.terminal.stderr:
             self._err("\n")  # both are one screen: do not write behind half a line of output
             self._mid_line = False
+        self._uncolour()
         self._err(self._painted(one_line(text), colour) + "\n")
 
     def warn(self, text: str) -> None:
@@ -89,6 +93,7 @@ class Console:
             return
         import shutil  # slow to import, and only needed on terminals
 
+        self._uncolour()
         width = shutil.get_terminal_size().columns - 1
         self._err(_CLEAR_LINE + one_line(text)[:width])
         self._transient = True
@@ -98,8 +103,14 @@ class Console:
             self._err(_CLEAR_LINE)
             self._transient = False
 
+    def _uncolour(self) -> None:
+        """A remark is not written in the colours of the job, which may be black on black."""
+        if self._coloured and self.terminal.stdout and self.terminal.stderr:
+            self._err(_RESET)
+            self._coloured = False
+
     def _painted(self, text: str, colour: Colour | None) -> str:
-        return f"\x1b[{_SGR[colour]}m{text}\x1b[0m" if colour and self.terminal.err_colour else text
+        return f"\x1b[{_SGR[colour]}m{text}{_RESET}" if colour and self.terminal.err_colour else text
 
     def _err(self, text: str) -> None:
         with contextlib.suppress(OSError):  # nobody reads the remarks: the data and the exit code still count

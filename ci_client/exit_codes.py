@@ -3,7 +3,7 @@
 from collections import defaultdict
 from enum import IntEnum
 
-from ci_common.errors import CIError, ControllerRunning, EngineUnavailable
+from ci_common.errors import BackupInvalid, CIError, ControllerRunning, EngineUnavailable
 from ci_common.events import CompleteEvent
 from ci_common.verdict import ENDINGS, PYTEST_REASONS, exit_code_for
 
@@ -19,7 +19,7 @@ class ClientExit(IntEnum):
     BROKEN_PIPE = 141  # 128 + SIGPIPE: nobody reads our output any more, the job goes on
 
 
-_OPERATORS_ERRORS = (ControllerRunning, EngineUnavailable)  # their commands are not this one
+_OPERATORS_ERRORS = (BackupInvalid, ControllerRunning, EngineUnavailable)  # their commands are not this one
 _CLIENT_MEANINGS = {
     ClientExit.USAGE: "wrong usage of this command",
     ClientExit.INTERRUPTED: "Ctrl-C here, the job goes on",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ci_client.console import Console
 from ci_client.exit_codes import exit_code_of_verdict
-from ci_client.sanitizer import TerminalSanitizer, one_line
 from ci_common.events import (
     CompleteEvent,
     ErrorEvent,
@@ -19,6 +18,7 @@ from ci_common.events import (
     StreamEvent,
 )
 from ci_common.models import JobStatus
+from ci_common.terminal import TerminalSanitizer, one_line
 
 if TYPE_CHECKING:
     from ci_client.job_info import JobInfo  # brings httpx with it, which not every command needs

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ci_client._http import Disconnected, ProtocolError
-from ci_common.errors import CIError, ServerUnreachable, TooManyRequests
+from ci_common.errors import CIError, QueueFull, ServerUnreachable, TooManyRequests
 
+NO_ROOM = (TooManyRequests, QueueFull)  # there will be room: asking again is for whoever wants to wait
+_ASK_AGAIN_SECONDS = 10  # where the server does not say when
 _WORTH_TELLING = 3  # failures in a row: about a second
 
 
@@ -19,6 +21,13 @@ class RetryPolicy:
     max_delay: float = 5.0
     first_contact: float = 2.0
     patience: float = 300.0
+
+
+def wait_for_room(error: CIError, tell: Callable[[str], None]) -> None:
+    """Return when it is time to ask for room again: as the server said, and a bit spread over those who wait."""
+    seconds = error.retry_after or _ASK_AGAIN_SECONDS
+    tell(f"{error.detail} Waiting for room; asking again in {seconds} s.")
+    time.sleep(seconds * random.uniform(1.0, 1.25))  # noqa: S311 - spreads clients, hides nothing
 
 
 class Retries:
@@ -61,7 +70,7 @@ class Retries:
             return True
         if isinstance(error, ServerUnreachable | ProtocolError):
             return False  # something answers there, but not a server of ours
-        if isinstance(error, TooManyRequests):
+        if isinstance(error, NO_ROOM):
             return self._reached  # the stream that just broke may still be counted
         return error.http_status >= 500
 

@@ -6,6 +6,7 @@ Document = dict[str, JsonValue]
 
 _JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
 _NO_CONTROLLER = "no controller has run on this database yet: start ci-controller"
+_ENGINE_UNKNOWN = "unknown: only a running controller can tell"
 _NO_SCHEMA = (
     "The server's database has no schema of this release: "
     "start ci-controller (or run `ci-admin user create`) on this database first."
@@ -75,7 +76,7 @@ TIMELINE: list[JsonValue] = [
 
 HEALTHY: Document = {"status": "healthy", "version": "0.1.0"}
 
-_DISK: Document = {"status": "ok", "message": None, "free_bytes": 21474836480}
+_DISK: Document = {"status": "ok", "message": None, "free_bytes": 21474836480, "free_inodes_percent": 91.3}
 
 READY: Document = {
     "status": "ok",
@@ -84,13 +85,14 @@ READY: Document = {
     "checks": {
         "database": {"status": "ok", "message": None},
         "controller": {"status": "ok", "message": None, "heartbeat_age_seconds": 1.2, "note": None},
+        "engine": {"status": "ok", "message": None},
         "disk": _DISK,
     },
 }
 DEGRADED: Document = {
     "status": "degraded",
     "version": "0.1.0",
-    "reasons": [f"controller: {_NO_CONTROLLER}"],
+    "reasons": [f"controller: {_NO_CONTROLLER}", f"engine: {_ENGINE_UNKNOWN}"],
     "checks": {
         "database": {"status": "ok", "message": None},
         "controller": {
@@ -99,16 +101,22 @@ DEGRADED: Document = {
             "heartbeat_age_seconds": None,
             "note": None,
         },
+        "engine": {"status": "degraded", "message": _ENGINE_UNKNOWN},
         "disk": _DISK,
     },
 }
 FAILING: Document = {
     "status": "failing",
     "version": "0.1.0",
-    "reasons": [f"database: {_NO_SCHEMA}", "controller: unknown without the database"],
+    "reasons": [
+        f"database: {_NO_SCHEMA}",
+        "controller: unknown without the database",
+        "engine: unknown without the database",
+    ],
     "checks": {
         "database": {"status": "failing", "message": _NO_SCHEMA, "code": "schema_missing"},
         "controller": {"status": "failing", "message": "unknown without the database"},
+        "engine": {"status": "failing", "message": "unknown without the database"},
         "disk": _DISK,
     },
 }
@@ -141,6 +149,7 @@ EXAMPLES: dict[str, JsonValue] = {
     "cancelled_job": CANCELLED_JOB,
     "timeline": TIMELINE,
     "healthy": HEALTHY,
+    "capacity": {"room": True},
     "ready": READY,
     "degraded": DEGRADED,
     "failing": FAILING,

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -9,9 +10,10 @@ from ci_common import __version__
 from ci_common.service_log import configure_logging
 from ci_common.settings import read_settings
 from ci_server.api_description import DESCRIPTION, SUMMARY, TAGS, install_openapi
+from ci_server.connections import STATE_KEY, ConnectionLimits
 from ci_server.dependencies import open_resources
 from ci_server.problems import install_handlers
-from ci_server.request_context import RequestContext
+from ci_server.request_context import AddressLimit, RequestContext
 from ci_server.routes import jobs, logs, service, submit
 from ci_server.settings import ServerSettings
 from ci_server.uvicorn_log import adopt_uvicorn
@@ -21,13 +23,13 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     """Return an app that opens everything it needs when it starts; without settings, the environment's."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[dict[str, Any], None]:
         in_force = settings or read_settings(ServerSettings)
         configure_logging(in_force.log_level, in_force.log_format)
         adopt_uvicorn()
         async with open_resources(in_force) as resources:
             app.state.resources = resources
-            yield
+            yield {STATE_KEY: ConnectionLimits(in_force)}  # for `ci_server.http_protocol`
 
     app = FastAPI(
         title="CI server",
@@ -37,6 +39,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         openapi_tags=TAGS,
         lifespan=lifespan,
     )
+    app.add_middleware(AddressLimit)
     app.add_middleware(RequestContext)
     install_handlers(app)
     for routes in (submit, jobs, logs, service):

@@ -12,13 +12,15 @@ from fastapi import Depends, Path, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ci_common.clock import Clock, SystemClock
-from ci_common.errors import JobNotFound
+from ci_common.errors import JobNotFound, Unauthorized
 from ci_common.models import Job, Scope, User
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore, ChangeHub, LogStore
 from ci_persistence.factory import open_repository, open_stores
 from ci_server.auth import Authenticator, Caller
 from ci_server.event_stream import StreamSlots
+from ci_server.rate_limits import RateLimits
+from ci_server.request_context import client_address
 from ci_server.settings import ServerSettings
 from ci_server.submissions import Submissions
 
@@ -35,6 +37,7 @@ class Resources:
     authenticator: Authenticator
     submissions: Submissions
     slots: StreamSlots
+    rates: RateLimits
     clock: Clock
 
 
@@ -56,6 +59,7 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             authenticator=authenticator,
             submissions=Submissions(repository, stores.archives, authenticator, settings, clock),
             slots=StreamSlots(settings.max_streams_per_user),
+            rates=RateLimits(settings, clock),
             clock=clock,
         )
     finally:
@@ -85,8 +89,22 @@ async def _caller(
     server: Server,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> Caller:
-    caller = await server.authenticator.authenticate(credentials.credentials if credentials else None)
+    token = credentials.credentials if credentials else None
+    caller = await _authenticated(server, client_address(request.scope), token)
     request.state.user_id = caller.user.id  # for the access log
+    server.rates.request_by(caller.key.id)
+    return caller
+
+
+async def _authenticated(server: Resources, address: str, token: str | None) -> Caller:
+    """Return whose key it is; an address from which too many wrong ones came is refused without a look."""
+    server.rates.guess_from(address, token or "")
+    try:
+        caller = await server.authenticator.authenticate(token)
+    except Unauthorized:
+        server.rates.key_was(address, token or "", good=False)
+        raise
+    server.rates.key_was(address, token or "", good=True)
     return caller
 
 
@@ -101,8 +119,16 @@ def _scoped(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
     return check
 
 
-Submitter = Annotated[Caller, Depends(_scoped(Scope.SUBMIT))]
+MaySubmit = Annotated[Caller, Depends(_scoped(Scope.SUBMIT))]
 Reader = Annotated[Caller, Depends(_scoped(Scope.READ))]
+
+
+async def _submitter(caller: MaySubmit, server: Server) -> Caller:
+    server.rates.submission_by(caller.key.id)
+    return caller
+
+
+Submitter = Annotated[Caller, Depends(_submitter)]
 
 
 async def _current_user(caller: Reader) -> User:
@@ -114,10 +140,11 @@ CurrentUser = Annotated[User, Depends(_current_user)]
 JobId = Annotated[str, Path(description="As the submit routes return it.", max_length=100)]
 
 
-async def _owned_job(job_id: JobId, user: CurrentUser, server: Server) -> Job:
+async def _owned_job(request: Request, job_id: JobId, user: CurrentUser, server: Server) -> Job:
     job = await server.repository.get_job(job_id, user.id)
     if job is None:
         raise unknown_job(job_id)
+    request.state.job_id = job.id
     return job
 
 

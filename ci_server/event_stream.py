@@ -57,6 +57,7 @@ class JobStream(EventSourceResponse):
         held: contextlib.ExitStack,
         settings: ServerSettings,
         headers: dict[str, str] | None = None,
+        **log_context: object,
     ) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - sse-starlette has a bare dict there
             frames(events, stop),
@@ -68,9 +69,10 @@ class JobStream(EventSourceResponse):
             shutdown_grace_period=_SHUTDOWN_GRACE,
         )
         self._held = held
+        self._log_context = log_context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._held:
+        with self._held, structlog.contextvars.bound_contextvars(**self._log_context):
             try:
                 await super().__call__(scope, receive, send)
             except SendTimeoutError:

@@ -5,13 +5,14 @@ How the events travel is `ci_server.event_stream`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 
 import anyio
 
 from ci_common.clock import Clock, SystemClock
-from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, LogIncomplete
+from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, LogIncomplete, LogPruned
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position, StatusEvent, StreamEvent
 from ci_common.models import Job, JobStatus
 from ci_common.repository import JobRepository
@@ -83,15 +84,16 @@ class _Follower:
                 superseded = self._position.attempt < job.attempt
                 if not superseded and (status := await self._news(job, quiet=quiet)):
                     yield status
-                for piece in self._output(job):
-                    yield piece
-                    await self._breathe()
-                    if self._around.stop.is_set():
-                        return
+                with contextlib.closing(self._output(job)) as pieces:
+                    for piece in pieces:
+                        yield piece
+                        await self._breathe()
+                        if self._around.stop.is_set():
+                            return
                 if superseded:
                     self._begin_attempt(job.attempt)
                 elif job.status.is_terminal:
-                    for last in self._ending(job):
+                    for last in await self._ending(job):
                         yield last
                     return
                 else:
@@ -122,31 +124,37 @@ class _Follower:
             return self._said.message if self._said and self._said.status is job.status else None
         return await waiting_for(self._around.repository, job, self._around.clock.now())
 
-    def _output(self, job: Job) -> Iterator[LogEvent]:
+    def _output(self, job: Job) -> Generator[LogEvent]:
         """Yield what stands after the position: all of it when no more can come, else up to a whole character.
 
         Reads of 64 KiB that the page cache answers are quicker than their way through a thread.
         """
         attempt = self._position.attempt
+        if attempt == 0:
+            return
         final = attempt < job.attempt or job.status.is_terminal
-        end = _readable(job, attempt, self._around.logs)
-        while self._position.offset < end:
-            offset = self._position.offset
-            data = self._around.logs.read(self._job_id, attempt, offset, min(BATCH_BYTES, end - offset))
-            whole = data if final and offset + len(data) >= end else without_incomplete_tail(data)
-            if not whole:
-                return
-            self._position = Position(attempt, offset + len(whole))
-            yield LogEvent(whole, self._position)
+        # Held open to its end: who has begun to read is not cut off by a prune.
+        with self._around.logs.reader(self._job_id, attempt) as log:
+            end = _limited(log.size(), job, attempt)
+            while self._position.offset < end:
+                offset = self._position.offset
+                data = log.read(offset, min(BATCH_BYTES, end - offset))
+                whole = data if final and offset + len(data) >= end else without_incomplete_tail(data)
+                if not whole:
+                    return
+                self._position = Position(attempt, offset + len(whole))
+                yield LogEvent(whole, self._position)
 
     def _begin_attempt(self, attempt: int) -> None:
         self._changed_attempt = self._position.attempt > 0
         self._position = Position(attempt, 0)
 
-    def _ending(self, job: Job) -> list[StreamEvent]:
+    async def _ending(self, job: Job) -> list[StreamEvent]:
         missing = (job.log_size or 0) - self._position.offset
         if missing <= 0:
             return [CompleteEvent.of(job)]
+        if pruned := await pruned_meanwhile(self._around.repository, job):
+            return [ErrorEvent(LogPruned.code, pruned.detail), CompleteEvent.of(job)]
         message = f"The stored log lacks its last {missing} of {job.log_size} bytes."
         return [ErrorEvent(LogIncomplete.code, message), CompleteEvent.of(job)]
 
@@ -168,6 +176,22 @@ class _Follower:
             changed = await changes.wait(self._around.look_again_after)
             group.cancel_scope.cancel()
         return changed
+
+
+def log_pruned(job: Job) -> LogPruned | None:
+    """Return the error for a job whose log is not kept any more, None while it is."""
+    if job.log_pruned_at is None:
+        return None
+    when = f"{job.log_pruned_at:%Y-%m-%d %H:%M} UTC"
+    return LogPruned(f"The log of job {job.id} was pruned on {when}; its verdict stays.")
+
+
+async def pruned_meanwhile(repository: JobRepository, job: Job) -> LogPruned | None:
+    """Return that error also for a job whose row was read before a prune that took its log."""
+    latest = await repository.get_job(job.id)
+    if latest is None:
+        return LogPruned(f"The log of job {job.id} was pruned just now.")
+    return log_pruned(latest)
 
 
 def stored_size(logs: LogStore, job_id: str, attempt: int) -> int:
@@ -207,6 +231,8 @@ def _checked(position: Position, job: Job, logs: LogStore) -> Position:
         raise InvalidOffset(
             f"Position {position} is of an attempt this job has not had; {job.attempt} is the latest."
         )
+    if job.log_pruned_at is not None:
+        return position  # the reader is told what is gone, and gets the verdict
     size = _readable(job, position.attempt, logs)
     if position.offset > size:
         raise InvalidOffset(
@@ -217,7 +243,10 @@ def _checked(position: Position, job: Job, logs: LogStore) -> Position:
 
 def _readable(job: Job, attempt: int, logs: LogStore) -> int:
     """Return how much of an attempt's log may be read: never more than the row of a finished job says."""
-    size = stored_size(logs, job.id, attempt)
+    return _limited(stored_size(logs, job.id, attempt), job, attempt)
+
+
+def _limited(size: int, job: Job, attempt: int) -> int:
     if attempt == job.attempt and job.status.is_terminal and job.log_size is not None:
         return min(size, job.log_size)
     return size

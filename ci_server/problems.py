@@ -15,6 +15,7 @@ from ci_common.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    RateLimited,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -34,7 +35,7 @@ def request_id_of(request: Request) -> str:
 
 def problem_response(error: CIError, request_id: str) -> Response:
     """Return the answer that carries an error of ours."""
-    document = {**error.extra, **_document(error, request_id)}
+    document = {**error.extra, **problem_document(error, request_id)}
     return Response(
         json.dumps(document),
         status_code=error.http_status,
@@ -87,7 +88,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return response
 
 
-def _document(error: CIError, request_id: str) -> dict[str, Any]:
+def problem_document(error: CIError, request_id: str) -> dict[str, Any]:
+    """Return the members that every problem document has."""
     return {
         "type": f"urn:ci:error:{error.code}",
         "title": error.title,
@@ -107,4 +109,7 @@ def _headers_for(error: CIError) -> dict[str, str]:
         retry_after = _RETRY_AFTER
     if retry_after is not None:
         headers["Retry-After"] = str(retry_after)
+    if isinstance(error, RateLimited):
+        headers |= {"RateLimit-Limit": str(error.limit), "RateLimit-Remaining": "0"}
+        headers["RateLimit-Reset"] = headers["Retry-After"]
     return headers

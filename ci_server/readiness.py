@@ -1,18 +1,20 @@
 """Whether this replica can do its work, and if not, why: what /ready answers."""
 
 import asyncio
-import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from ci_common.clock import Clock
+from ci_common.disk_space import Space, space_of
 from ci_common.errors import CIError
+from ci_common.models import ControllerState
 from ci_common.repository import JobRepository
+from ci_server.disk import MIN_FREE_INODES_PERCENT
 from ci_server.settings import MIB, ServerSettings
 from ci_server.waiting import controller_trouble
 
@@ -47,10 +49,15 @@ async def check_readiness(
     """Return what each check found; none of them raises or takes longer than a few seconds."""
     database = await _check_database(repository)
     if database.health is Health.FAILING:
-        controller = Finding(Health.FAILING, "unknown without the database")
+        controller = engine = Finding(Health.FAILING, "unknown without the database")
     else:
-        controller = await _guarded(lambda: _check_controller(repository, clock))
-    return {"database": database, "controller": controller, "disk": _check_disk(settings)}
+        controller, engine = await _check_controller(repository, clock)
+    return {
+        "database": database,
+        "controller": controller,
+        "engine": engine,
+        "disk": await _check_disk(settings),
+    }
 
 
 def overall(findings: dict[str, Finding]) -> Health:
@@ -77,12 +84,41 @@ async def _check_database(repository: JobRepository) -> Finding:
     return await _guarded(check)
 
 
-async def _check_controller(repository: JobRepository, clock: Clock) -> Finding:
-    state, now = await repository.controller_state(), clock.now()
+async def _check_controller(repository: JobRepository, clock: Clock) -> tuple[Finding, Finding]:
+    """Return how the controller is and, as it sees it, the engine: this process never asks the engine itself."""
+    found: ControllerState | None = None
+
+    async def look() -> Finding:
+        nonlocal found
+        found = await repository.controller_state()
+        return Finding(Health.OK)
+
+    asked = await _guarded(look)
+    if asked.health is not Health.OK:
+        return asked, Finding(Health.FAILING, "unknown without the database")
+    now = clock.now()
+    return _judge_controller(found, now), _judge_engine(found, now)
+
+
+def _judge_controller(state: ControllerState | None, now: datetime) -> Finding:
     trouble = controller_trouble(state, now)
+    if state and state.is_alive(now) and _is_of_engine(state.note):
+        trouble = None  # the controller does what it can
     age = round((now - state.heartbeat_at).total_seconds(), 1) if state else None
     details = (("heartbeat_age_seconds", age), ("note", state.note if state else None))
     return Finding(Health.DEGRADED if trouble else Health.OK, trouble, details)
+
+
+def _judge_engine(state: ControllerState | None, now: datetime) -> Finding:
+    if state is None or not state.is_alive(now):
+        return Finding(Health.DEGRADED, "unknown: only a running controller can tell")
+    if _is_of_engine(state.note):
+        return Finding(Health.DEGRADED, state.note)
+    return Finding(Health.OK)
+
+
+def _is_of_engine(note: str | None) -> bool:
+    return note is not None and "docker engine" in note.lower()
 
 
 async def _guarded(check: Callable[[], Awaitable[Finding]]) -> Finding:
@@ -96,22 +132,33 @@ async def _guarded(check: Callable[[], Awaitable[Finding]]) -> Finding:
         return Finding(Health.FAILING, f"no answer within {_DATABASE_SECONDS:g} s")
 
 
-def _check_disk(settings: ServerSettings) -> Finding:
-    try:
-        free = shutil.disk_usage(_existing(settings.data_path)).free
-    except OSError as error:
-        return Finding(Health.FAILING, f"the data directory cannot be examined: {error.strerror}")
-    details = (("free_bytes", free),)
-    if free < settings.min_free_bytes:
-        wanted = settings.min_free_bytes // MIB
-        message = f"{free // MIB} MiB free on the data disk, less than {wanted} MiB"
-        return Finding(Health.DEGRADED, message, details)
-    return Finding(Health.OK, None, details)
+async def _check_disk(settings: ServerSettings) -> Finding:
+    """Of the file systems of data and database: the same limits for both, and of each what is short."""
+    spaces: dict[str, Space] = {}
+    for name, path in (("data", settings.data_path), ("database", settings.db_path.parent)):
+        try:
+            spaces[name] = await asyncio.to_thread(space_of, path)
+        except OSError as error:
+            return Finding(Health.FAILING, f"the {name} directory cannot be examined: {error.strerror}")
+    return judge_disk(spaces, settings.min_free_bytes)
 
 
-def _existing(path: Path) -> Path:
-    """Return the path, or the nearest folder above it that exists: the first upload makes the rest."""
-    path = path.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
+def judge_disk(spaces: Mapping[str, Space], min_free_bytes: int) -> Finding:
+    """Return whether each of those file systems has enough bytes and inodes left; the details are of the fullest."""
+    details = (
+        ("free_bytes", min(space.free_bytes for space in spaces.values())),
+        ("free_inodes_percent", round(min(space.free_inodes_percent for space in spaces.values()), 1)),
+    )
+    short = [said for name, space in spaces.items() for said in _what_is_short(name, space, min_free_bytes)]
+    return Finding(Health.DEGRADED, "; ".join(short), details) if short else Finding(Health.OK, None, details)
+
+
+def _what_is_short(name: str, space: Space, min_free_bytes: int) -> Iterator[str]:
+    if space.free_bytes < min_free_bytes:
+        wanted = min_free_bytes // MIB
+        yield f"{space.free_bytes // MIB} MiB free on the {name} disk, less than {wanted} MiB"
+    if space.free_inodes_percent < MIN_FREE_INODES_PERCENT:
+        yield (
+            f"{space.free_inodes} inodes free on the {name} disk, less than {MIN_FREE_INODES_PERCENT:g} %: "
+            "it has too many files"
+        )

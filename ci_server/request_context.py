@@ -9,7 +9,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ci_server.problems import internal_problem
+from ci_common.errors import RateLimited
+from ci_server.problems import internal_problem, problem_response
 
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET_PATHS = frozenset({"/health", "/ready"})  # asked every few seconds by whoever watches us
@@ -68,7 +69,6 @@ class _Exchange:
 
     def _log(self, seconds: float) -> None:
         path: str = self._scope["path"]
-        client = self._scope.get("client")
         write = _access.debug if path in _QUIET_PATHS else _access.info
         write(
             "request",
@@ -77,8 +77,31 @@ class _Exchange:
             status=self._status or _CLIENT_LEFT,
             ms=round(seconds * 1000, 1),
             user_id=self._scope["state"].get("user_id"),
-            client=client[0] if client else None,
+            job_id=self._scope["state"].get("job_id"),
+            client=client_address(self._scope) or None,
         )
+
+
+class AddressLimit:
+    """ASGI middleware: who asks too often is refused before anything is done for them, except to watch us."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http" and scope["path"] not in _QUIET_PATHS:
+                scope["app"].state.resources.rates.request_from(client_address(scope))
+        except RateLimited as error:
+            await problem_response(error, scope["state"]["request_id"])(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def client_address(scope: Scope) -> str:
+    """Return where a request comes from; the empty string for a Unix socket."""
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def _request_id(given: str | None) -> str:

@@ -46,6 +46,14 @@ class SubmittedModel(BaseModel):
     job_id: str
 
 
+class CapacityModel(BaseModel):
+    """The queue takes another job of the caller's; where it does not, the answer is a problem."""
+
+    model_config = ConfigDict(title="Capacity")
+
+    room: Literal[True]
+
+
 class JobEventModel(BaseModel):
     """One line of a job's timeline."""
 

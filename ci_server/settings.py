@@ -16,6 +16,48 @@ class ServerSettings(ServiceSettings):
     upload_read_timeout: float = Field(
         default=30.0, gt=0, description="Seconds an upload may stand still before it is given up."
     )
+    upload_timeout: float = Field(
+        default=900.0, gt=0, description="Seconds a whole upload may take before it is given up."
+    )
+    upload_min_rate: int = Field(
+        default=1024,
+        ge=0,
+        description="Bytes per second an upload must reach on average, after half a minute; 0: any.",
+    )
+    header_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds in which the head of a request must arrive (only where `ci-server` serves).",
+    )
+    max_connections: int = Field(
+        default=2_500, gt=0, description="Connections one process holds (only where `ci-server` serves)."
+    )
+    max_connections_per_address: int = Field(
+        default=500,
+        gt=0,
+        description="Connections one client address (of IPv6: one /64) may have at one process; "
+        "trusted proxies may have all.",
+    )
+    trusted_proxies: str = Field(
+        default="",
+        description="Addresses of reverse proxies, separated by commas: `ci-server` believes their `X-Forwarded-For`.",
+    )
+    max_requests_per_key: int = Field(
+        default=1_200, ge=0, description="Requests per minute of one key at one process; 0: any number."
+    )
+    max_submissions_per_key: int = Field(
+        default=120, ge=0, description="Submissions per minute of one key at one process; 0: any number."
+    )
+    max_requests_per_address: int = Field(
+        default=6_000,
+        ge=0,
+        description="Requests per minute from one address (of IPv6: one /64) at one process; 0: any number.",
+    )
+    max_failed_keys_per_address: int = Field(
+        default=20,
+        ge=0,
+        description="Wrong keys per minute from one address; more are not even looked up. 0: any number.",
+    )
     max_queued_per_user: int = Field(default=1_000, gt=0, description="Jobs one user may have in the queue.")
     max_queued: int = Field(default=10_000, gt=0, description="Jobs the queue holds in all.")
     max_job_timeout: float = Field(
@@ -33,5 +75,17 @@ class ServerSettings(ServiceSettings):
         default=30.0, gt=0, description="Seconds after which a reader that takes nothing loses its stream."
     )
     min_free_bytes: int = Field(
-        default=1024 * MIB, ge=0, description="Free space on the data disk below which /ready says degraded."
+        default=1024 * MIB,
+        ge=0,
+        description="Free space on the disks of data and database below which /ready says degraded.",
     )
+    submit_min_free_bytes: int = Field(
+        default=256 * MIB,
+        ge=0,
+        description="Free space beside an upload, on the disks of data and database, below which no job is accepted.",
+    )
+
+
+def trusted_proxies(settings: ServerSettings) -> frozenset[str]:
+    """Return the addresses of the reverse proxies whose word is taken for who the client is."""
+    return frozenset(address.strip() for address in settings.trusted_proxies.split(",") if address.strip())

@@ -15,6 +15,7 @@ from ci_common.models import Idempotency, Job, QueueLimits, new_id
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore
 from ci_server.auth import Authenticator, Caller
+from ci_server.disk import require_room
 from ci_server.settings import ServerSettings
 from ci_server.uploads import Submission, receive_submission
 
@@ -48,12 +49,18 @@ class Submissions:
         """
         _check_idempotency_key(idempotency_key)
         if not await self._is_repetition(caller.user.id, idempotency_key):
-            await self._repository.check_room(caller.user.id, self._limits)  # before sending everything
-        submission = await receive_submission(request, self._archives, self._settings)
+            await self.check_room(caller)  # before sending everything
+        await require_room(request, self._settings)
+        submission = await receive_submission(request, self._archives, self._settings, caller.user.id)
         crash_point("after_archive_saved")
         job = await self._create_job(caller, submission, idempotency_key)
         crash_point("after_job_created")
+        request.state.job_id = job.id  # for the access log
         return job
+
+    async def check_room(self, caller: Caller) -> None:
+        """The queue has room for one more job of the caller now; raises TooManyRequests or QueueFull."""
+        await self._repository.check_room(caller.user.id, self._limits)
 
     async def _create_job(self, caller: Caller, submission: Submission, idempotency_key: str | None) -> Job:
         archive = submission.archive

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from ci_common.errors import ArchiveTooLarge, InvalidRequest, Unavailable
+from ci_common.crash_points import crash_point
+from ci_common.errors import ArchiveTooLarge, InvalidRequest, Unavailable, UploadTooSlow
 from ci_common.models import JobOptions
 from ci_common.stores import ArchiveStore, StoredArchive
 from ci_server.multipart import PartBegins, PartEnds, Piece, boundary_of, read_pieces
@@ -17,6 +19,7 @@ from ci_server.settings import ServerSettings
 _FIELDS_LIMIT = 128 * 1024  # bytes of all fields but the file, and of what frames them
 _FRAME_BYTES = 64  # what a field costs at least beside its name and value, so that empty ones are not free
 _MAX_ARGUMENTS = 1_000
+_RATE_GRACE = 30.0  # seconds before the average says something about the line
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,12 @@ class _Form:
 
 
 async def receive_submission(
-    request: Request, archives: ArchiveStore, settings: ServerSettings
+    request: Request, archives: ArchiveStore, settings: ServerSettings, owner: str
 ) -> Submission:
     """The request's archive is in the store; whatever is wrong with the request, nothing is left there.
 
     Reads the body, so it must come after authentication. Raises ArchiveTooLarge, InvalidArchive,
-    InvalidRequest, StorageFull, Unavailable for an upload that stands still.
+    InvalidRequest, StorageFull, Unavailable for an upload that stands still, UploadTooSlow.
     """
     _check_declared_length(request, settings)
     boundary = boundary_of(request.headers.get("content-type"))
@@ -48,7 +51,7 @@ async def receive_submission(
     form = _Form()
     try:
         async with contextlib.aclosing(body), contextlib.aclosing(read_pieces(body, boundary)) as pieces:
-            await _fill(form, pieces, archives, settings)
+            await _fill(form, pieces, archives, settings, owner)
         if form.archive is None:
             raise InvalidRequest("The form has no field 'file', which is to hold the project's archive.")
         return Submission(form.archive, _options(form, settings))
@@ -60,7 +63,11 @@ async def receive_submission(
 
 
 async def _fill(
-    form: _Form, pieces: AsyncGenerator[Piece, None], archives: ArchiveStore, settings: ServerSettings
+    form: _Form,
+    pieces: AsyncGenerator[Piece, None],
+    archives: ArchiveStore,
+    settings: ServerSettings,
+    owner: str,
 ) -> None:
     budget = _FIELDS_LIMIT
     async for piece in pieces:
@@ -69,7 +76,7 @@ async def _fill(
             if form.archive is not None:
                 raise InvalidRequest("The form has more than one field 'file'.")
             async with contextlib.aclosing(_content(pieces)) as content:
-                form.archive = await archives.save(content, settings.max_upload_bytes)
+                form.archive = await archives.save(content, settings.max_upload_bytes, owner)
         else:
             budget -= len(piece.name.encode()) + _FRAME_BYTES
             value = await _short_content(pieces, budget)
@@ -118,6 +125,7 @@ async def _content(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[bytes,
             return
         assert isinstance(piece, bytes), "a part ends before the next begins"
         yield piece
+        crash_point("during_upload")  # whoever asks for more has that piece
 
 
 async def _short_content(pieces: AsyncGenerator[Piece, None], budget: int) -> bytes:
@@ -140,23 +148,51 @@ def _check_declared_length(request: Request, settings: ServerSettings) -> None:
 
 
 async def _guarded(request: Request, settings: ServerSettings) -> AsyncGenerator[bytes, None]:
-    """Yield the body, as long as it is neither too large nor standing still."""
-    received = 0
+    """Yield the body, as long as it is neither too large nor too slow nor standing still."""
+    received, pace = 0, _Pace(settings)
     stream: AsyncIterable[bytes] = request.stream()
     chunks = aiter(stream)
     while True:
+        patience = min(settings.upload_read_timeout, pace.seconds_left())
         try:
-            async with asyncio.timeout(settings.upload_read_timeout):
+            async with asyncio.timeout(patience):
                 chunk = await anext(chunks)
         except StopAsyncIteration:
             return
         except TimeoutError:
+            if patience < settings.upload_read_timeout:
+                raise _too_late(settings) from None
             message = f"The upload stood still for {settings.upload_read_timeout:g} s and was given up."
             raise Unavailable(message, retry_after=1) from None
         received += len(chunk)
         if received > _body_limit(settings):
             raise _too_large(settings)
+        pace.check(received)
         yield chunk
+
+
+class _Pace:
+    """Whether one upload gets on as it must."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._began = time.monotonic()
+
+    def seconds_left(self) -> float:
+        """Return how long the upload may still take."""
+        return self._began + self._settings.upload_timeout - time.monotonic()
+
+    def check(self, received: int) -> None:
+        """The upload may go on; raises UploadTooSlow."""
+        settings, took = self._settings, time.monotonic() - self._began
+        if took >= settings.upload_timeout:
+            raise _too_late(settings)
+        if took > _RATE_GRACE and received < settings.upload_min_rate * took:
+            raise UploadTooSlow(f"The upload came at less than {settings.upload_min_rate} bytes per second.")
+
+
+def _too_late(settings: ServerSettings) -> UploadTooSlow:
+    return UploadTooSlow(f"The upload was not complete within {settings.upload_timeout:g} s.")
 
 
 def _body_limit(settings: ServerSettings) -> int:

@@ -40,7 +40,7 @@ async def _place_in_queue(repository: JobRepository, job: Job, now: datetime) ->
         return None  # claimed a moment ago: the next look at the job tells
     if before == 0:
         return "next in the queue, waiting for a free slot"
-    return f"waiting in the queue behind {before} other job{'' if before == 1 else 's'}"
+    return f"waiting in the queue, about {before} other job{'' if before == 1 else 's'} before it"
 
 
 def _cancellation(job: Job) -> str | None:

@@ -1,6 +1,7 @@
 """`ci submit test` and `ci wait`: a job's events as they come, until its verdict or Ctrl-C."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +11,10 @@ from ci_client.console import Console
 from ci_client.exit_codes import ClientExit, exit_code_of_verdict
 from ci_client.interrupt import run_interruptible
 from ci_client.render import JsonRenderer, Renderer, TextRenderer, upload_progress
-from ci_client.sanitizer import one_line
-from ci_common.errors import InternalError
+from ci_common.errors import InternalError, QueueFull, TooManyRequests
 from ci_common.events import CompleteEvent, JobIdEvent, StreamEvent
 from ci_common.models import JobOptions
+from ci_common.terminal import one_line
 
 if TYPE_CHECKING:
     from ci_client.client import CIClient
@@ -30,6 +31,7 @@ class SubmitOptions:
     background: bool
     json: bool
     raw: bool
+    wait_for_capacity: bool = False
 
 
 def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
@@ -48,10 +50,38 @@ def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
         wanted = JobOptions(options.pytest_args, options.timeout)
         progress = upload_progress(console)
         with connected_to(console, connection) as client:
-            if options.background:
-                return _announce(console, client.submit(archive.file, wanted, on_progress=progress), options)
-            events = client.submit_stream(archive.file, wanted, on_progress=progress)
-            return _follow(console, client, events, None, _renderer(console, options.json, options.raw))
+            on_full = _tell_waiting(console) if options.wait_for_capacity else None
+            with _way_out_of_a_full_queue(options):
+                if options.background:
+                    job_id = client.submit(archive.file, wanted, on_progress=progress, on_full=on_full)
+                    return _announce(console, job_id, options)
+                events = client.submit_stream(archive.file, wanted, on_progress=progress, on_full=on_full)
+                return _follow(console, client, events, None, _renderer(console, options.json, options.raw))
+
+
+def _tell_waiting(console: Console) -> Callable[[str], None]:
+    """Return what says on stderr that we wait: a line at first, then one that is written over, on terminals."""
+    seen = False
+
+    def tell(text: str) -> None:
+        nonlocal seen
+        (console.transient if seen else console.note)(text)
+        seen = True
+
+    return tell
+
+
+@contextlib.contextmanager
+def _way_out_of_a_full_queue(options: SubmitOptions) -> Generator[None]:
+    """Who is refused for lack of room hears of the flag that waits for it."""
+    try:
+        yield
+    except (TooManyRequests, QueueFull) as error:
+        if options.wait_for_capacity:
+            raise
+        way_out = "`ci submit test --wait-for-capacity` waits until there is room."
+        kind = type(error)
+        raise kind(f"{error.detail} {way_out}", retry_after=error.retry_after, **error.extra) from error
 
 
 def wait(console: Console, flags: Flags, job_id: str, *, everything: bool, json: bool, raw: bool) -> int:

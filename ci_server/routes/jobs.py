@@ -7,20 +7,24 @@ from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import urlencode
 
+import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from ci_common.errors import InvalidOffset, InvalidRequest, JobFinished, JobNotFound, TooManyRequests
-from ci_common.models import JobFilter, JobPage, JobStatus
+from ci_common.models import AuditAction, JobFilter, JobPage, JobStatus
 from ci_common.repository import JobRepository
 from ci_server.api_description import event_stream, example, problems
-from ci_server.dependencies import CurrentUser, JobId, OwnedJob, Reader, Server, Submitter, unknown_job
+from ci_server.dependencies import CurrentUser, JobId, MaySubmit, OwnedJob, Reader, Server, unknown_job
 from ci_server.log_stream import start_position
+from ci_server.problems import request_id_of
 from ci_server.rendering import event_document, job_document, jobs_json, json_response
 from ci_server.routes.streaming import open_stream
 from ci_server.schemas import JobEventModel, JobModel
 
 router = APIRouter(tags=["jobs"])
+
+_audit = structlog.stdlib.get_logger("ci_server.audit")  # the request id is in its context
 
 _PAGE = 500
 _LARGEST_INDEX = 2**63 - 1  # what a database can be asked for
@@ -99,12 +103,14 @@ async def get_job(job: OwnedJob) -> Response:
         **problems(JobNotFound, JobFinished, InvalidRequest),
     },
 )
-async def cancel_job(job_id: JobId, caller: Submitter, server: Server) -> Response:
-    user = caller.user
+async def cancel_job(request: Request, job_id: JobId, caller: MaySubmit, server: Server) -> Response:
+    user, now = caller.user, server.clock.now()
     try:
-        job = await server.repository.request_cancel(job_id, user.id, user.email, server.clock.now())
+        job = await server.repository.request_cancel(job_id, user.id, user.email, now, request_id_of(request))
     except JobNotFound:
         raise unknown_job(job_id) from None
+    if job.cancel_requested_at == now:  # not for who asks again
+        _audit.info("audit", action=AuditAction.JOB_CANCEL.value, actor=user.email, subject=job_id)
     return json_response(job_document(job), status=200 if job.status.is_terminal else 202)
 
 

@@ -14,7 +14,7 @@ from ci_common.stores import LogStore
 from ci_server.api_description import log_headers, plain_text_log
 from ci_server.byte_ranges import ByteRange, Unsatisfiable, parse_range
 from ci_server.dependencies import OwnedJob, Server
-from ci_server.log_stream import stored_size
+from ci_server.log_stream import log_pruned, pruned_meanwhile, stored_size
 from ci_server.problems import problem_response, request_id_of
 
 router = APIRouter(tags=["jobs"])
@@ -45,7 +45,7 @@ async def get_log(
     range_header: RangeHeader = None,
     if_range: IfRange = None,
 ) -> Response:
-    log = _find_log(job, server.logs, attempt)
+    log = await _kept_log(job, server, attempt)
     try:
         part = parse_range(range_header, log.size) if if_range in (None, log.etag) else None
     except Unsatisfiable:
@@ -65,7 +65,7 @@ async def get_log(
     responses=log_headers(),
 )
 async def head_log(job: OwnedJob, server: Server, attempt: AttemptNumber = None) -> Response:
-    return Response(headers=_find_log(job, server.logs, attempt).headers(None))
+    return Response(headers=(await _kept_log(job, server, attempt)).headers(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,16 @@ class _Log:
         return headers
 
 
+async def _kept_log(job: Job, server: Server, attempt: int | None) -> _Log:
+    """Return the log; raises LogPruned, also where it went since the job's row was read."""
+    log = _find_log(job, server.logs, attempt)
+    cut_short = job.status.is_terminal and log.etag is None
+    pruned = await pruned_meanwhile(server.repository, job) if cut_short else log_pruned(job)
+    if pruned is not None:
+        raise pruned
+    return log
+
+
 def _find_log(job: Job, logs: LogStore, attempt: int | None) -> _Log:
     number = job.attempt if attempt is None else attempt
     if number > job.attempt:
@@ -109,11 +119,14 @@ def _outside(request: Request, log: _Log) -> Response:
 
 
 async def _read(logs: LogStore, log: _Log, wanted: ByteRange) -> AsyncIterator[bytes]:
+    if wanted.start >= wanted.end:
+        return
     at = wanted.start
-    while at < wanted.end:
-        data = logs.read(log.job_id, log.attempt, at, min(_CHUNK, wanted.end - at))
-        if not data:
-            return  # cut short meanwhile: the length that was announced tells the reader
-        at += len(data)
-        yield data
-        await asyncio.sleep(0)  # a quick reader must not keep the other requests waiting
+    with logs.reader(log.job_id, log.attempt) as reader:  # held open: a prune meanwhile takes nothing from it
+        while at < wanted.end:
+            data = reader.read(at, min(_CHUNK, wanted.end - at))
+            if not data:
+                return  # cut short meanwhile: the length that was announced tells the reader
+            at += len(data)
+            yield data
+            await asyncio.sleep(0)  # a quick reader must not keep the other requests waiting

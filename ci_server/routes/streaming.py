@@ -36,7 +36,16 @@ def open_stream(
     )
     events = _after(first, follow_job(around, job.id, job.user_id, start))
     location = {"Content-Location": f"/jobs/{job.id}/stream"}
-    return JobStream(events, stop=stop, held=held, settings=server.settings, headers=location)
+    return JobStream(
+        events,
+        stop=stop,
+        held=held,
+        settings=server.settings,
+        headers=location,
+        job_id=job.id,
+        attempt=job.attempt,
+        user_id=job.user_id,
+    )
 
 
 async def _after(

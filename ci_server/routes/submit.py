@@ -8,14 +8,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
+from ci_common.errors import QueueFull, TooManyRequests
 from ci_common.events import JobIdEvent, Position
-from ci_server.api_description import UPLOAD_FORM, event_stream, example, submit_problems
+from ci_server.api_description import UPLOAD_FORM, event_stream, example, problems, submit_problems
 from ci_server.auth import Caller
-from ci_server.dependencies import Resources, Server, Submitter
+from ci_server.dependencies import MaySubmit, Resources, Server, Submitter
 from ci_server.event_stream import JobStream
 from ci_server.rendering import json_response
 from ci_server.routes.streaming import open_stream
-from ci_server.schemas import SubmittedModel
+from ci_server.schemas import CapacityModel, SubmittedModel
 
 router = APIRouter(tags=["submit"])
 
@@ -76,6 +77,20 @@ async def submit_async(
 ) -> Response:
     job = await server.submissions.submit_job(request, caller, idempotency_key)
     return json_response({"job_id": job.id}, headers={"Location": f"/jobs/{job.id}"})
+
+
+@router.get(
+    "/capacity",
+    summary="Is there room for one more job of mine?",
+    description="Cheaper than to send a whole archive and be refused: the queue's limits are those of a submission. "
+    "Somebody else may be quicker, so a submission may still find the queue full.",
+    response_model=CapacityModel,
+    response_description="There is room now.",
+    responses={**example("capacity"), **problems(TooManyRequests, QueueFull)},
+)
+async def capacity(caller: MaySubmit, server: Server) -> Response:
+    await server.submissions.check_room(caller)
+    return json_response({"room": True})
 
 
 async def _submit_and_stream(

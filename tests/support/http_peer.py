@@ -217,6 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
             ("DELETE", f"/jobs/{JOB_ID}"): self._cancel,
             ("GET", "/jobs"): self._jobs,
             ("GET", "/info"): self._info,
+            ("GET", "/capacity"): self._capacity,
         }
         missing = Answer.problem(404, "job_not_found", "There is no such job.")
         routes.get((request.method, request.path), lambda _: self._send(missing))(request)
@@ -301,6 +302,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, _: Received) -> None:
         self._json({"version": "0", "limits": {"max_upload_bytes": self.peer.script.max_upload_bytes}})
+
+    def _capacity(self, _: Received) -> None:
+        self._json({"room": True})
 
     def _json(self, document: Any) -> None:
         self._send(Answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"}))

@@ -38,8 +38,16 @@ from ci_common.repository import JobRepository
 from ci_common.verdict import verdict
 from ci_persistence.factory import Stores, open_repository, open_stores
 from ci_server.app import create_app
+from ci_server.http_protocol import GuardedProtocol
 from ci_server.settings import ServerSettings
 
+# Tests ask as fast as they can; those of the limits set their own.
+UNLIMITED: Mapping[str, Any] = {
+    "max_requests_per_key": 0,
+    "max_submissions_per_key": 0,
+    "max_requests_per_address": 0,
+    "max_failed_keys_per_address": 0,
+}
 PROJECT: Mapping[str, str] = {"tests/test_it.py": "def test_it(): pass\n", "requirements.txt": "pytest\n"}
 
 
@@ -195,7 +203,9 @@ class Site:
 
 def make_settings(root: Path, **changes: Any) -> ServerSettings:
     """Return settings of a server whose state is below `root`, whatever the environment says."""
-    return ServerSettings(db_path=root / "ci.db", data_dir=root / "data", min_free_bytes=0, **changes)
+    paths: dict[str, Any] = {"db_path": root / "ci.db", "data_dir": root / "data"}
+    given: dict[str, Any] = {**paths, "min_free_bytes": 0, **UNLIMITED, **changes}
+    return ServerSettings(**given)
 
 
 @asynccontextmanager
@@ -217,7 +227,12 @@ def serving(settings: ServerSettings) -> Generator[str, None, None]:
     """A server answers at the yielded URL. Its streams are cut when the block ends."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     config = uvicorn.Config(
-        create_app(settings), log_level="warning", log_config=None, timeout_graceful_shutdown=1
+        create_app(settings),
+        http=GuardedProtocol,
+        ws="none",
+        log_level="warning",
+        log_config=None,
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

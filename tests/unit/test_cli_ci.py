@@ -1,7 +1,6 @@
 """The `ci` command in a process of its own: what is on which stream, and with which code it ends."""
 
 import json
-import os
 import signal
 import subprocess
 import threading
@@ -15,6 +14,7 @@ from ci_common.events import CompleteEvent, ErrorEvent, StatusEvent
 from ci_common.models import JobStatus, Reason
 from tests.support.ci_command import COMMAND, ci_environment, run_ci
 from tests.support.http_peer import JOB_ID, KEY, Answer, Cut, HttpPeer
+from tests.support.screen import ci_on_screen
 
 Ci = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -434,34 +434,9 @@ def test_ctrl_c_before_there_is_a_job(peer: HttpPeer, project: Path) -> None:
     assert b"ci list" in said
 
 
-class Screen:
-    """A terminal that a command writes to."""
-
-    def __init__(self) -> None:
-        self._master, self.slave = os.openpty()
-
-    def read(self) -> str:
-        """Return all that was written until the last writer closed."""
-        os.close(self.slave)
-        data = bytearray()
-        while True:
-            try:
-                chunk = os.read(self._master, 65536)
-            except OSError:  # how Linux says that nobody holds the other end
-                chunk = b""
-            if not chunk:
-                os.close(self._master)
-                return data.decode()
-            data += chunk
-
-
 def on_screen(peer: HttpPeer, project: Path, *arguments: str, **more: str) -> str:
-    screen = Screen()
     environment = ci_environment(peer.url, KEY, TERM="xterm", **more)
-    with subprocess.Popen(
-        [*COMMAND, *arguments], env=environment, cwd=project, stdout=screen.slave, stderr=screen.slave
-    ):
-        return screen.read()
+    return ci_on_screen(*arguments, environment=environment, cwd=project)
 
 
 HOSTILE = b"\x1b[31mred\x1b[0m\x1b]0;title\x07\x1b[2J\rdone without newline"
@@ -577,3 +552,61 @@ def test_an_empty_job_id_is_wrong_usage(ci: Ci, command: str) -> None:
 def test_a_list_that_cannot_be_had_does_not_look_like_an_empty_one(ci: Ci) -> None:
     done = ci("list", "--server", "http://127.0.0.1:1")
     assert (done.returncode, done.stdout) == (69, b"")
+
+
+# -- a full queue --------------------------------------------------------------------------------------
+
+FULL = (
+    Answer.problem(429, "too_many_requests", "You have 5 jobs in the queue.", **{"Retry-After": "1"}),
+    Answer.problem(503, "queue_full", "The queue is full.", **{"Retry-After": "1"}),
+)
+
+
+@pytest.mark.parametrize("full", FULL)
+def test_a_full_queue_is_75_and_names_the_flag_that_waits(peer: HttpPeer, ci: Ci, full: Answer) -> None:
+    peer.script.faults.append(full)
+    done = ci("submit", "test", "--async")
+    assert done.returncode == 75
+    assert "ci submit test --wait-for-capacity" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("background", [("--async",), ()])
+@pytest.mark.parametrize("full", FULL)
+def test_waiting_for_capacity_asks_cheaply_and_uploads_once(
+    peer: HttpPeer, ci: Ci, full: Answer, background: tuple[str, ...]
+) -> None:
+    peer.script.faults.extend([full, full])
+    done = ci("submit", "test", "--wait-for-capacity", *background)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(peer.requests("GET", "/capacity")) == 3
+    path = "/submit-async" if background else "/submit-stream"
+    assert len(peer.requests("POST", path)) == 1
+    waiting = [line for line in lines(done.stderr) if "Waiting for room" in line]
+    assert len(waiting) == 1, "one line where stderr is no terminal"
+
+
+def test_who_loses_the_race_for_room_submits_again_under_the_same_key(peer: HttpPeer, ci: Ci) -> None:
+    peer.script.faults.extend([Answer(200, b'{"room": true}'), FULL[0]])
+    done = ci("submit", "test", "--wait-for-capacity", "--async")
+    assert done.returncode == 0, done.stderr.decode()
+    first, second = peer.requests("POST", "/submit-async")
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
+
+
+def test_ctrl_c_while_waiting_for_capacity_leaves_at_once(peer: HttpPeer, project: Path) -> None:
+    long = Answer.problem(429, "too_many_requests", "Full.", **{"Retry-After": "3600"})
+    peer.script.faults.append(long)
+    process = subprocess.Popen(
+        [*COMMAND, "submit", "test", "--wait-for-capacity"],
+        cwd=project,
+        env=ci_environment(peer.url, KEY),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        assert process.stderr is not None
+        assert b"Waiting for room" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said.decode()
+    assert peer.requests("POST", "/submit-stream") == []

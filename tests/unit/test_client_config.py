@@ -73,7 +73,7 @@ def test_a_key_that_others_can_read_is_warned_about(config: Path) -> None:
     config.chmod(0o640)
     assert "chmod 600" in resolve(Flags(), {"CI_CONFIG_FILE": str(config)}).warnings[0]
     # A key from elsewhere makes the file's mode nobody's business.
-    assert resolve(Flags(api_key="ci_x"), {"CI_CONFIG_FILE": str(config)}).warnings == ()
+    assert resolve(Flags(), {"CI_CONFIG_FILE": str(config), "CI_API_KEY": "ci_x"}).warnings == ()
 
 
 def test_plain_http_over_a_network_is_warned_about(config: Path) -> None:

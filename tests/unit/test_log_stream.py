@@ -313,7 +313,9 @@ async def test_a_queued_job_passes_on_what_the_controller_complains_about(site: 
     async with aclosing(follow(site, job)) as events:
         event = await following(events)
     assert event == StatusEvent(
-        JobStatus.QUEUED, 0, "waiting in the queue behind 1 other job; the Docker engine does not answer"
+        JobStatus.QUEUED,
+        0,
+        "waiting in the queue, about 1 other job before it; the Docker engine does not answer",
     )
 
 

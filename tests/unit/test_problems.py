@@ -17,13 +17,21 @@ from ci_persistence.log_store import disk_full_as_storage_full
 from ci_server.app import create_app
 from ci_server.problems import install_handlers, problem_response
 from ci_server.request_context import RequestContext
-from ci_server.schemas import HealthModel, InfoModel, JobEventModel, JobModel, ReadyModel, SubmittedModel
+from ci_server.schemas import (
+    CapacityModel,
+    HealthModel,
+    InfoModel,
+    JobEventModel,
+    JobModel,
+    ReadyModel,
+    SubmittedModel,
+)
 from tests.support.server import Site, client, serving
 
 MEMBERS = {"type", "title", "status", "detail", "code", "request_id"}
 MODELS: dict[str, type[BaseModel]] = {
     model.__name__: model
-    for model in (HealthModel, InfoModel, JobEventModel, JobModel, ReadyModel, SubmittedModel)
+    for model in (CapacityModel, HealthModel, InfoModel, JobEventModel, JobModel, ReadyModel, SubmittedModel)
 }
 KEYLESS = {"/health", "/ready"}
 
@@ -55,6 +63,7 @@ def test_the_routes_are_those_of_the_documents() -> None:
         "POST /submit",
         "POST /submit-stream",
         "POST /submit-async",
+        "GET /capacity",
         "GET /jobs",
         "GET /jobs/{job_id}",
         "DELETE /jobs/{job_id}",
@@ -204,7 +213,7 @@ def test_every_code_that_streams_send_belongs_to_an_error_class() -> None:
 
 def test_openapi_names_no_operation_twice() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
-    assert len(names) == len(set(names)) == 13
+    assert len(names) == len(set(names)) == 14
 
 
 # -- what nobody has a word for ------------------------------------------------------------------------

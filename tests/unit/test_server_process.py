@@ -1,14 +1,11 @@
-"""The server as operators start it: `python -m uvicorn ci_server.app:app`, its workers, its end by SIGTERM."""
+"""The server as operators start it: `ci-server` or a plain uvicorn, its workers, its end by SIGTERM."""
 
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import httpx
@@ -20,81 +17,35 @@ from tests.support.server import (
     Received,
     Site,
     client,
-    eventually,
     read_to_end,
     serving,
     stream,
     upload,
 )
-
-
-@dataclass
-class Process:
-    """A uvicorn of its own and what it wrote."""
-
-    popen: subprocess.Popen[bytes]
-    url: str
-    log: Path
-
-    def terminate(self) -> int:
-        """Return the exit code."""
-        self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(20)
-
-
-@contextmanager
-def uvicorn(site: Site, *args: str, **environment: str) -> Generator[Process, None, None]:
-    """A server process answers at its URL; it is killed if it is still there afterwards."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    listener.set_inheritable(True)
-    log = site.settings.db_path.with_name("server.log")
-    command = [sys.executable, "-m", "uvicorn", "ci_server.app:app", "--fd", str(listener.fileno()), *args]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CI_")}
-    ours = {"CI_DB_PATH": str(site.settings.db_path), "CI_DATA_DIR": str(site.settings.data_path)}
-    with log.open("wb") as output:
-        popen = subprocess.Popen(
-            command,
-            env={**inherited, **ours, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(listener.fileno(),),
-        )
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    listener.close()
-    try:
-        yield Process(popen, url, log)
-    finally:
-        if popen.poll() is None:
-            popen.kill()
-        popen.wait(20)
-
-
-async def answers(process: Process) -> None:
-    async def healthy() -> bool:
-        assert process.popen.poll() is None, process.log.read_text()
-        async with client(process.url) as http:
-            try:
-                return (await http.get("/health")).status_code == 200
-            except httpx.TransportError:
-                return False
-
-    await eventually(healthy, seconds=30)
+from tests.support.server_process import CI_SERVER, PLAIN_UVICORN, answers, server_process
 
 
 async def _rest(events: AsyncGenerator[Received, None]) -> list[Received]:
     return [event async for event in events]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("command", "workers", "ends"),
+    [
+        (PLAIN_UVICORN, "1", -signal.SIGTERM),
+        (PLAIN_UVICORN, "2", 0),
+        (CI_SERVER, "1", 0),
+        (CI_SERVER, "2", 0),
+    ],
+)
 async def test_sigterm_ends_open_streams_in_good_order_and_they_resume(
-    site: Site, ada: Account, workers: str
+    site: Site, ada: Account, command: tuple[str, ...], workers: str, ends: int
 ) -> None:
     await site.queue_job(ada)
     attempt = await site.hands.start()
     path = f"/jobs/{attempt.job.id}/stream?from_beginning=true"
     site.hands.write(attempt, b"before ")
-    with uvicorn(site, "--workers", workers) as process:
+    with server_process(site, "--workers", workers, command=command) as process:
         await answers(process)
         async with client(process.url, ada) as http, stream(http, path) as events:
             seen = [await anext(events)]
@@ -103,8 +54,8 @@ async def test_sigterm_ends_open_streams_in_good_order_and_they_resume(
             ending = asyncio.create_task(asyncio.to_thread(process.terminate))
             rest = await _rest(events)  # ends, and does not break off
             code = await ending
-        # A single uvicorn that ended in good order raises the signal again; with workers it returns 0.
-        assert code in (0, -signal.SIGTERM), process.log.read_text()
+        # A single uvicorn that ended in good order raises the signal again.
+        assert code == ends, process.log.read_text()
         assert rest == []
         log = process.log.read_text()
         assert "Traceback" not in log
@@ -118,7 +69,7 @@ async def test_sigterm_ends_open_streams_in_good_order_and_they_resume(
 
 
 async def test_the_log_has_the_format_that_was_asked_for(site: Site) -> None:
-    with uvicorn(site, CI_LOG_FORMAT="console") as process:
+    with server_process(site, CI_LOG_FORMAT="console") as process:
         await answers(process)
         async with client(process.url) as http:
             assert (await http.get("/jobs")).status_code == 401
@@ -133,7 +84,7 @@ async def test_a_server_killed_before_its_answer_makes_one_job_of_a_retry(
     site: Site, ada: Account, point: str, jobs: int
 ) -> None:
     headers = {"Idempotency-Key": "once"}
-    with uvicorn(site, CI_CRASH_AT=point) as process:
+    with server_process(site, CI_CRASH_AT=point) as process:
         await answers(process)
         async with client(process.url, ada) as http:
             with pytest.raises(httpx.TransportError):
@@ -160,3 +111,41 @@ def test_importing_the_app_touches_nothing(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.stdout.strip() == b"[]"
+
+
+async def test_fault_49_over_a_damaged_database_it_says_what_to_do_and_is_not_ready(
+    site: Site, ada: Account
+) -> None:
+    """Whoever asks reads which kind of damage it is and how it is mended, and learns no path; the log has the path."""
+    await site.repository.close()
+    database = site.settings.db_path
+    for leftover in database.parent.glob(f"{database.name}-*"):
+        leftover.unlink()  # what a log of pages would put right is not what this is about
+    data = bytearray(database.read_bytes())
+    data[100:] = b"\xff" * (len(data) - 100)  # the header is whole: it still says that it is a database
+    database.write_bytes(data)
+    with server_process(site) as process:
+        await answers(process)
+        async with client(process.url, ada) as http:
+            ready, submitted, listed = [
+                await http.get("/ready"),
+                await http.post("/submit-async", files=upload()),
+                await http.get("/jobs"),
+            ]
+            assert (await http.get("/health")).status_code == 200, "alive, and restarting would not help"
+        assert process.terminate() == 0
+    assert (ready.status_code, ready.json()["status"]) == (503, "failing")
+    checked = ready.json()["checks"]["database"]
+    assert (checked["status"], checked["code"]) == ("failing", "database_corrupt")
+    assert "ci-admin restore" in ready.json()["reasons"][0]
+    for answer in (submitted, listed):
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (503, "database_corrupt"), answer.text
+        assert "ci-admin restore" in problem["detail"]
+        assert "stop every process that uses it" in problem["detail"]
+    for answer in (ready, submitted, listed):
+        assert str(database.parent) not in answer.text
+    log = process.log.read_text()
+    assert str(database) in log
+    assert "Traceback" not in log
+    assert bytes(data) == database.read_bytes(), "nothing was written to it"

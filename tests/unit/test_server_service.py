@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import pytest
 
 from ci_common import __version__
 from ci_common.clock import utcnow
+from ci_common.disk_space import Space
 from ci_common.models import ControllerState
+from ci_server.readiness import Health, judge_disk
+from ci_server.settings import MIB
 from ci_server.waiting import controller_trouble
 from tests.support.server import Site, client, make_settings, open_site, serving, upload
+from tests.support.small_disk import small_disk
 
 
 @pytest.fixture
@@ -42,7 +47,8 @@ async def test_ready_is_degraded_without_a_controller(http: httpx.AsyncClient) -
     response = await http.get("/ready")
     assert (response.status_code, response.json()["status"]) == (200, "degraded")
     assert response.json()["reasons"] == [
-        "controller: no controller has run on this database yet: start ci-controller"
+        "controller: no controller has run on this database yet: start ci-controller",
+        "engine: unknown: only a running controller can tell",
     ]
 
 
@@ -60,7 +66,8 @@ async def test_ready_passes_on_the_note_of_the_controller(site: Site, http: http
     await site.hands.arrive(note="the Docker engine does not answer")
     found = (await http.get("/ready")).json()
     assert found["status"] == "degraded"
-    assert found["reasons"] == ["controller: the Docker engine does not answer"]
+    assert found["reasons"] == ["engine: the Docker engine does not answer"]
+    assert found["checks"]["controller"]["status"] == "ok"
 
 
 async def test_ready_is_degraded_when_the_disk_is_nearly_full(site: Site) -> None:
@@ -71,6 +78,53 @@ async def test_ready_is_degraded_when_the_disk_is_nearly_full(site: Site) -> Non
             found = (await http.get("/ready")).json()
     assert found["status"] == "degraded"
     assert "free on the data disk" in found["reasons"][0]
+
+
+async def test_ready_looks_at_the_disk_of_the_database_too_and_at_its_inodes(tmp_path: Path) -> None:
+    """Two small disks: the data's is roomy, the database's has bytes but no inodes left."""
+    disk = tmp_path / "database"
+    with small_disk(disk, "16m", inodes=120):
+        async with open_site(tmp_path, db_path=disk / "ci.db") as site:
+            await site.hands.arrive()
+            with serving(site.settings) as url:
+                async with client(url) as http:
+                    before = (await http.get("/ready")).json()
+                    for number in range(130):
+                        with suppress(OSError):
+                            (disk / f"file-{number}").touch()
+                    after = (await http.get("/ready")).json()
+    assert (before["status"], before["reasons"]) == ("ok", [])
+    assert after["status"] == "degraded"
+    [reason] = after["reasons"]
+    assert "inodes free on the database disk" in reason
+    assert after["checks"]["disk"]["free_inodes_percent"] == 0
+    assert after["checks"]["controller"]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("data", "database", "said"),
+    [
+        (Space(100 * MIB, 50, 100), Space(100 * MIB, 0, 0), []),  # 0 inodes in all: they are not counted
+        (
+            Space(9 * MIB, 50, 100),
+            Space(100 * MIB, 50, 100),
+            ["9 MiB free on the data disk, less than 10 MiB"],
+        ),
+        (Space(100 * MIB, 50, 100), Space(9 * MIB, 50, 100), ["9 MiB free on the database disk"]),
+        (Space(100 * MIB, 9, 1000), Space(100 * MIB, 50, 100), ["9 inodes free on the data disk"]),
+        (
+            Space(0, 0, 9),
+            Space(0, 0, 9),
+            ["data disk", "inodes", "database disk", "inodes free on the database"],
+        ),
+    ],
+)
+def test_every_shortage_is_named(data: Space, database: Space, said: list[str]) -> None:
+    found = judge_disk({"data": data, "database": database}, 10 * MIB)
+    assert found.health is (Health.DEGRADED if said else Health.OK)
+    parts = (found.message or "").split("; ") if said else []
+    assert len(parts) == len(said)
+    assert all(expected in part for expected, part in zip(said, parts, strict=True))
 
 
 async def test_a_server_without_a_database_says_what_to_start_and_recovers(
@@ -89,7 +143,8 @@ async def test_a_server_without_a_database_says_what_to_start_and_recovers(
             assert str(settings.db_path) in caplog.text
             async with open_site(tmp_path, initialize=False) as site:
                 key = {"Authorization": "Bearer ci_AAAAAAAA_" + "A" * 43 + "_000000"}
-                assert (await http.get("/jobs", headers=key)).status_code == 401, "no look-up for nonsense"
+                nonsense = await http.get("/jobs", headers=key)
+                assert nonsense.status_code == 503, "looked up like any other, so that time tells nothing"
                 await site.repository.initialize()
                 ada = await site.account("ada")
             after = await http.post("/submit-async", files=upload(), headers=ada.headers)

@@ -173,7 +173,7 @@ async def test_a_revoked_key_ends_its_streams(site: Site, ada: Account, http: ht
     job = await site.queue_job(ada)
     async with stream(http, f"/jobs/{job.id}/stream") as events, asyncio.timeout(10):
         assert (await anext(events)).type == "status"
-        await site.repository.revoke_api_key(ada.key.id)
+        await site.repository.revoke_api_key(ada.key.id, utcnow())
         rest = [event async for event in events]
     assert [(event.type, event.data.get("code")) for event in rest] == [("error", "unauthorized")]
     assert (await http.get(f"/jobs/{job.id}")).status_code == 401

@@ -14,6 +14,7 @@ import pytest
 
 from ci_common.clock import utcnow
 from ci_common.models import JobFilter, JobStatus, Scope
+from tests.support.archives import HOSTILE
 from tests.support.server import (
     Account,
     Site,
@@ -297,6 +298,30 @@ BAD_UPLOADS: list[tuple[str, bytes, dict[str, str], int, str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "parent",
+        "symlink",
+        "duplicate",
+        "differs in case",
+        "bomb",
+        "overlapping",
+        "trailing data",
+        "encrypted",
+    ],
+)
+async def test_a_hostile_archive_is_refused_by_its_rule_and_leaves_nothing(
+    name: str, site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    data, rule = HOSTILE[name]
+    response = await http.post("/submit-async", files=upload(data))
+    assert (response.status_code, problem(response)["code"]) == (422, "invalid_archive")
+    assert problem(response)["rule"] == rule
+    assert stored(site) == []
+    assert await jobs_of(site, ada) == 0
+
+
 async def test_a_bad_upload_says_what_is_wrong_and_leaves_nothing(
     site: Site, ada: Account, http: httpx.AsyncClient, subtests: pytest.Subtests
 ) -> None:
@@ -379,7 +404,7 @@ async def test_a_key_revoked_during_the_upload_starts_nothing(
     async def revoking() -> AsyncIterator[bytes]:
         yield body[:-30]
         await eventually(lambda: _async(bool(stored(site))))  # authenticated, and reading
-        await site.repository.revoke_api_key(ada.key.id)
+        await site.repository.revoke_api_key(ada.key.id, utcnow())
         yield body[-30:]
 
     response = await http.post("/submit-async", content=revoking(), headers=headers)
