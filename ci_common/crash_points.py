@@ -7,12 +7,15 @@ crash point does nothing. The list is closed, so that a test can walk all of the
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Final, Literal, get_args
 
 CrashPoint = Literal[
     # the controller, in the order in which one job passes them
+    "after_take_over",
     "after_claim",
+    "before_create",
     "after_create",
     "after_start",
     "after_mark_started",
@@ -25,17 +28,33 @@ CrashPoint = Literal[
     "after_exit",
     "after_seal",
     "after_finish",
+    "before_remove",
     "after_remove",
+    # the controller or ci-admin, between marks, files and rows
+    "after_prune_marked",
+    "after_prune_files",
+    # the controller or ci-admin, at each statement of a migration and behind its commit
+    "during_migration",
+    "after_migration",
+    # ci-admin, while it fills a backup or puts one back
+    "after_backup_filled",
+    "after_restore_files",
+    "after_restore_set_aside",
     # the server
+    "during_upload",
     "after_archive_saved",
     "after_job_created",
+    # ci-admin; the first also the server, which audits cancels
+    "during_audited_write",
+    "after_user_created",
+    "after_key_created",
 ]
 CRASH_POINTS: Final[tuple[CrashPoint, ...]] = get_args(CrashPoint)
 
 _counts: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
 
 
-def crash_point(name: CrashPoint) -> None:
+def _die_if_armed(name: CrashPoint) -> None:
     """The process goes on, unless this point is armed: then it is gone at once, as if killed (137)."""
     armed = os.environ.get("CI_CRASH_AT")
     if armed is None:
@@ -43,3 +62,22 @@ def crash_point(name: CrashPoint) -> None:
     wanted, _, nth = armed.partition(":")
     if wanted == name and next(_counts[name]) == int(nth or 1):
         os._exit(137)
+
+
+_reached: Callable[[CrashPoint], None] = _die_if_armed
+
+
+def crash_point(name: CrashPoint) -> None:
+    """The process goes on, unless a test wants it to die here."""
+    _reached(name)
+
+
+@contextmanager
+def told_of_crash_points(reached: Callable[[CrashPoint], None]) -> Generator[None]:
+    """In this context `reached` is called at every crash point, in whatever thread: what it raises is the death."""
+    global _reached
+    before, _reached = _reached, reached
+    try:
+        yield
+    finally:
+        _reached = before

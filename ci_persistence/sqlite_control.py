@@ -10,26 +10,14 @@ from ci_common.models import (
     ControllerLease,
     ControllerState,
     JobEvent,
-    JobStatus,
     Reason,
 )
 from ci_common.verdict import verdict
 from ci_persistence.rows import attempt_from, from_text, job_from, to_text
-from ci_persistence.sqlite_timeline import OPEN, append_event, end, predecessors, status_list
+from ci_persistence.sqlite_queue import CLAIM, CLAIMABLE, TAKE_TURN, times
+from ci_persistence.sqlite_timeline import OPEN, append_event, end
 
-_CLAIMABLE = (
-    "status = 'queued' AND cancel_requested_at IS NULL AND (not_before IS NULL OR not_before <= :now)"
-)
-
-# One statement chooses and takes, so no two claims can take the same job.
-CLAIM = f"""
-    UPDATE jobs SET status = 'claimed', attempt = attempt + 1, not_before = NULL, message = NULL,
-        start_time = NULL, image_id = NULL
-    WHERE id = (SELECT id FROM jobs WHERE {_CLAIMABLE} ORDER BY created_at, id LIMIT 1)
-        AND status IN {status_list(predecessors(JobStatus.CLAIMED))}
-    RETURNING *
-"""  # noqa: S608  (constants of this package)
-COUNT_QUEUED = f"SELECT count(*) FROM jobs WHERE {_CLAIMABLE}"  # noqa: S608
+COUNT_QUEUED = f"SELECT count(*) FROM jobs WHERE {CLAIMABLE}"  # noqa: S608
 OPEN_ATTEMPTS = f"""
     SELECT attempts.* FROM attempts JOIN jobs ON jobs.id = attempts.job_id
     WHERE attempts.ended_at IS NULL AND jobs.status IN {OPEN} ORDER BY attempts.claimed_at, attempts.job_id
@@ -88,11 +76,11 @@ def holds(db: sqlite3.Connection, lease: ControllerLease) -> bool:
 
 def count_queued(db: sqlite3.Connection, now: datetime) -> int:
     """Return how many jobs could be claimed now."""
-    return int(db.execute(COUNT_QUEUED, {"now": to_text(now)}).fetchone()[0])
+    return int(db.execute(COUNT_QUEUED, times(now)).fetchone()[0])
 
 
 def claim_jobs(db: sqlite3.Connection, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
-    """Up to `limit` jobs are claimed, first in first out; none when the lease is stale."""
+    """Up to `limit` jobs are claimed, as users take turns; none when the lease is stale."""
     claimed: list[Attempt] = []
     while holds(db, lease) and len(claimed) < limit:
         attempt = _claim_one(db, lease, now)
@@ -103,10 +91,11 @@ def claim_jobs(db: sqlite3.Connection, lease: ControllerLease, limit: int, now: 
 
 
 def _claim_one(db: sqlite3.Connection, lease: ControllerLease, now: datetime) -> Attempt | None:
-    row = db.execute(CLAIM, {"now": to_text(now)}).fetchone()
+    row = db.execute(CLAIM, times(now)).fetchone()
     if row is None:
         return None
     job = job_from(row)
+    db.execute(TAKE_TURN, (job.user_id,))
     inserted = db.execute(
         "INSERT INTO attempts (job_id, number, holder, token, claimed_at) VALUES (?, ?, ?, ?, ?) RETURNING *",
         (job.id, job.attempt, lease.holder, new_token(), to_text(now)),

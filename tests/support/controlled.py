@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import inspect
 import io
 import json
 import threading
@@ -10,6 +11,7 @@ import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -17,7 +19,7 @@ from ci_common.clock import utcnow
 from ci_common.models import Job, JobOptions, User, new_id
 from ci_common.repository import JobRepository
 from ci_common.settings import StorageSettings
-from ci_common.stores import LogStore, LogWriter, StoredArchive
+from ci_common.stores import ArchiveStore, LogStore, LogWriter, StoredArchive
 from ci_controller.container_runtime import ContainerRuntime, ContainerState, ExitState, ObservedContainer
 from ci_controller.controller import JobController
 from ci_controller.frames import Outcome
@@ -43,7 +45,10 @@ class Frames:
         return self._frame(t="o", d=base64.b64encode(data).decode())
 
     def begun(self) -> bytes:
-        return self._frame(t="e", k="begun", d={})
+        return self.event("begun")
+
+    def event(self, kind: str) -> bytes:
+        return self._frame(t="e", k=kind, d={})
 
     def trailer(self, outcome: Outcome, **fields: Any) -> bytes:
         digest = hashlib.sha256(self._output).hexdigest()
@@ -191,8 +196,10 @@ async def controlled_system(
     try:
         await repository.initialize()
         await stores.hub.start()
-        user = User(new_id(), "Ada", "ada@example.org", utcnow())
-        await repository.create_user(user)
+        user = await repository.get_user_by_email("ada@example.org")  # of an installation that was restored
+        if user is None:
+            user = User(new_id(), "Ada", "ada@example.org", utcnow())
+            await repository.create_user(user)
         yield ControlledSystem(repository, stores, runtime, user)
     finally:
         await runtime.close()
@@ -289,19 +296,23 @@ class _Mortal:
         if name == "close" or not callable(method):  # files of a dead process are closed, too
             return method
 
+        if inspect.iscoroutinefunction(method):
+            return partial(self._awaited, name, method)
+
         def call(*args: Any, **kwargs: Any) -> Any:
             self._life.require()
             result = method(*args, **kwargs)
-            if asyncio.iscoroutine(result):
-                return self._awaited(name, result)
             if name in self._effects:
                 self._life.effect(name)
             return result
 
         return call
 
-    async def _awaited(self, name: str, result: Awaitable[Any]) -> Any:
-        value = await result
+    async def _awaited(
+        self, name: str, method: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any
+    ) -> Any:
+        self._life.require()
+        value = await method(*args, **kwargs)
         if name in self._effects:
             self._life.effect(name)
         self._life.require()
@@ -353,4 +364,5 @@ def mortal(system: ControlledSystem, life: Life) -> dict[str, Any]:
         "repository": cast("JobRepository", _Mortal(system.repository, life, writes)),
         "runtime": cast("ContainerRuntime", _MortalRuntime(system.runtime, life, calls)),
         "logs": cast("LogStore", _MortalLogs(system.stores.logs, life, frozenset())),
+        "archives": cast("ArchiveStore", _Mortal(system.stores.archives, life, frozenset({"delete"}))),
     }

@@ -15,17 +15,20 @@ from `calls` and `containers`.
 """
 
 import asyncio
+import contextvars
 import itertools
+import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, Literal, TypeVar
 
-from ci_common.clock import utcnow
+from ci_common.clock import Clock, SystemClock
+from ci_common.crash_points import crash_point
 from ci_common.errors import EngineUnavailable
 from ci_controller import labels
 from ci_controller.container_runtime import (
@@ -33,7 +36,9 @@ from ci_controller.container_runtime import (
     ContainerGone,
     ContainerSpec,
     ContainerState,
+    DiskUse,
     ExitState,
+    NetworkState,
     ObservedContainer,
 )
 
@@ -48,7 +53,12 @@ class UntilSignal:
     name: str
 
 
-Step = bytes | ExitState | threading.Event | UntilSignal
+@dataclass(frozen=True, slots=True)
+class UntilIsolated:
+    """A step of a script: the container runs until it has no network."""
+
+
+Step = bytes | ExitState | threading.Event | UntilSignal | UntilIsolated
 Script = Callable[[bytes], Iterable[Step]]
 
 
@@ -62,12 +72,16 @@ class FakeContainer:
 
     id: str
     spec: ContainerSpec
-    created_at: datetime = field(default_factory=utcnow)
+    created_at: datetime
     state: ContainerState = ContainerState.CREATED
     exit: ExitState | None = None
     fed: bytes = b""
     output: list[bytes] = field(default_factory=list[bytes])
     signals: list[str] = field(default_factory=list[str])
+    isolated: bool = False
+    layer_bytes: int = 0  # what it takes of the disk: tests set these three
+    written_bytes: int = 0
+    files: int | None = 0
 
     def observed(self) -> ObservedContainer:
         return ObservedContainer(self.id, self.spec.name, dict(self.spec.labels), self.state, self.created_at)
@@ -81,12 +95,17 @@ class FakeContainerRuntime:
         script: Script = _exit_at_once,
         scripts: Mapping[tuple[str, ...], Script] | None = None,
         images: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock or SystemClock()
         self.script = script
         self.scripts = dict(scripts or {})  # by the container's command, before `script`
         self.images = dict(images if images is not None else {"ci-runner:latest": "sha256:" + "0" * 64})
         self.down = False
         self.endless = False
+        self.waiting_readers = 0  # of outputs, who have read all that there is
+        self.network = NetworkState()  # what `guard_network` finds; what is broken it sets again
+        self.root = tempfile.gettempdir()
         self.calls: list[tuple[str, str]] = []  # (method, container's name), in order
         self._containers: dict[str, FakeContainer] = {}
         self._changed = threading.Condition(threading.RLock())
@@ -143,15 +162,22 @@ class FakeContainerRuntime:
                 if container.spec.labels.get(labels.INSTANCE) == instance_id
             ]
 
+    async def guard_network(self) -> NetworkState:
+        self._answer("guard_network")
+        found = self.network
+        if found.broken:
+            self.network = NetworkState()
+        return found
+
     async def create(self, spec: ContainerSpec) -> str:
         self._answer("create", spec.name)
         if spec.image_id not in self.images.values():
             raise ContainerError(f"no such image: {spec.image_id}")
         with self._changed:
             self._make_room(spec)
-            container = FakeContainer(f"{next(self._ids):064x}", spec)
+            container = FakeContainer(f"{next(self._ids):064x}", spec, self._clock.now())
             self._containers[container.id] = container
-        self._reply("create")
+        self._reply("create", spec.name)
         return container.id
 
     async def start_and_feed(
@@ -171,8 +197,26 @@ class FakeContainerRuntime:
                 self._exit(container, ExitState(137))
             self._changed.notify_all()
 
+    async def isolate(self, container_id: str) -> None:
+        self._answer("isolate", container_id)
+        if container := self._containers.get(container_id):
+            container.isolated = True
+
     async def exit_state(self, container_id: str) -> ExitState | None:
         return self._find(container_id, "exit_state").exit
+
+    async def storage_root(self) -> str:
+        self._answer("storage_root")
+        return self.root
+
+    async def layer_sizes(self, instance_id: str) -> dict[str, int]:
+        return {one.id: one.layer_bytes for one in self._running(instance_id)}
+
+    async def layer_size(self, container_id: str) -> int:
+        return self._find(container_id, "layer_size").layer_bytes
+
+    async def disk_uses(self, instance_id: str) -> dict[str, DiskUse]:
+        return {one.id: DiskUse(one.written_bytes, one.files) for one in self._running(instance_id)}
 
     async def remove(self, container_id: str) -> None:
         self._answer("remove", container_id)
@@ -207,7 +251,18 @@ class FakeContainerRuntime:
     # -- inside --------------------------------------------------------------------------------------------
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
+
+    def _running(self, instance_id: str) -> Sequence[FakeContainer]:
+        self._answer("layer_sizes")
+        with self._changed:
+            return [
+                container
+                for container in self._containers.values()
+                if container.state is ContainerState.RUNNING
+                and container.spec.labels.get(labels.INSTANCE) == instance_id
+            ]
 
     def _answer(self, call: str, container: str = "") -> None:
         found = self._containers.get(container)
@@ -215,7 +270,7 @@ class FakeContainerRuntime:
         if self.down:
             raise EngineUnavailable("the fake engine is down")
 
-    def _reply(self, call: str) -> None:
+    def _reply(self, call: str, container: str) -> None:
         if self._lost_replies[call]:
             self._lost_replies[call] -= 1
             raise EngineUnavailable(f"the reply to {call} was lost")
@@ -248,7 +303,10 @@ class FakeContainerRuntime:
         with self._changed:
             if container.state is not ContainerState.RUNNING:
                 return
-            container.state, container.exit = ContainerState.EXITED, exit_state
+            container.state = ContainerState.EXITED
+            container.exit = replace(
+                exit_state, off_network=container.isolated and container.spec.network != "none"
+            )
             self._changed.notify_all()
         self._notify(container)
 
@@ -261,16 +319,23 @@ class FakeContainerRuntime:
             container.state = ContainerState.RUNNING
         self._notify(container)
         try:
-            self._reply("start")
+            self._reply("start", container.spec.name)
+            crash_point("after_start")
             on_started()
             for chunk in chunks:
                 if container.state is not ContainerState.RUNNING:
                     break
                 container.fed += chunk
+                crash_point("during_feed")
         finally:
-            thread = threading.Thread(target=self._run, args=(container,), daemon=True)
-            self._scripts.append(thread)
-            thread.start()
+            self._begin(container)
+
+    def _begin(self, container: FakeContainer) -> None:
+        """The input has ended, and the script runs."""
+        thread = threading.Thread(target=self._run, args=(container,), daemon=True)
+        thread.start()
+        with self._changed:
+            self._scripts = [*(one for one in self._scripts if one.is_alive()), thread]
 
     def _run(self, container: FakeContainer) -> None:
         script = self.scripts.get(container.spec.command, self.script)
@@ -282,6 +347,8 @@ class FakeContainerRuntime:
                     self._exit(container, step)
                 case threading.Event():
                     self._wait(container, step.is_set)
+                case UntilIsolated():
+                    self._wait(container, lambda: container.isolated)
                 case UntilSignal(name):
                     self._wait(container, lambda name=name: name in container.signals)
             if container.state is not ContainerState.RUNNING:
@@ -302,9 +369,11 @@ class FakeContainerRuntime:
     def _follow(self, container: FakeContainer, left: threading.Event) -> Iterator[bytes]:
         for index in itertools.count():
             with self._changed:
+                self.waiting_readers += 1
                 while not self._follow_is_over(container, left) and index >= len(container.output):
                     # Timed, because `down` is a plain attribute that wakes nobody.
                     self._changed.wait(_POLL_SECONDS)
+                self.waiting_readers -= 1
                 if left.is_set() or self.down or index >= len(container.output):
                     return
                 data = container.output[index]

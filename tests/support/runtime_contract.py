@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 import pytest
 
@@ -25,7 +25,7 @@ from ci_controller.container_runtime import (
     ExitState,
     ObservedContainer,
 )
-from tests.support.fake_runtime import Script, Step, UntilSignal
+from tests.support.fake_runtime import Script, Step, UntilIsolated, UntilSignal
 
 SECONDS: Final = 20.0  # no single step of a container takes longer
 
@@ -41,6 +41,11 @@ UNTIL_KILLED: Final = (
 UNTIL_SIGINT: Final = (
     "import signal, sys; signal.signal(signal.SIGINT, lambda *_: (print('stopped'), sys.exit(4)))\n"
     "print('ready', flush=True)\nwhile True: signal.pause()"
+)
+UNTIL_ISOLATED: Final = (
+    "import os, time; print('ready', flush=True)\n"
+    "while os.listdir('/sys/class/net') != ['lo']: time.sleep(0.02)\n"
+    "print('isolated')"
 )
 
 
@@ -65,6 +70,7 @@ FAKE_SCRIPTS: Mapping[tuple[str, ...], Script] = MappingProxyType(
         command(LEAVE_EARLY): lambda fed: [b"enough\n"],
         command(UNTIL_KILLED): lambda fed: [b"ready\n", threading.Event()],
         command(UNTIL_SIGINT): _until_sigint,
+        command(UNTIL_ISOLATED): lambda fed: [b"ready\n", UntilIsolated(), b"isolated\n"],
     }
 )
 
@@ -294,12 +300,61 @@ class RuntimeContract:
         await engine.runtime.signal(container, "SIGKILL")
         assert await engine.exit(container) == ExitState(137)
 
+    async def test_the_fence_around_the_jobs_stands_once_it_was_found_whole(self, engine: Engine) -> None:
+        async with asyncio.timeout(SECONDS):
+            while not (state := await engine.runtime.guard_network()).holds:
+                assert state.broken
+        assert (state.broken, state.trouble) == ((), None)
+
+    async def test_a_container_can_be_taken_off_the_network(self, engine: Engine) -> None:
+        container = await engine.runtime.create(replace(engine.spec(UNTIL_ISOLATED), network="internet"))
+        await engine.runtime.start_and_feed(container, [], lambda: None)
+        await engine.until(container, b"ready\n")
+        await engine.runtime.isolate(container)
+        assert await engine.output(container) == b"ready\nisolated\n"
+        assert (await engine.exit(container)).off_network
+
+    @pytest.mark.parametrize("network", ["internet", "none"])
+    async def test_who_keeps_its_network_or_never_had_one_lost_none(
+        self, engine: Engine, network: Literal["internet", "none"]
+    ) -> None:
+        container = await engine.runtime.create(replace(engine.spec(EXIT_3), network=network))
+        await engine.runtime.start_and_feed(container, [], lambda: None)
+        assert not (await engine.exit(container)).off_network
+
+    async def test_isolating_what_has_no_network_or_is_gone_is_no_error(self, engine: Engine) -> None:
+        container = await engine.start(UNTIL_KILLED)
+        await engine.runtime.isolate(container)
+        await engine.runtime.isolate(container)
+        await engine.runtime.remove(container)
+        await engine.runtime.isolate(container)
+
     async def test_a_signal_to_a_container_that_does_not_run_is_no_error(self, engine: Engine) -> None:
         container = await engine.start(EXIT_3)
         await engine.exit(container)
         await engine.runtime.signal(container, "SIGINT")
         await engine.runtime.remove(container)
         await engine.runtime.signal(container, "SIGINT")
+
+    async def test_layers_are_measured_of_running_containers_and_of_one_that_ended(
+        self, engine: Engine
+    ) -> None:
+        container = await engine.start(UNTIL_KILLED)
+        await engine.until(container, b"ready\n")
+        assert (await engine.runtime.layer_sizes(engine.instance_id)).keys() == {container}
+        assert (await engine.runtime.disk_uses(engine.instance_id)).keys() == {container}
+        await engine.runtime.signal(container, "SIGKILL")
+        await engine.exit(container)
+        assert await engine.runtime.layer_sizes(engine.instance_id) == {}
+        assert await engine.runtime.disk_uses(engine.instance_id) == {}
+        assert await engine.runtime.layer_size(container) >= 0
+
+    async def test_the_layers_of_other_installations_are_not_measured(self, engine: Engine) -> None:
+        await engine.start(UNTIL_KILLED)
+        assert await engine.runtime.layer_sizes(str(uuid.uuid4())) == {}
+
+    async def test_the_engine_says_where_containers_write(self, engine: Engine) -> None:
+        assert (await engine.runtime.storage_root()).startswith("/")
 
     async def test_removing_kills_and_is_idempotent(self, engine: Engine) -> None:
         container = await engine.start(UNTIL_KILLED)
@@ -325,6 +380,8 @@ class RuntimeContract:
         await engine.runtime.remove(container)
         with pytest.raises(ContainerGone):
             await engine.runtime.exit_state(container)
+        with pytest.raises(ContainerGone):
+            await engine.runtime.layer_size(container)
         with pytest.raises(ContainerGone):
             await engine.runtime.start_and_feed(container, [], lambda: None)
         for reading in (engine.runtime.follow_output, engine.runtime.read_output):

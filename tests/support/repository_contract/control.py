@@ -2,9 +2,12 @@
 
 import asyncio
 import multiprocessing
+import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+
+import pytest
 
 from ci_common.models import (
     ControllerLease,
@@ -20,6 +23,8 @@ from tests.support.repository_contract.story import (
     Story,
     at,
     claim_all,
+    make_job,
+    make_user,
 )
 
 
@@ -83,6 +88,50 @@ class ControlContract:
         assert await story.repository.count_queued(at(9)) == 0
         assert await story.timeline(first.id) == ["submitted", "claimed"]
 
+    async def test_users_take_turns_however_many_jobs_one_has_queued(self, story: Story) -> None:
+        many = [(await story.queue(n)).id for n in range(5)]
+        other = make_user("grace")
+        await story.repository.create_user(other)
+        few = [(await story.repository.create_job(make_job(other, at(60 + n)))).id for n in range(2)]
+        claimed = [(await story.claim(99)).job.id for _ in range(7)]
+        assert claimed == [many[0], few[0], many[1], few[1], *many[2:]]
+
+    async def test_a_turn_is_remembered_when_nothing_of_the_user_runs_any_more(self, story: Story) -> None:
+        many = [(await story.queue(n)).id for n in range(5)]
+        other = make_user("grace")
+        await story.repository.create_user(other)
+        single = await story.repository.create_job(make_job(other, at(60)))
+        first = await story.run(seconds=99)
+        await story.repository.finish_attempt(first.fence, verdict(None), SEAL, at(100))
+        assert first.job.id == many[0]
+        assert (await story.claim(101)).job.id == single.id
+
+    async def test_who_has_fewer_jobs_running_comes_first(self, story: Story) -> None:
+        other = make_user("grace")
+        await story.repository.create_user(other)
+        for n in range(3):
+            await story.queue(n)
+            await story.claim(50)
+        await story.queue(3)
+        theirs = [(await story.repository.create_job(make_job(other, at(60 + n)))).id for n in range(3)]
+        assert [(await story.claim(99)).job.id for _ in range(3)] == theirs
+
+    @pytest.mark.parametrize("seed", range(5))
+    async def test_the_place_in_the_queue_is_the_order_of_claiming(self, story: Story, seed: int) -> None:
+        rng = random.Random(seed)
+        users = [make_user(f"user{n}") for n in range(4)]
+        for user in users:
+            await story.repository.create_user(user)
+        for n in range(6):  # some run already, and have taken turns
+            await story.repository.create_job(make_job(rng.choice(users), at(n)))
+            await story.claim(10)
+        jobs = [
+            (await story.repository.create_job(make_job(rng.choice(users), at(20 + n)))).id for n in range(12)
+        ]
+        places = {job_id: await story.repository.queue_position(job_id) for job_id in jobs}
+        claimed = [(await story.claim(99)).job.id for _ in jobs]
+        assert [places[job_id] for job_id in claimed] == list(range(12))
+
     async def test_a_claim_of_none_claims_none(self, story: Story) -> None:
         await story.queue()
         assert await story.repository.claim_jobs(story.lease, 0, at(1)) == []
@@ -97,6 +146,13 @@ class ControlContract:
         assert await story.repository.count_queued(at(60)) == 1
         (again,) = await story.repository.claim_jobs(story.lease, 9, at(60))
         assert (again.job.id, again.fence.attempt, again.job.not_before) == (job.id, 2, None)
+
+    async def test_a_clock_that_was_set_back_holds_no_job_back(self, story: Story) -> None:
+        job = await story.queue()
+        attempt = await story.claim()
+        await story.release(attempt.fence, not_before=at(86_400 + 60))
+        assert await story.repository.count_queued(at(10)) == 1
+        assert (await story.claim(10)).job.id == job.id
 
     async def test_several_clients_never_claim_the_same_job(self, story: Story, other: JobRepository) -> None:
         jobs = {(await story.queue(n)).id for n in range(40)}

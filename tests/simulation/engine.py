@@ -1,0 +1,172 @@
+"""The fake engine in a world that moves in steps: containers do something when they are told to, calls go wrong."""
+
+import asyncio
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Final
+
+from ci_common.clock import Clock
+from ci_common.errors import EngineUnavailable
+from ci_controller import labels
+from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState, ObservedContainer
+from ci_controller.operations import AttemptKey
+from tests.simulation.faults import Faults
+from tests.support.controlled import GO
+from tests.support.fake_runtime import FakeContainer, FakeContainerRuntime, Script, Step, UntilSignal
+
+Behaviour = Callable[[str], Script]  # of a job, by its id
+_CATCHES_UP: Final = 2  # chunks between two readings: with all of a job's late, five readings find the last
+
+
+def key_of(container: FakeContainer) -> AttemptKey:
+    """Return the attempt a container runs."""
+    named = container.spec.labels
+    return AttemptKey(named[labels.JOB], int(named[labels.ATTEMPT]))
+
+
+class SimulatedEngine(FakeContainerRuntime):
+    """Like the fake it is made of, but no script runs by itself, and `faults` says what goes wrong."""
+
+    def __init__(self, behaviour: Behaviour, faults: Faults, clock: Clock) -> None:
+        super().__init__(clock=clock)
+        self.faults = faults
+        self.runs: Counter[AttemptKey] = Counter()  # containers that got all of their input
+        self.before_removal: Callable[[FakeContainer], None] = lambda container: None
+        self.stalled = 0
+        self.refuses: set[str] = set()  # calls that get no answer, whoever makes them
+        self._behaviour = behaviour
+        self._steps: dict[str, Iterator[Step]] = {}
+        self._go_on = asyncio.Event()
+        self._late: dict[str, list[bytes]] = {}  # printed, and not in the engine's log yet; by container
+
+    # -- what the world does to it -------------------------------------------------------------------------
+
+    def running(self) -> list[FakeContainer]:
+        """Return the containers that run, in the order of their names."""
+        found = self.containers
+        return [found[name] for name in sorted(found) if found[name].state is ContainerState.RUNNING]
+
+    def advance(self, container: FakeContainer) -> None:
+        """The container does one more thing, if its turn has come."""
+        if container.id not in self._steps:
+            return  # it still waits for its input
+        match next(self._steps[container.id], ExitState(0)):
+            case bytes() as data:
+                self._write(container, data)
+            case ExitState() as ending:
+                self._exit(container, ending)
+            case UntilSignal(name):
+                if name not in container.signals:
+                    self._steps[container.id] = itertools.chain(
+                        [UntilSignal(name)], self._steps[container.id]
+                    )
+            case _:
+                raise AssertionError("the world moves by steps alone")
+
+    def restart(self) -> None:
+        """The engine went down and came back: whatever ran has ended with 137."""
+        for container in self.running():
+            self.end(container.id, ExitState(137))
+
+    def catch_up(self, container: FakeContainer, chunks: int | None = None) -> None:
+        """That much, or all, of what was late stands in the engine's log, whether or not the container runs."""
+        with self._changed:
+            late = self._late.get(container.id, [])
+            container.output += late[:chunks]
+            del late[:chunks]
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        """Slow calls go on."""
+        self._go_on.set()
+        self._go_on = asyncio.Event()
+
+    # -- how it fails --------------------------------------------------------------------------------------
+
+    async def list(self, instance_id: str) -> list[ObservedContainer]:
+        found = await super().list(instance_id)
+        if self.faults.strikes("listing fails", ""):
+            raise EngineUnavailable("the listing broke off")
+        return [one for one in found if not self.faults.strikes("hidden", one.name)]
+
+    async def create(self, spec: ContainerSpec) -> str:
+        await self._slowly("create", spec.name)
+        return await super().create(spec)
+
+    async def start_and_feed(
+        self, container_id: str, chunks: Iterable[bytes], on_started: Callable[[], None]
+    ) -> None:
+        await self._slowly("start", self._name(container_id))
+        await super().start_and_feed(container_id, chunks, on_started)
+
+    async def signal(self, container_id: str, signal: str) -> None:
+        await self._slowly("signal", self._name(container_id))
+        await super().signal(container_id, signal)
+        self._reply("signal", self._name(container_id))
+
+    async def exit_state(self, container_id: str) -> ExitState | None:
+        await self._slowly("exit_state", self._name(container_id))
+        return await super().exit_state(container_id)
+
+    async def remove(self, container_id: str) -> None:
+        name = self._name(container_id)
+        await self._slowly("remove", name)
+        if container := self._containers.get(container_id):
+            self.before_removal(container)
+        await super().remove(container_id)
+        self._reply("remove", name)
+
+    def _name(self, container_id: str) -> str:
+        found = self._containers.get(container_id)
+        return found.spec.name if found else ""
+
+    async def _slowly(self, call: str, name: str) -> None:
+        if self.faults.strikes("slow", f"{call} {name}"):
+            self.stalled += 1
+            try:
+                await self._go_on.wait()
+            finally:
+                self.stalled -= 1
+
+    def _answer(self, call: str, container: str = "") -> None:
+        super()._answer(call, container)
+        key = f"{call} {self._name(container) or container}"
+        if call in self.refuses or self.faults.strikes("refused", key):
+            raise EngineUnavailable(f"{call}: no answer")
+
+    def _reply(self, call: str, container: str) -> None:
+        super()._reply(call, container)
+        if self.faults.strikes("reply lost", f"{call} {container}"):
+            raise EngineUnavailable(f"the reply to {call} was lost")
+
+    def _begin(self, container: FakeContainer) -> None:
+        key = key_of(container)
+        if container.fed.endswith(GO):
+            self.runs[key] += 1
+        self._steps[container.id] = iter(self._behaviour(key.job_id)(container.fed))
+
+    def read_output(self, container_id: str) -> AbstractContextManager[Iterator[bytes]]:
+        """The log lags behind the container's exit: each reading may find more than the one before."""
+        if container := self._containers.get(container_id):
+            self.catch_up(container, _CATCHES_UP)
+        return super().read_output(container_id)
+
+    def _write(self, container: FakeContainer, data: bytes) -> None:
+        with self._changed:
+            late = self._late.setdefault(container.id, [])
+            if not late and not self.faults.strikes("output late", container.spec.name):
+                super()._write(container, data)
+            else:
+                late.append(data)  # behind what is late comes nothing in time
+
+    def _notify(self, container: FakeContainer) -> None:
+        for _ in range(self.faults.copies(container.spec.name)):
+            super()._notify(container)
+
+    def _follow(self, container: FakeContainer, left: threading.Event) -> Iterator[bytes]:
+        whole = super()._follow(container, left)
+        cut = self.faults.strikes("output cut", container.spec.name)
+        return itertools.islice(whole, 2) if cut else whole

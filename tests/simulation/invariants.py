@@ -1,0 +1,152 @@
+"""I1 to I8 of the fault catalogue, each a function that raises AssertionError in a world where it does not hold.
+
+I9 is in `World._pass_of`: each pass has a deadline, while slow calls never end by themselves.
+"""
+
+import hashlib
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+
+from ci_common.errors import JobFinished, JobNotFound
+from ci_common.models import Job, JobFilter, JobStatus, Reason
+from ci_persistence.rows import job_from
+from ci_persistence.sqlite_connection import connect
+from tests.simulation.behaviour import ENDINGS, output_of
+from tests.simulation.engine import key_of
+from tests.simulation.world import World
+
+
+async def check_all(world: World) -> None:
+    """Every invariant holds now."""
+    db = connect(world.database, busy_timeout_ms=0)
+    try:
+        i8_no_transaction_is_open(db)
+        jobs = [job_from(row) for row in db.execute("SELECT * FROM jobs")]
+        i1_an_acknowledged_job_exists_once(world, jobs)
+        i2_a_verdict_is_written_once(world, db, jobs)
+        i2_a_verdict_is_true(world, db, jobs)
+        i3_an_attempt_runs_at_most_once(world, db)
+        i4_nothing_is_removed_before_its_log_and_verdict(world)
+        i5_a_sealed_log_is_what_was_printed(world, jobs)
+        i6_limits_hold(world, db)
+    finally:
+        db.close()
+    await i7_nobody_sees_what_is_not_theirs(world)
+
+
+def i1_an_acknowledged_job_exists_once(world: World, jobs: Sequence[Job]) -> None:
+    """That it becomes terminal is for `World.recover` to show."""
+    assert {job.id for job in jobs} == set(world.submitted)
+
+
+def i2_a_verdict_is_written_once(world: World, db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
+    finals = Counter(
+        row["job_id"]
+        for row in db.execute(
+            "SELECT job_id FROM job_events WHERE type IN ('completed', 'failed', 'cancelled', 'dead_lettered')"
+        )
+    )
+    for job in jobs:
+        assert finals[job.id] == job.status.is_terminal, job
+        if job.status.is_terminal:
+            assert world.finals.setdefault(job.id, job) == job, "a final word was changed"
+
+
+def i2_a_verdict_is_true(world: World, db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
+    """Each ending is what the job did, or what was done to it; lost by infrastructure is never a failed test."""
+    for job in jobs:
+        if not job.status.is_terminal:
+            continue
+        match job.status, job.reason:
+            case JobStatus.CANCELLED, _:
+                assert job.id in world.cancelled, job
+            case JobStatus.DEAD_LETTERED, _:
+                assert _charged(db, job) == world.system.policy.max_attempts, job
+            case JobStatus.FAILED, Reason.TIMEOUT | Reason.QUEUE_TIMEOUT if world.jumped:
+                pass  # a successor knows only the wall clock
+            case ending:
+                assert ending == ENDINGS[world.kinds[job.id]], job
+
+
+def _charged(db: sqlite3.Connection, job: Job) -> int:
+    query = "SELECT count(*) FROM attempts WHERE job_id = ? AND begun_at IS NOT NULL"
+    return db.execute(query, (job.id,)).fetchone()[0]
+
+
+def i3_an_attempt_runs_at_most_once(world: World, db: sqlite3.Connection) -> None:
+    assert all(times == 1 for times in world.engine.runs.values()), world.engine.runs
+    running = Counter(key_of(container) for container in world.engine.running())
+    assert all(count == 1 for count in running.values()), running
+    doubled = db.execute(
+        "SELECT job_id FROM attempts WHERE ended_at IS NULL GROUP BY job_id HAVING count(*) > 1"
+    ).fetchall()
+    assert not doubled
+
+
+def i4_nothing_is_removed_before_its_log_and_verdict(world: World) -> None:
+    for removal in world.removed:
+        row = removal.row
+        assert row is not None, removal.key
+        assert row["ended_at"] is not None, f"{removal.key} removed before its verdict"
+        sealed = row["started_at"] is None or row["log_sha256"] is not None
+        assert sealed, f"{removal.key} removed before its log was sealed"
+    world.removed.clear()
+
+
+def i5_a_sealed_log_is_what_was_printed(world: World, jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.log_sha256 is None:
+            continue
+        log = world.system.log(job.id, job.attempt)
+        assert (job.log_size, job.log_sha256) == (len(log), hashlib.sha256(log).hexdigest()), job
+        if job.status is JobStatus.COMPLETED:
+            assert not job.log_truncated, job
+            assert log == output_of(job.id)
+        elif not job.log_truncated:
+            assert output_of(job.id).startswith(log)
+
+
+def i6_limits_hold(world: World, db: sqlite3.Connection) -> None:
+    held = db.execute("SELECT count(*) FROM attempts WHERE ended_at IS NULL").fetchone()[0]
+    assert held <= world.system.policy.max_running_jobs, "more run than may"
+    fresh = dict(  # what comes back to the queue was admitted before, and is not refused again
+        db.execute(
+            "SELECT user_id, count(*) FROM jobs WHERE status = 'queued' AND attempt = 0 GROUP BY user_id"
+        ).fetchall()
+    )
+    assert max(fresh.values(), default=0) <= world.limits.per_user, "a user has more queued than they may"
+    assert sum(fresh.values()) <= world.limits.total, "more is queued than may be"
+
+
+async def i7_nobody_sees_what_is_not_theirs(world: World) -> None:
+    """Not by its id, not in a listing, and a cancel cannot tell it from what does not exist."""
+    repository = world.system.repository
+    for user in world.users.values():
+        listed = (await repository.list_jobs(JobFilter(user_id=user.id))).jobs
+        theirs = {job.id for job in world.submitted.values() if job.user_id == user.id}
+        assert {job.id for job in listed} == theirs, "a listing holds somebody else's"
+    for job in list(world.submitted.values())[-1:]:
+        for user in world.users.values():
+            seen = await repository.get_job(job.id, user.id)
+            assert (seen is not None) == (user.id == job.user_id), "seen by its id"
+        await _a_stranger_cannot_cancel(world, job)
+
+
+async def _a_stranger_cannot_cancel(world: World, job: Job) -> None:
+    stranger = next(user for user in world.users.values() if user.id != job.user_id)
+    try:
+        await world.system.repository.request_cancel(job.id, stranger.id, "a stranger", world.clock.now())
+    except JobNotFound:
+        return
+    except JobFinished:
+        raise AssertionError("a stranger learned that it has ended") from None
+    raise AssertionError("cancelled by a stranger")
+
+
+def i8_no_transaction_is_open(db: sqlite3.Connection) -> None:
+    try:
+        db.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        raise AssertionError("a transaction outlived its call") from error
+    db.execute("ROLLBACK")

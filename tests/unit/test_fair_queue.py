@@ -1,0 +1,130 @@
+"""Row 44 of the fault catalogue: 10 000 queued jobs of 50 users, claimed fairly and by index."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ci_common.models import ControllerLease, JobFilter, JobStatus
+from ci_persistence import sqlite_control, sqlite_queue
+from ci_persistence.rows import to_text
+from ci_persistence.sqlite_connection import connect
+from ci_persistence.sqlite_listing import list_jobs
+from tests.support.database import new_database
+from tests.support.repository_contract.story import START, at
+
+USERS = 50
+JOBS = 10_000
+NEWCOMER = "newcomer"
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """A queue of 10 000 jobs of 50 users, and behind them all one job of somebody else."""
+    db = connect(new_database(tmp_path))
+    db.execute("BEGIN IMMEDIATE")
+    for name in [*(f"user{n:02}" for n in range(USERS)), NEWCOMER]:
+        db.execute(
+            "INSERT INTO users (id, name, email, email_folded, created_at, is_active, role) "
+            "VALUES (?, ?, ?, ?, ?, 1, 'user')",
+            (name, name, name, name, to_text(START)),
+        )
+    owners = [f"user{n % USERS:02}" for n in range(JOBS)] + [NEWCOMER]
+    for number, owner in enumerate(owners):
+        queued = to_text(at(number / 1000))
+        db.execute(
+            "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, queued_since) "
+            """VALUES (?, ?, ?, 'ref', 'queued', '{"pytest_args": [], "timeout_seconds": null}', ?)""",
+            (f"job{number:05}", owner, queued, queued),
+        )
+    db.execute("COMMIT")
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def lease(crowded: sqlite3.Connection) -> ControllerLease:
+    return sqlite_control.take_over(crowded, "controller", START)
+
+
+def finish(db: sqlite3.Connection, job_id: str) -> None:
+    db.execute("UPDATE attempts SET ended_at = ? WHERE job_id = ?", (to_text(at(99)), job_id))
+    db.execute(
+        "UPDATE jobs SET status = 'completed', success = 1, end_time = ? WHERE id = ?",
+        (to_text(at(99)), job_id),
+    )
+
+
+def test_row_44_a_small_user_waits_for_one_job_of_each_other_at_most(
+    crowded: sqlite3.Connection, lease: ControllerLease
+) -> None:
+    """One slot: each job ends before the next is claimed. Whoever queued 200 before does not matter."""
+    for _ in range(
+        USERS
+    ):  # everybody else had a turn lately, so that the newcomer does not come first at once
+        [attempt] = sqlite_control.claim_jobs(crowded, lease, 1, at(50))
+        finish(crowded, attempt.job.id)
+        if attempt.job.user_id == NEWCOMER:
+            return
+    [attempt] = sqlite_control.claim_jobs(crowded, lease, 1, at(50))
+    assert attempt.job.user_id == NEWCOMER
+
+
+def test_row_44_nobody_is_claimed_twice_and_all_get_their_turns(
+    crowded: sqlite3.Connection, lease: ControllerLease
+) -> None:
+    claimed = [
+        attempt for _ in range(20) for attempt in sqlite_control.claim_jobs(crowded, lease, USERS + 1, at(50))
+    ]
+    assert len({attempt.job.id for attempt in claimed}) == len(claimed) == 20 * (USERS + 1)
+    by_user = [attempt.job.user_id for attempt in claimed if attempt.job.user_id != NEWCOMER]
+    counts = {user: by_user.count(user) for user in set(by_user)}
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_row_44_the_listing_is_paged_by_key(crowded: sqlite3.Connection) -> None:
+    page = list_jobs(crowded, JobFilter(statuses=frozenset({JobStatus.QUEUED}), limit=500))
+    assert len(page.jobs) == 500
+    assert page.next_cursor
+
+
+THREE_OF_FOUR = "id >= 'job02500' AND status = 'queued'"
+
+
+@pytest.mark.parametrize(
+    "thinned",
+    [
+        f"DELETE FROM jobs WHERE {THREE_OF_FOUR}",
+        f"UPDATE jobs SET status = 'completed', success = 1, end_time = created_at WHERE {THREE_OF_FOUR}",
+    ],
+)
+def test_row_44_the_work_of_a_claim_does_not_grow_with_the_queue(
+    crowded: sqlite3.Connection, lease: ControllerLease, thinned: str
+) -> None:
+    """Counted in steps of SQLite's machine, not in time."""
+    full = steps_of_a_claim(crowded, lease)
+    crowded.execute(thinned)
+    assert full < 1.5 * steps_of_a_claim(crowded, lease)
+
+
+def steps_of_a_claim(db: sqlite3.Connection, lease: ControllerLease) -> int:
+    hundreds: list[None] = []
+    db.set_progress_handler(lambda: hundreds.append(None), 100)
+    assert sqlite_control.claim_jobs(db, lease, 1, at(50))
+    db.set_progress_handler(None, 0)
+    return 100 * len(hundreds)
+
+
+def test_row_44_claiming_uses_its_indexes(crowded: sqlite3.Connection) -> None:
+    plan = [
+        row["detail"]
+        for row in crowded.execute("EXPLAIN QUERY PLAN " + sqlite_queue.CLAIM, sqlite_queue.times(START))
+    ]
+    for index in ("jobs_queued_by_user", "jobs_open_by_user"):
+        assert any(index in step for step in plan), plan
+    tables = {step for step in plan if re.fullmatch(r"SCAN (jobs|users|head|queued|held)", step)}
+    assert not tables, plan
+    turn = [row["detail"] for row in crowded.execute("EXPLAIN QUERY PLAN " + sqlite_queue.TAKE_TURN, ("",))]
+    assert any("users_by_last_claim" in step for step in turn), turn
