@@ -12,10 +12,10 @@ STAMP := $(VENV)/.installed
 # Options for pytest in `make test`, for example: make test PYTEST_ARGS="-n 0 -x tests/unit"
 PYTEST_ARGS ?= -n auto
 
-.PHONY: help venv docker runner-image demo test check format doctor bench clean
+.PHONY: help venv docker runner-image demo test soak check format doctor bench bench-reliability clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml scripts/make-venv.sh
 	@scripts/make-venv.sh
@@ -35,6 +35,10 @@ demo: $(STAMP) runner-image ## test a sample project with everything real, from 
 test: $(STAMP) runner-image ## run the whole suite (PYTEST_ARGS="…" replaces its options)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+soak: export CI_SOAK := 1
+soak: $(STAMP) runner-image ## the long tests (CI_SOAK_MINUTES=30 for each, CI_SOAK_SEEDS=… worlds at most)
+	@$(BIN)/python -m pytest -n 0 -o timeout=0 tests/soak tests/unit/test_repository_machine.py tests/unit/test_api_fuzz.py tests/unit/test_controller_leaks.py tests/e2e/test_controller_kill.py tests/faults/test_engine_gone.py $(SOAK_ARGS)
+
 check: $(STAMP) ## lint, formatting, types, documentation and architecture
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -49,6 +53,9 @@ format: $(STAMP) ## format the code, sort imports, rewrite the generated tables 
 
 doctor: $(STAMP) ## say what is missing on this machine
 	@$(BIN)/ci-admin doctor
+
+bench-reliability: $(STAMP) runner-image ## measure recovery: take-over, cancel, what is lost (BENCH_ARGS="--rounds 7")
+	@$(BIN)/python -m bench.reliability $(BENCH_ARGS)
 
 bench: $(STAMP) runner-image ## measure each number beside its floor, in one run
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)

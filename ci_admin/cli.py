@@ -6,11 +6,16 @@ from pathlib import Path
 
 import click
 
+from ci_admin.audit_command import audit
+from ci_admin.backup_commands import backup, restore
 from ci_admin.key_commands import key
+from ci_admin.network_commands import network
+from ci_admin.prune_command import prune, stats
 from ci_admin.session import database_option, with_database
 from ci_admin.user_commands import user
 from ci_common import __version__
 from ci_common.errors import CIError
+from ci_common.terminal import one_line
 
 USAGE_ERROR = 64
 INTERRUPTED = 130
@@ -35,15 +40,22 @@ def cli() -> None:
 
 cli.add_command(user)
 cli.add_command(key)
+cli.add_command(network)
+cli.add_command(audit)
+cli.add_command(prune)
+cli.add_command(stats)
+cli.add_command(backup)
+cli.add_command(restore)
 
 
 @cli.command(short_help="Check everything this machine needs.")
+@click.option("--probe", is_flag=True, help="Instead, try every known way out of a container like a job's.")
 @with_database
-def doctor(db_path: Path | None, as_json: bool) -> int:
+def doctor(db_path: Path | None, as_json: bool, probe: bool) -> int:
     """Check everything this machine needs, one line each with the way out; exit code 69 if something failed."""
     from ci_admin.doctor import examine
 
-    return examine(db_path, as_json=as_json)
+    return examine(db_path, as_json=as_json, probe=probe)
 
 
 @cli.command(short_help="Run controller and server in the foreground.")
@@ -84,6 +96,6 @@ def _run() -> int:
         error.show()
         return error.exit_code
     except CIError as error:
-        click.echo(f"ci-admin: {error.detail}", err=True)
+        click.echo(f"ci-admin: {one_line(error.detail)}", err=True)
         return error.exit_code
     return code if isinstance(code, int) else 0

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ci_admin.accounts import create_user, issue_key
-from ci_common.api_keys import hash_api_key
+from ci_common.api_keys import hash_api_key, is_same_hash, key_prefix
 from ci_common.client_config import read_config
 from ci_common.errors import CIError
 from ci_common.models import DEFAULT_SCOPES, Role, User
@@ -42,8 +42,8 @@ async def set_up_client(repository: JobRepository, config: Path, server: str, no
 
 
 async def _owner_of(repository: JobRepository, secret: str, now: datetime) -> User | None:
-    found = await repository.find_api_key(hash_api_key(secret))
-    if found is None:
+    found = await repository.find_api_key(key_prefix(secret))
+    if found is None or not is_same_hash(found[0].key_hash, hash_api_key(secret)):
         return None
     key, owner = found
     return owner if key.is_usable(now) and owner.is_active else None

@@ -12,7 +12,7 @@ from ci_common.models import ControllerState
 from ci_common.repository import JobRepository
 from ci_common.settings import StorageSettings
 from ci_controller.doctor import Check
-from ci_persistence.sqlite_connection import HAS_WAL_RESET_BUG
+from ci_persistence.sqlite_connection import HAS_WAL_RESET_BUG, can_shrink
 
 _GIB = 1024**3
 _LITTLE_SPACE = 2 * _GIB
@@ -74,6 +74,10 @@ async def check_database(repository: JobRepository, path: Path) -> Check:
         )
     except CIError as error:
         return Check("database", "failed", error.detail, "See the part on recovery in docs/operations.md.")
+    if not can_shrink(path):
+        detail = f"{path} cannot give room back to the disk after pruning: an older release made it."
+        fix = "`ci-admin prune --vacuum` rewrites it once; writers wait meanwhile."
+        return Check("database", "warning", detail, fix)
     return Check("database", "ok", f"{path} can be read and has the schema of this release")
 
 

@@ -9,8 +9,12 @@ import click
 
 from ci_admin import render
 from ci_admin.location import database_in_force, personal_database
-from ci_common.errors import NotFound
+from ci_admin.operator_name import operator
+from ci_common.clock import utcnow
+from ci_common.errors import CIError, NotFound
+from ci_common.models import AuditAction, AuditEvent
 from ci_common.repository import JobRepository
+from ci_common.terminal import one_line
 
 Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -41,6 +45,18 @@ def in_repository(db_path: Path | None, action: Callable[[JobRepository], Awaita
     return asyncio.run(_in_repository(_named_or_announced(db_path), action))
 
 
+def record_act(path: Path, action: AuditAction, subject: str, **details: str | int) -> None:
+    """What was done to the database stands in its audit trail, or stderr says why not: the act itself stands.
+
+    Nothing is migrated for it, since a backup may be the step before an upgrade.
+    """
+    event = AuditEvent(utcnow(), operator(), action, subject, details)
+    try:
+        asyncio.run(_record(path, event))
+    except CIError as error:
+        click.echo(f"ci-admin: not in the audit trail: {one_line(error.detail)}", err=True)
+
+
 def answer(fields: object, text: str, *, as_json: bool) -> None:
     """The answer is on stdout in the form that was asked for."""
     click.echo(render.as_json(fields) if as_json else text)
@@ -53,6 +69,17 @@ def _named_or_announced(db_path: Path | None) -> Path:
     if db_path is None and path == personal_database():
         click.echo(f"(database of `ci-admin up`: {path})", err=True)
     return path
+
+
+async def _record(path: Path, event: AuditEvent) -> None:
+    from ci_common.settings import StorageSettings, read_settings
+    from ci_persistence.factory import open_repository
+
+    repository = open_repository(read_settings(StorageSettings, db_path=path))
+    try:
+        await repository.record_audit(event)
+    finally:
+        await repository.close()
 
 
 async def _in_repository(path: Path, action: Callable[[JobRepository], Awaitable[Result]]) -> Result:

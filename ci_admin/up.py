@@ -67,9 +67,9 @@ async def _run_daemons(
 ) -> Ended | None:
     """Return the daemon that ended by itself, None when we were asked to stop."""
     environment = {"CI_LOG_FORMAT": "console", **os.environ, "CI_DB_PATH": str(database)}
-    server = ["-m", "uvicorn", "ci_server.app:app", "--fd", str(listener.fileno()), "--no-access-log"]
+    server = [_beside_python("ci-server"), "--fd", str(listener.fileno())]
     await children.start("controller", [_beside_python("ci-controller")], environment)
-    await children.start("server", [sys.executable, *server], environment, pass_fds=[listener.fileno()])
+    await children.start("server", server, environment, pass_fds=[listener.fileno()])
     async with asyncio.TaskGroup() as tasks:
         welcome = tasks.create_task(_greet_when_ready(url, database, setup))
         stopped = tasks.create_task(stop.wait())

@@ -149,6 +149,15 @@ class InvalidOffset(CIError):
     exit_code = 65
 
 
+class LogPruned(CIError):
+    """The log was kept for as long as the operator decided, and is gone; the verdict stays."""
+
+    code = "log_pruned"
+    title = "Log no longer kept"
+    http_status = 410
+    exit_code = 66
+
+
 class LogIncomplete(CIError):
     """The stored log lacks its end; only ever an `error` event of a stream, before its `complete`."""
 
@@ -165,6 +174,27 @@ class TooManyRequests(CIError):
     exit_code = 75
 
 
+class RateLimited(TooManyRequests):
+    """Requests come faster than this server takes them; go on after `retry_after` seconds."""
+
+    code = "rate_limited"
+    title = "Too many requests per minute"
+
+    @property
+    def limit(self) -> int:
+        """How many are taken per minute; 0 where the answer did not say."""
+        return int(self.extra.get("limit", 0))
+
+
+class UploadTooSlow(CIError):
+    """The upload took longer than it may, or came too slowly to ever end in time."""
+
+    code = "upload_too_slow"
+    title = "Upload too slow"
+    http_status = 408
+    exit_code = 75
+
+
 class Unavailable(CIError):
     """The service cannot do it now, but will again."""
 
@@ -172,6 +202,13 @@ class Unavailable(CIError):
     title = "Temporarily unavailable"
     http_status = 503
     exit_code = 75
+
+
+class QueueFull(Unavailable):
+    """The queue holds as many jobs as it takes; there will be room when some have run."""
+
+    code = "queue_full"
+    title = "Queue full"
 
 
 class SchemaMissing(Unavailable):
@@ -200,6 +237,15 @@ class DatabaseCorrupt(Unavailable):
 
     code = "database_corrupt"
     title = "Database corrupt"
+
+
+class BackupInvalid(CIError):
+    """The directory is no backup, or not a whole one; nothing was restored."""
+
+    code = "backup_invalid"
+    title = "Not a usable backup"
+    http_status = 422
+    exit_code = 65
 
 
 class StorageFull(Unavailable):

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -102,6 +102,38 @@ class Scope(StrEnum):
 
 DEFAULT_SCOPES = frozenset({Scope.SUBMIT, Scope.READ})
 
+OPERATOR = "operator"  # who acts where no name is known
+
+
+class AuditAction(StrEnum):
+    """What is written down for good, beside who did it."""
+
+    USER_CREATE = "user.create"
+    USER_ACTIVATE = "user.activate"
+    USER_DEACTIVATE = "user.deactivate"
+    KEY_CREATE = "key.create"
+    KEY_ROTATE = "key.rotate"
+    KEY_REVOKE = "key.revoke"
+    JOB_CANCEL = "job.cancel"
+    BACKUP = "database.backup"
+    RESTORE = "database.restore"
+    PRUNE = "database.prune"
+    NETWORK_REMOVE = "network.remove"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One line of the audit trail; it never holds a secret."""
+
+    at: datetime
+    actor: str  # an e-mail address, or "operator (<login name>)"
+    action: AuditAction
+    subject: str  # the id of what it was done to
+    details: Mapping[str, str | int | float | bool | None] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    request_id: str | None = None  # of the HTTP request; None where a command did it
+
 
 @dataclass(frozen=True, slots=True)
 class User:
@@ -124,7 +156,7 @@ class APIKey:
     name: str
     key_hash: str  # SHA-256 of the whole key, hex
     created_at: datetime
-    prefix: str = ""  # the first characters, enough to recognise it in a list
+    prefix: str = ""  # the public part, `ci_<id>`: unique, what it is looked up by and shown as
     scopes: frozenset[Scope] = DEFAULT_SCOPES
     expires_at: datetime | None = None
     last_used_at: datetime | None = None
@@ -162,11 +194,12 @@ class Job:
     end_time: datetime | None = None
     not_before: datetime | None = None  # back-off after an attempt that was released
     cancel_requested_at: datetime | None = None
-    cancel_requested_by: str | None = None  # an e-mail address or "operator"
+    cancel_requested_by: str | None = None  # an e-mail address, or "operator (<login name>)"
     image_id: str | None = None  # what the current attempt runs in
     log_size: int | None = None  # bytes of the sealed log of the final attempt
     log_sha256: str | None = None
     log_truncated: bool | None = None  # `LogSeal.truncated` of that log
+    log_pruned_at: datetime | None = None  # since then there is no log any more, of whatever attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,3 +328,24 @@ class QueueLimits:
 
     per_user: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """What pruning must know of a terminal job."""
+
+    id: str
+    ended_at: datetime
+    archive_ref: str
+    archive_pruned: bool = False
+    log_pruned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DailyTotal:
+    """How many jobs of a user ended in one way on one day (UTC); pruning takes nothing from it."""
+
+    day: date
+    user_id: str
+    reason: Reason | None  # None: they passed
+    jobs: int

@@ -7,15 +7,19 @@ else's looks like what does not exist. Drivers' errors come out as `ci_common.er
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from datetime import datetime, timedelta
+from collections.abc import Collection, Sequence
+from datetime import date, datetime, timedelta
 
 from ci_common.models import (
+    OPERATOR,
     APIKey,
     Attempt,
+    AuditEvent,
     ControllerLease,
     ControllerState,
+    DailyTotal,
     Fence,
+    FinishedJob,
     Idempotency,
     Job,
     JobEvent,
@@ -62,11 +66,22 @@ class JobRepository(ABC):
     async def maintain(self) -> None:
         """Housekeeping only the controller does, such as checkpointing a write-ahead log."""
 
+    @abstractmethod
+    async def rewrite(self) -> None:
+        """The database takes no more room than what is in it, and can give room back bit by bit from now on.
+
+        An operator's decision: writers wait meanwhile.
+        """
+
     # -- users and keys ----------------------------------------------------------------------------------
 
     @abstractmethod
-    async def create_user(self, user: User) -> None:
-        """The user exists; raises AlreadyExists for an e-mail address (compared without case) in use."""
+    async def create_user(self, user: User, by: str = OPERATOR) -> None:
+        """The user exists; raises AlreadyExists for an e-mail address (compared without case) in use.
+
+        This and every other change of users and keys, and each cancel, writes its row of the audit trail in
+        the same transaction; `by` is who acts.
+        """
 
     @abstractmethod
     async def get_user(self, user_id: str) -> User | None:
@@ -81,29 +96,51 @@ class JobRepository(ABC):
         """Return all users, oldest first."""
 
     @abstractmethod
-    async def set_user_active(self, user_id: str, *, active: bool, now: datetime) -> User | None:
+    async def set_user_active(
+        self, user_id: str, *, active: bool, now: datetime, by: str = OPERATOR
+    ) -> User | None:
         """The user is (in)active and is returned. Deactivating also ends the user's jobs in the same
         transaction: queued ones are cancelled, a cancel of claimed and running ones is requested."""
 
     @abstractmethod
-    async def create_api_key(self, key: APIKey) -> None:
-        """The key can be used from the next request on."""
+    async def create_api_key(self, key: APIKey, by: str = OPERATOR) -> None:
+        """The key can be used from the next request on; raises NotFound for an unknown owner."""
+
+    @abstractmethod
+    async def rotate_api_key(
+        self, key_id: str, successor: APIKey, keep_until: datetime, by: str = OPERATOR
+    ) -> APIKey | None:
+        """The successor can be used, and the key that it replaces until then at most, which is returned.
+
+        None if there is no such key. Raises Conflict for one that cannot be used any more, for an inactive
+        owner, and where the owner has two usable keys of that name already.
+        """
 
     @abstractmethod
     async def list_api_keys(self, user_id: str | None = None) -> list[APIKey]:
         """Return the keys of a user, or all, oldest first."""
 
     @abstractmethod
-    async def find_api_key(self, key_hash: str) -> tuple[APIKey, User] | None:
-        """Return the key with that hash and its owner, usable or not: judging it is the caller's."""
+    async def find_api_key(self, prefix: str) -> tuple[APIKey, User] | None:
+        """Return the key with that public part and its owner: comparing hash and judging it are the caller's."""
 
     @abstractmethod
-    async def revoke_api_key(self, key_id: str) -> APIKey | None:
+    async def revoke_api_key(self, key_id: str, now: datetime, by: str = OPERATOR) -> APIKey | None:
         """The key cannot be used from the next request on; returns it, None if there is no such key."""
 
     @abstractmethod
     async def touch_api_key(self, key_id: str, at: datetime) -> None:
         """`last_used_at` is at least that; callers coalesce."""
+
+    # -- the audit trail ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def record_audit(self, event: AuditEvent) -> None:
+        """The event stands in the trail: for acts that are no transaction, such as a backup."""
+
+    @abstractmethod
+    async def list_audit(self, since: datetime | None = None) -> list[AuditEvent]:
+        """Return the trail from that time on, or all of it, oldest first. It is kept for ever."""
 
     # -- jobs, as users see them -------------------------------------------------------------------------
 
@@ -121,7 +158,7 @@ class JobRepository(ABC):
     async def check_room(self, user_id: str, limits: QueueLimits) -> None:
         """The queue has room for one more job of that user now.
 
-        Raises TooManyRequests when the user has too many jobs in it, Unavailable when everybody together has.
+        Raises TooManyRequests when the user has too many jobs in it, QueueFull when everybody together has.
         """
 
     @abstractmethod
@@ -138,10 +175,14 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def queue_position(self, job_id: str) -> int | None:
-        """Return how many queued jobs will be claimed before this one, None if it is not queued."""
+        """Return how many queued jobs come before this one as things stand, None if it is not queued.
+
+        Jobs that end or come meanwhile change the order: users take turns."""
 
     @abstractmethod
-    async def request_cancel(self, job_id: str, user_id: str | None, by: str, now: datetime) -> Job:
+    async def request_cancel(
+        self, job_id: str, user_id: str | None, by: str, now: datetime, request_id: str | None = None
+    ) -> Job:
         """A queued job is cancelled; of a claimed or running one the cancel is requested (again: no change).
 
         Raises JobNotFound, JobFinished.
@@ -180,7 +221,8 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def claim_jobs(self, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
-        """Up to `limit` queued jobs, first in first out, are claimed: attempt + 1, a fresh random token.
+        """Up to `limit` queued jobs are claimed: attempt + 1, a fresh random token. Users take turns: first those
+        with the fewest open attempts, then who was claimed from longest ago; of each the oldest job.
 
         Jobs with a cancel request are never claimed. Empty when the lease is stale.
         """
@@ -243,5 +285,38 @@ class JobRepository(ABC):
     # -- pruning -----------------------------------------------------------------------------------------
 
     @abstractmethod
+    async def finished_jobs(self) -> list[FinishedJob]:
+        """Return every terminal job, the one that ended last first."""
+
+    @abstractmethod
+    async def mark_pruned(
+        self,
+        lease: ControllerLease | None,
+        *,
+        archives: Collection[str],
+        logs: Collection[str],
+        now: datetime,
+    ) -> bool:
+        """The archives and the logs of those jobs (by id, if they are terminal) count as gone from now on, and
+        only then may the files go. An earlier mark stays. False and no change: the lease is stale.
+
+        Without a lease it is an operator's own doing.
+        """
+
+    @abstractmethod
+    async def remove_jobs(self, lease: ControllerLease | None, job_ids: Sequence[str]) -> int:
+        """Those of the jobs that are terminal and marked as pruned in both respects are gone, with their
+        timelines and idempotency keys; returns how many. The daily totals stay. 0: nothing, or a stale lease.
+        """
+
+    @abstractmethod
+    async def existing_jobs(self, job_ids: Collection[str]) -> set[str]:
+        """Return those of the ids that are jobs."""
+
+    @abstractmethod
     async def archive_refs_in_use(self) -> set[str]:
-        """Return the archive references of all jobs."""
+        """Return the archive references of all jobs whose archive is not marked as pruned."""
+
+    @abstractmethod
+    async def daily_totals(self, since: date | None = None) -> list[DailyTotal]:
+        """Return what ended from that day (UTC) on, the latest day first, jobs pruned since included."""

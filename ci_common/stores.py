@@ -44,8 +44,41 @@ class LogWriter(ABC):
         """The files are closed; sealing is a separate decision."""
 
 
+class LogReader(ABC):
+    """One attempt's log, held open: pruning it takes nothing from whoever reads already."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Return how many bytes can be read now; 0 for a log that did not exist when it was opened."""
+
+    @abstractmethod
+    def read(self, offset: int, length: int) -> bytes:
+        """Return at most `length` bytes from `offset`; empty at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """A thing in a store, for pruning: its name, what it takes on disk, and how long it was left alone."""
+
+    name: str
+    size: int  # bytes
+    age: float  # seconds since it was last written
+
+
 class LogStore(ABC):
     """Where the output of attempts is kept, one append-only file each."""
+
+    @abstractmethod
+    def reader(self, job_id: str, attempt: int) -> AbstractContextManager[LogReader]:
+        """Return a reader that goes on reading even if the log is deleted meanwhile."""
+
+    @abstractmethod
+    def delete(self, job_id: str) -> None:
+        """Nothing is left of the logs of that job's attempts; it is no error if nothing was there."""
+
+    @abstractmethod
+    def items(self) -> Iterator[StoredItem]:
+        """Yield every job of which anything is stored, under its id, for pruning."""
 
     @abstractmethod
     def writer(self, job_id: str, attempt: int) -> LogWriter:
@@ -103,9 +136,10 @@ class ArchiveStore(ABC):
     """Where uploads are kept. The one validator judges them both when they come and when they are read."""
 
     @abstractmethod
-    async def save(self, chunks: AsyncIterable[bytes], max_bytes: int) -> StoredArchive:
+    async def save(self, chunks: AsyncIterable[bytes], max_bytes: int, owner: str = "") -> StoredArchive:
         """The upload is durable (temp name, fsync, rename) and valid; on any error nothing is left behind.
 
+        Of one owner's uploads one is judged at a time, so nobody waits for all that somebody else has sent.
         Raises ArchiveTooLarge, InvalidArchive, StorageFull.
         """
 
@@ -118,8 +152,8 @@ class ArchiveStore(ABC):
         """The archive is gone; it is no error if it was before."""
 
     @abstractmethod
-    def refs(self) -> Iterator[tuple[str, float]]:
-        """Yield every stored reference and its age in seconds, for pruning."""
+    def items(self) -> Iterator[StoredItem]:
+        """Yield every stored archive under its reference, for pruning."""
 
     @abstractmethod
     def remove_unfinished(self, older_than_seconds: float) -> list[str]:

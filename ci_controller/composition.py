@@ -3,19 +3,22 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 import structlog
 
 from ci_common.clock import SystemClock
-from ci_common.errors import ControllerRunning, DatabaseBusy, SchemaMissing
+from ci_common.errors import ControllerRunning, DatabaseBusy, EngineUnavailable, SchemaMissing
 from ci_common.models import ControllerState
 from ci_common.repository import JobRepository
 from ci_controller.container_manager import ContainerManager
 from ci_controller.controller import JobController
+from ci_controller.disk_watch import DATA, DATABASE
+from ci_controller.docker_payload import RUNTIME_FIX
 from ci_controller.settings import ControllerSettings
 from ci_controller.singleton import lock_file, refuse_if_alive
+from ci_persistence.ballast import Ballast
 from ci_persistence.factory import open_repository, open_stores
 
 log = structlog.get_logger(__name__)
@@ -41,8 +44,14 @@ async def open_controller(settings: ControllerSettings) -> AsyncGenerator[JobCon
         stores = open_stores(settings)
         await stores.hub.start()
         stack.push_async_callback(stores.hub.close)
-        manager = ContainerManager(settings.container_prefix, job_log_bytes=settings.log_limit)
+        manager = ContainerManager(
+            settings.container_prefix,
+            job_log_bytes=settings.log_limit,
+            network=settings.network_options,
+            job_runtime=settings.job_runtime,
+        )
         stack.push_async_callback(manager.close)
+        await _say_if_the_runtime_is_missing(manager)
         yield JobController(
             repository,
             manager,
@@ -51,7 +60,18 @@ async def open_controller(settings: ControllerSettings) -> AsyncGenerator[JobCon
             archives=stores.archives,
             changes=stores.hub,
             policy=settings.policy,
+            places={DATABASE: settings.db_path.parent, DATA: settings.data_path},
+            reserve=Ballast(settings.db_path),
         )
+
+
+async def _say_if_the_runtime_is_missing(manager: ContainerManager) -> None:
+    """The log says so at the start; the engine refuses each container later, and jobs wait."""
+    if manager.job_runtime is None:
+        return
+    with suppress(EngineUnavailable):  # said elsewhere, again and again
+        if manager.job_runtime not in (await manager.info()).runtimes:
+            log.error("the engine has no such runtime", runtime=manager.job_runtime, fix=RUNTIME_FIX)
 
 
 def _threads_for(slots: int) -> ThreadPoolExecutor:

@@ -5,7 +5,7 @@ What a container is made of is decided in `docker_payload`, how to talk to the e
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,23 +14,28 @@ from typing import Any, Final, TypeVar
 
 from ci_common.errors import EngineUnavailable
 from ci_controller import labels
+from ci_controller.container_disk import disk_use
 from ci_controller.container_runtime import (
     ContainerError,
     ContainerGone,
     ContainerSpec,
     ContainerState,
+    DiskUse,
     ExitState,
+    NetworkState,
     ObservedContainer,
 )
 from ci_controller.docker_engine import ContainerConflict, DockerEngine
 from ci_controller.docker_payload import (
-    JOB_NETWORK,
+    RUNTIME_FIX,
     container_payload,
-    is_job_network,
     needs_network,
-    network_arguments,
+    refuses_quota,
+    refuses_runtime,
+    with_quota,
 )
 from ci_controller.docker_streams import Feed, Watch, followed_output, present_output
+from ci_controller.job_network import JobNetwork, NetworkOptions
 
 _THREADS: Final = 32
 _PATIENCE_SECONDS: Final = 10.0  # with something that another caller is just making or removing
@@ -57,13 +62,17 @@ class EngineInfo:
     cgroup_version: str
     storage_driver: str
     operating_system: str
+    kernel: str
+    backing_filesystem: str  # of the storage driver; empty where it names none
+    security_options: Sequence[str]  # as `name=userns`
+    runtimes: Sequence[str]
 
 
 class ContainerManager:
     """A `ContainerRuntime` over the Docker engine; needs none until it is first asked something.
 
-    `job_log_bytes` is the limit of a job's log; that of the engine's own copy follows from it. `job_network` is
-    a bridge that is made on demand (a name of at most 15 characters: the kernel's limit for interfaces).
+    `job_log_bytes` is the limit of a job's log; that of the engine's own copy follows from it. The jobs' network
+    is made on demand.
     """
 
     def __init__(
@@ -71,15 +80,18 @@ class ContainerManager:
         container_name_prefix: str = "",
         *,
         job_log_bytes: int = 100 * 1024**2,
-        job_network: str = JOB_NETWORK,
+        network: NetworkOptions | None = None,
+        job_runtime: str | None = None,
         call_timeout: float = 60.0,
         send_timeout: float = 60.0,
     ) -> None:
         self.container_name_prefix = container_name_prefix
         self._job_log_bytes = job_log_bytes
-        self._job_network = job_network
+        self.job_runtime = job_runtime
         self._send_timeout = send_timeout
+        self._has_quotas: bool | None = None
         self._engine = DockerEngine(call_timeout, pool_size=_THREADS)
+        self._network = JobNetwork(self._engine, network or NetworkOptions())
         # Never the loop's default executor: it is small, and feeds last as long as containers read.
         self._threads = ThreadPoolExecutor(_THREADS, "docker")
 
@@ -101,11 +113,31 @@ class ContainerManager:
             str(info.get("CgroupVersion", "1")),
             info["Driver"],
             info["OperatingSystem"],
+            info["KernelVersion"],
+            next((value for key, value in info.get("DriverStatus") or () if key == "Backing Filesystem"), ""),
+            tuple(info.get("SecurityOptions") or ()),
+            tuple(info.get("Runtimes") or ()),
         )
 
     async def image_id(self, reference: str) -> str | None:
         found = await self._in_thread(lambda: self._engine.find(lambda api: api.inspect_image(reference)))
         return found["Id"] if found else None
+
+    async def volumes_of(self, image_id: str) -> Sequence[str]:
+        """Return the paths that an image declares as volumes."""
+        found = await self._ask(lambda api: api.inspect_image(image_id))
+        return sorted(found["Config"].get("Volumes") or ())
+
+    async def runtime_of(self, container_id: str) -> str:
+        """Return the runtime a container has, as the engine says of it: what runs inside can be lied to."""
+        found = await self._act(container_id, lambda api: api.inspect_container(container_id))
+        return found["HostConfig"]["Runtime"]
+
+    async def gateway(self) -> str | None:
+        """Return the host's address in the jobs' network, None before there is one."""
+        name = self._network.options.bridge
+        found = await self._in_thread(lambda: self._engine.find(lambda api: api.inspect_network(name)))
+        return None if found is None else found["IPAM"]["Config"][0].get("Gateway")
 
     async def list(self, instance_id: str) -> list[ObservedContainer]:
         return [*await self._labelled(labels.INSTANCE, instance_id)]
@@ -115,6 +147,16 @@ class ContainerManager:
         found = await self._labelled(labels.KIND, labels.KIND_PROBE)
         return [probe for probe in found if probe.name.startswith(self.container_name_prefix)]
 
+    async def guard_network(self) -> NetworkState:
+        return await self._in_thread(self._network.guard)
+
+    async def remove_networks(self, only: str | None = None) -> Sequence[str]:
+        """No jobs' network that no container is on is left, nor a rule of it; returns what was removed.
+
+        `only` names the one that is meant. Raises EngineUnavailable.
+        """
+        return await self._in_thread(lambda: self._network.remove(only))
+
     async def create(self, spec: ContainerSpec) -> str:
         return await self._in_thread(lambda: self._create(spec))
 
@@ -122,7 +164,12 @@ class ContainerManager:
         self, container_id: str, chunks: Iterable[bytes], on_started: Callable[[], None]
     ) -> None:
         feed = Feed(self._engine, container_id, self._send_timeout)
-        work = asyncio.ensure_future(self._in_thread(lambda: feed.run(chunks, on_started)))
+
+        def guarded() -> None:
+            self._network.enter(container_id)
+            on_started()
+
+        work = asyncio.ensure_future(self._in_thread(lambda: feed.run(chunks, guarded)))
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -134,12 +181,36 @@ class ContainerManager:
         with suppress(ContainerGone, ContainerConflict):  # gone, or not running
             await self._act(container_id, lambda api: api.kill(container_id, signal))
 
+    async def isolate(self, container_id: str) -> None:
+        await self._in_thread(lambda: self._network.isolate(container_id))
+
     async def exit_state(self, container_id: str) -> ExitState | None:
         found = await self._act(container_id, lambda api: api.inspect_container(container_id))
-        state = found["State"]
-        if _STATES[state["Status"]] is not ContainerState.EXITED:
-            return None
-        return ExitState(state["ExitCode"], state["OOMKilled"], state["Error"])
+        return exit_state_of(
+            found["State"], found["HostConfig"]["Memory"], off_network=_is_off_network(found)
+        )
+
+    @property
+    def has_quotas(self) -> bool | None:
+        """Tell whether the engine bounds a writable layer itself; None before a container was made."""
+        return self._has_quotas
+
+    async def storage_root(self) -> str:
+        return await self._ask(lambda api: api.info()["DockerRootDir"])
+
+    async def layer_sizes(self, instance_id: str) -> dict[str, int]:
+        return await self._in_thread(lambda: self._layer_sizes(instance_id))
+
+    async def layer_size(self, container_id: str) -> int:
+        # The inspection's own `size` is not in the SDK.
+        wanted = {"id": container_id}
+        found = await self._ask(lambda api: api.containers(all=True, size=True, filters=wanted))
+        if not found:
+            raise ContainerGone(container_id)
+        return int(found[0].get("SizeRw") or 0)
+
+    async def disk_uses(self, instance_id: str) -> dict[str, DiskUse]:
+        return await self._in_thread(lambda: self._disk_uses(instance_id))
 
     async def remove(self, container_id: str) -> None:
         await self._in_thread(lambda: self._remove(container_id))
@@ -179,19 +250,62 @@ class ContainerManager:
     def _shut_down(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._engine.close()
+        self._network.close()
+
+    def _layer_sizes(self, instance_id: str) -> dict[str, int]:
+        wanted = {"label": f"{labels.INSTANCE}={instance_id}"}  # those that run, unless asked for all
+        found = self._engine.ask(lambda api: api.containers(size=True, filters=wanted))
+        return {one["Id"]: int(one.get("SizeRw") or 0) for one in found}  # without it when empty
+
+    def _disk_uses(self, instance_id: str) -> dict[str, DiskUse]:
+        uses: dict[str, DiskUse] = {}
+        for container, size in self._layer_sizes(instance_id).items():
+            with suppress(ContainerGone, ContainerError):
+                uses[container] = self._engine.act(container, lambda api: _disk_use(api, container, size))  # noqa: B023
+        return uses
 
     def _create(self, spec: ContainerSpec) -> str:
-        if needs_network(spec):
-            self._ensure_job_network()
-        payload = container_payload(spec, self._job_log_bytes, self._job_network)
+        payload = container_payload(
+            spec,
+            self._job_log_bytes,
+            self._network.options.bridge,
+            self._prepared_network(spec),
+            self.job_runtime,
+        )
         try:
-            return self._post(spec.name, payload)
+            return self._post_bounded(spec, payload)
         except ContainerConflict:
             self._make_room(spec)
-            return self._post(spec.name, payload)
+            return self._post_bounded(spec, payload)
+
+    def _prepared_network(self, spec: ContainerSpec) -> str | None:
+        """The network that the container is to have exists; returns the file with its name servers."""
+        if not needs_network(spec):
+            return None
+        self._network.ensure()
+        return str(self._network.resolv_conf())
+
+    def _post_bounded(self, spec: ContainerSpec, payload: dict[str, Any]) -> str:
+        """The container has a quota where the engine has any: nothing else than trying tells for every driver."""
+        if self._has_quotas is not False:
+            try:
+                container = self._post(spec.name, with_quota(payload, spec))
+            except ContainerError as error:
+                if not refuses_quota(str(error)):
+                    raise
+                self._has_quotas = False
+            else:
+                self._has_quotas = True
+                return container
+        return self._post(spec.name, payload)
 
     def _post(self, name: str, payload: dict[str, Any]) -> str:
-        return self._engine.act(name, lambda api: api.create_container_from_config(payload, name)["Id"])
+        try:
+            return self._engine.act(name, lambda api: api.create_container_from_config(payload, name)["Id"])
+        except ContainerError as error:
+            if refuses_runtime(str(error)):  # no fault of the job: it waits until the engine has the runtime
+                raise EngineUnavailable(f"{error}: {RUNTIME_FIX}") from error
+            raise
 
     def _make_room(self, spec: ContainerSpec) -> None:
         """The name is free: a container of ours under it that was never started was removed."""
@@ -221,25 +335,24 @@ class ContainerManager:
             else:
                 return
 
-    def _ensure_job_network(self) -> None:
-        """The jobs' network exists, made by us or by whoever was faster."""
-        name, deadline = self._job_network, time.monotonic() + _PATIENCE_SECONDS
-        while not self._job_network_exists():
-            try:
-                self._engine.act(name, lambda api: api.create_network(**network_arguments(name)))
-            except ContainerError:  # another creator is just making it, and the engine refuses a second one
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_PAUSE_SECONDS)
 
-    def _job_network_exists(self) -> bool:
-        found = self._engine.find(lambda api: api.inspect_network(self._job_network))
-        if found is not None and not is_job_network(found):
-            raise EngineUnavailable(
-                f"The Docker network {self._job_network} is not one that ci made: remove it "
-                f"(`docker network rm {self._job_network}`), it is made anew."
-            )
-        return found is not None
+def _disk_use(api: Any, container: str, layer_bytes: int) -> DiskUse:
+    stats = api.stats(container, stream=False, one_shot=True)
+    return disk_use(stats, api.inspect_container(container), layer_bytes)
+
+
+def exit_state_of(
+    state: Mapping[str, Any], memory_limit: int = 0, *, off_network: bool = False
+) -> ExitState | None:
+    """Return what the engine's own `State` of a container says of its end, None while it has not ended."""
+    if _STATES[state["Status"]] is not ContainerState.EXITED:
+        return None
+    return ExitState(state["ExitCode"], state["OOMKilled"], state["Error"], memory_limit or None, off_network)
+
+
+def _is_off_network(found: Mapping[str, Any]) -> bool:
+    """Tell whether a container has lost its network; the engine remembers that of one that just ended."""
+    return found["HostConfig"]["NetworkMode"] != "none" and not found["NetworkSettings"]["Networks"]
 
 
 def _observed(summary: dict[str, Any]) -> ObservedContainer:

@@ -8,24 +8,29 @@ import asyncio
 import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import structlog
 
 from ci_common.clock import Clock, SystemClock
+from ci_common.crash_points import crash_point
 from ci_common.errors import CIError, ControllerRunning, EngineUnavailable
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore, ChangeHub, LogStore
-from ci_controller.container_runtime import ContainerRuntime
+from ci_controller.container_runtime import ContainerRuntime, NetworkState
+from ci_controller.disk_watch import DiskWatch, Reserve
 from ci_controller.executor import Executor
 from ci_controller.job_source import RepositoryJobSource
 from ci_controller.lease import HEARTBEAT_INTERVAL, Lease, Superseded
-from ci_controller.observed_state import Observed, observe
+from ci_controller.observed_state import Observed, ghosts, observe
 from ci_controller.operations import Operation
 from ci_controller.planner import plan
 from ci_controller.policy import DEFAULTS, RECONCILE_INTERVAL, Policy
+from ci_controller.stopwatch import JumpMeter
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +60,8 @@ class JobController:
         policy: Policy | None = None,
         clock: Clock | None = None,
         holder: str | None = None,
+        places: Mapping[str, Path] | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         self._repository = repository
         self._runtime = container_manager
@@ -65,7 +72,10 @@ class JobController:
         self._policy = policy or DEFAULTS
         self._clock = clock or SystemClock()
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
+        self._places = places or {}  # what is on which disk, beside the engine's
+        self._reserve = reserve
         self._lease = Lease(self._clock)
+        self._jumps = JumpMeter(self._clock)
         self._wakeup = asyncio.Event()
         self._beat_now = asyncio.Event()
         self._over = asyncio.Event()
@@ -78,6 +88,7 @@ class JobController:
         """We are the controller: whoever was before us cannot write any more. Nothing runs yet."""
         asked_at = self._clock.monotonic()
         lease = await self._repository.take_over(self._holder, self._clock.now())
+        crash_point("after_take_over")
         self._lease.renewed(asked_at)
         self._jobs = RepositoryJobSource(
             self._repository,
@@ -87,6 +98,7 @@ class JobController:
             await self._repository.instance_id(),
             max_attempts=self._policy.max_attempts,
             queue_timeout=self._policy.queue_timeout,
+            retention=self._policy.retention,
         )
         self._executor = Executor(
             self._jobs,
@@ -96,6 +108,14 @@ class JobController:
             self._lease,
             wake=self._wakeup.set,
             doubt=self._beat_now.set,
+        )
+        self._disks = DiskWatch(
+            self._runtime,
+            self._jobs.instance_id,
+            self._policy,
+            self._places,
+            self._wakeup.set,
+            self._reserve,
         )
         log.info(
             "controller started", epoch=lease.epoch, holder=self._holder, instance=self._jobs.instance_id
@@ -117,7 +137,8 @@ class JobController:
                     self._loop,
                     self._heartbeats,
                     self._follow_database,
-                    partial(_every, _HOUSEKEEPING_INTERVAL, self._keep_house),
+                    self._disks.run,
+                    partial(_every, _HOUSEKEEPING_INTERVAL, self.keep_house),
                     partial(_every, _PRUNE_INTERVAL, self.prune),
                 )
             ]
@@ -136,7 +157,7 @@ class JobController:
         """Whoever waits need not find out by our silence; a successor's first heartbeat takes the word back."""
         self._note = _STOPPED
         if not self._taken_over:
-            await self._beat()
+            await self.beat()
 
     def stop(self) -> None:
         """`run()` returns soon; containers run on, and the next controller adopts them."""
@@ -154,10 +175,12 @@ class JobController:
 
         Raises EngineUnavailable, Superseded or the database's error without having done anything.
         """
-        work = self._executor.work()
+        disks = self._disks
+        work = replace(self._executor.work(), over_disk=disks.over_disk, low_disk=disks.low_disk)
         now = self._clock.now()
         observed = await observe(self._jobs, self._runtime, self._policy.runner_image, work, now)
         operations = plan(observed, now, self._policy)
+        self._look_at_network(observed.network)
         self._say(self._what_is_missing(observed))
         await self._executor.execute(operations)
         return operations
@@ -166,17 +189,31 @@ class JobController:
         """Return True once no operation is in flight, False if that takes longer."""
         return await self._executor.idle(seconds)
 
+    def _look_at_network(self, network: NetworkState) -> None:
+        if network.broken:
+            log.warning("the fence around the jobs' network was set again", broken=network.broken)
+            self._wakeup.set()  # nothing is claimed before it was found whole
+
     def _what_is_missing(self, observed: Observed) -> str | None:
+        return (
+            "; ".join(said for said in (self._why_nothing_starts(observed), _haunted(observed)) if said)
+            or None
+        )
+
+    def _why_nothing_starts(self, observed: Observed) -> str | None:
         if observed.image_id is None:
             image = self._policy.runner_image
             return f"runner image {image} is missing: run `make runner-image` or set CI_RUNNER_IMAGE"
-        return observed.work.trouble.detail if observed.work.trouble else None
+        if observed.network.trouble:
+            return observed.network.trouble
+        trouble = observed.work.trouble
+        return trouble.detail if trouble else observed.work.low_disk
 
     def _say(self, note: str | None) -> None:
         """The note is what `/ready` and waiting clients read; a new one travels with a heartbeat at once."""
         if note != self._note:
             self._note = note
-            log.warning("cannot run jobs", why=note) if note else log.info("can run jobs again")
+            log.warning("not well", why=note) if note else log.info("all is well again")
             self._beat_now.set()
 
     # -- the loops around it -------------------------------------------------------------------------------
@@ -184,12 +221,12 @@ class JobController:
     async def _loop(self) -> None:
         while not self._over.is_set():
             self._wakeup.clear()  # before looking: a hint that comes meanwhile is worth another look
-            if await self._pass():
+            if await self.make_pass():
                 await _set_within(self._wakeup, min(self._interval, self._executor.next_retry or math.inf))
             else:
                 await asyncio.sleep(self._interval)  # one probe at a time, whatever the hints say
 
-    async def _pass(self) -> bool:
+    async def make_pass(self) -> bool:
         """Make one pass; whatever goes wrong with it ends here, and the next one starts afresh."""
         try:
             await self.reconcile_once()
@@ -209,13 +246,13 @@ class JobController:
         return False
 
     async def _heartbeats(self) -> None:
-        while (renewed := await self._beat()) is not False:
+        while (renewed := await self.beat()) is not False:
             await _set_within(self._beat_now, HEARTBEAT_INTERVAL if renewed else _HEARTBEAT_RETRY)
             self._beat_now.clear()
         self._taken_over = True
         self._over.set()
 
-    async def _beat(self) -> bool | None:
+    async def beat(self) -> bool | None:
         """Renew the lease; False: somebody took over. None: it failed, which proves nothing."""
         asked_at = self._clock.monotonic()
         try:
@@ -236,14 +273,30 @@ class JobController:
                 if await changes.wait(60.0):
                     self._wakeup.set()
 
-    async def _keep_house(self) -> None:
-        for job_id in await self._jobs.keep_house(self._clock.now()):
+    async def keep_house(self) -> None:
+        for job_id in await self._jobs.keep_house(self._clock.now(), self._jumps.ahead()):
             log.info("expired in the queue", job=job_id)
+        if self._disks.low_disk:
+            await self.prune(under_pressure=True)
 
-    async def prune(self) -> None:
-        """Uploads that no job came of are gone."""
-        for ref in await self._jobs.prune():
-            log.info("abandoned upload removed", archive=ref)
+    async def prune(self, *, under_pressure: bool = False) -> None:
+        """What is not to be kept is gone; `under_pressure`, of archives of ended jobs all but the minimum.
+
+        It may be called at any time, beside the hourly turn.
+        """
+        gone = await self._jobs.prune(self._clock.now(), under_pressure=under_pressure)
+        for one in gone:
+            log.info("pruned", kind=one.kind, name=one.name, bytes=one.size, why=one.why)
+
+
+def _haunted(observed: Observed) -> str | None:
+    """Return what the operator is told of containers that survive everything; by id, for names tell of jobs."""
+    if not (ids := ghosts(observed)):
+        return None
+    return (
+        f"the docker engine can neither kill nor remove {', '.join(one[:12] for one in ids)}, and each keeps "
+        "a slot: restart the engine or the host if it lasts"
+    )
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -14,11 +14,12 @@ import structlog
 from ci_common import verdict as verdicts
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
-from ci_common.errors import CIError, EngineUnavailable, InvalidArchive
+from ci_common.errors import CIError, EngineUnavailable, InvalidArchive, StorageFull
 from ci_common.models import Attempt, JobVerdict, LogSeal, Reason
 from ci_controller import labels
 from ci_controller.breaker import Breaker
 from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerRuntime, ContainerSpec
+from ci_controller.disk_guard import explained
 from ci_controller.feed import BOOTSTRAP_COMMAND
 from ci_controller.followers import Followers
 from ci_controller.job_source import JobSource
@@ -29,17 +30,21 @@ from ci_controller.operations import (
     AttemptKey,
     Claim,
     FinishAttempt,
+    IsolateContainer,
     Operation,
     ReleaseAttempt,
     RemoveContainer,
     SettleAttempt,
     StartContainer,
     StopContainer,
+    fields_of,
     key_of,
+    log_fields,
 )
 from ci_controller.policy import Policy
+from ci_controller.stopwatch import Stopwatches
 from ci_controller.upload import Upload
-from ci_controller.verdict import Lost, decide
+from ci_controller.verdict import Lost, decide, without_network
 from ci_controller.work import KeyedOperation, Workshop
 
 log = structlog.get_logger(__name__)
@@ -68,7 +73,10 @@ class Executor:
         self._workshop = Workshop(clock, wake, doubt)
         self._followers = Followers(jobs, runtime, clock, policy.log_limit, wake)
         self._breaker = Breaker(clock)
-        self._signals: dict[AttemptKey, SentSignal] = {}
+        self._signals: dict[AttemptKey, tuple[str, float]] = {}  # the last one sent, and its monotonic time
+        self._stopwatches = Stopwatches(clock)
+        self._unwritable: dict[AttemptKey, float] = {}  # since when the disk has not taken the whole log
+        self._isolated: set[str] = set()  # containers; a successor does it again, which changes nothing
 
     def work(self) -> Work:
         """Return what is going on in this process, for the next plan to leave alone."""
@@ -76,16 +84,26 @@ class Executor:
             busy=self._workshop.busy(),
             followed=self._followers.containers(),
             finished=self._followers.finished(),
-            signals=dict(self._signals),
+            awaits_isolation=self._followers.installed() - self._isolated,
+            signals=self._sent_signals(),
+            running_for=self._stopwatches.readings(),
             over_limit=self._followers.over_limit(),
             trouble=self._breaker.trouble,
+            irremovable=self._workshop.refused(),
         )
+
+    def _sent_signals(self) -> dict[AttemptKey, SentSignal]:
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        return {
+            key: SentSignal(name, now - timedelta(seconds=monotonic - at))
+            for key, (name, at) in self._signals.items()
+        }
 
     async def execute(self, operations: Iterable[Operation]) -> None:
         """Claims are done; everything else has begun, each in a task of its own, even if this raises."""
         claims: list[Claim] = []
         for operation in operations:
-            log.info("operation", operation=str(operation))
+            log.info("operation", operation=str(operation), **fields_of(operation))
             if isinstance(operation, Claim):
                 claims.append(operation)
             else:
@@ -117,7 +135,9 @@ class Executor:
             case StartContainer():
                 await self._start(operation)
             case AdoptContainer():
-                await self._followers.follow(operation.attempt, operation.container_id)
+                await self._adopt(operation)
+            case IsolateContainer():
+                await self._isolate(operation)
             case StopContainer():
                 await self._stop(operation)
             case SettleAttempt():
@@ -133,6 +153,8 @@ class Executor:
         self._lease.require()
         claimed = await self._jobs.claim(operation.slots, self._clock.now())
         crash_point("after_claim")
+        for attempt in claimed:
+            log.info("claimed", **log_fields(attempt))
         if claimed:
             self._wake()
 
@@ -150,7 +172,7 @@ class Executor:
                 await self._finish(attempt, verdicts.verdict(Reason.BAD_ARCHIVE, error.detail), None)
         except Exception as error:
             # Once it is recorded the next plan sees what became of the container.
-            if recorded.is_set() or not (message := _why_not_started(error)):
+            if recorded.is_set() or not (message := _why_not_started(attempt, error)):
                 raise
             if isinstance(error, EngineUnavailable):
                 self._breaker.failed(error.detail)
@@ -168,6 +190,7 @@ class Executor:
     ) -> None:
         loop = asyncio.get_running_loop()
         self._lease.require()
+        crash_point("before_create")
         container_id = await self._runtime.create(self._spec(operation))
         crash_point("after_create")
 
@@ -189,8 +212,15 @@ class Executor:
         if not await self._jobs.started(fence, container_id, operation.image_id, self._clock.now()):
             raise Superseded("the attempt is not ours any more")
         recorded.set()
+        self._stopwatches.start(key_of(operation.attempt))
         crash_point("after_mark_started")
         await self._followers.follow(operation.attempt, container_id)
+
+    async def _adopt(self, operation: AdoptContainer) -> None:
+        attempt = operation.attempt
+        if attempt.started_at is not None:
+            self._stopwatches.start(key_of(attempt), self._clock.now() - attempt.started_at)
+        await self._followers.follow(attempt, operation.container_id)
 
     def _spec(self, operation: StartContainer) -> ContainerSpec:
         job_id, number = key_of(operation.attempt)
@@ -202,8 +232,13 @@ class Executor:
             memory_bytes=self._policy.memory_bytes,
             cpus=self._policy.cpus,
             pids=self._policy.pids,
-            network=self._policy.network,
+            disk_bytes=self._policy.disk_bytes,
         )
+
+    async def _isolate(self, operation: IsolateContainer) -> None:
+        self._lease.require()
+        await self._runtime.isolate(operation.container_id)
+        self._isolated.add(operation.container_id)
 
     # -- stop ----------------------------------------------------------------------------------------------
 
@@ -211,7 +246,7 @@ class Executor:
         await self._record_stop(operation.attempt, operation.reason, operation.message)
         self._lease.require()
         await self._runtime.signal(operation.container_id, operation.signal)
-        self._signals[key_of(operation.attempt)] = SentSignal(operation.signal, self._clock.now())
+        self._signals[key_of(operation.attempt)] = (operation.signal, self._clock.monotonic())
         crash_point("after_stop_signal")
 
     async def _record_stop(self, attempt: Attempt, reason: Reason, message: str | None) -> None:
@@ -227,14 +262,40 @@ class Executor:
         if exit_state is None:
             return  # it is about to end
         crash_point("after_exit")
-        output = await self._followers.drain(attempt, operation.container_id, exit_state)
-        seal = await self._followers.seal(attempt, truncated=output.truncated)
+        try:
+            output = await self._followers.drain(attempt, operation.container_id, exit_state)
+            seal = await self._followers.seal(attempt, truncated=output.truncated)
+        except (StorageFull, OSError) as error:
+            await self._bear_without_log(attempt, error)
+            return
         crash_point("after_seal")
         outcome = decide(output.trailer, exit_state, attempt.stop, begun=output.begun)
+        if exit_state.off_network and not (output.installed or attempt.stop):
+            outcome = without_network(outcome)
         if isinstance(outcome, Lost):
             await self._release(attempt, outcome.reason, outcome.message, seal)
         else:
-            await self._finish(attempt, outcome, seal)
+            await self._finish(attempt, await self._explained(operation, outcome), seal)
+
+    async def _bear_without_log(self, attempt: Attempt, error: Exception) -> None:
+        """The log cannot be written. The container keeps it for a while, so that room which comes soon costs nothing;
+        then nothing is sealed: what the log should have said is not known, so nobody is blamed."""
+        now = self._clock.monotonic()
+        since = self._unwritable.setdefault(key_of(attempt), now)
+        if now - since < self._policy.log_patience.total_seconds():
+            raise error
+        log.warning("log given up", **log_fields(attempt), error=str(error))
+        if attempt.stop:
+            await self._finish(attempt, verdicts.verdict(attempt.stop.reason, attempt.stop.message), None)
+        else:
+            await self._release(attempt, Reason.INFRA, _why_not_kept(error), None)
+
+    async def _explained(self, operation: SettleAttempt, outcome: JobVerdict) -> JobVerdict:
+        """Of a job that failed: the disk limit is the reason where it was passed, polled or not."""
+        if outcome.success or operation.attempt.stop:
+            return outcome
+        size = await self._runtime.layer_size(operation.container_id)
+        return explained(outcome, size, self._policy.disk_bytes)
 
     async def _finish_without_container(self, operation: FinishAttempt) -> None:
         seal = await self._seal_if_started(operation.attempt)
@@ -248,12 +309,16 @@ class Executor:
     async def _seal_if_started(self, attempt: Attempt) -> LogSeal | None:
         if attempt.started_at is None:
             return None
-        return await self._followers.seal(attempt, truncated=True)
+        try:
+            return await self._followers.seal(attempt, truncated=True)
+        except (StorageFull, OSError) as error:
+            log.warning("log not sealed", **log_fields(attempt), error=str(error))
+            return None
 
     async def _finish(self, attempt: Attempt, verdict: JobVerdict, seal: LogSeal | None) -> None:
         if not await self._jobs.finish(attempt.fence, verdict, seal, self._clock.now()):
             raise Superseded("the attempt is not ours any more")
-        log.info("finished", attempt=str(key_of(attempt)), status=verdict.status, reason=verdict.reason)
+        log.info("finished", **log_fields(attempt), status=verdict.status, reason=verdict.reason)
         self._forget(attempt)
 
     async def _release(self, attempt: Attempt, reason: Reason, message: str, seal: LogSeal | None) -> None:
@@ -263,20 +328,32 @@ class Executor:
         status = await self._jobs.release(attempt.fence, reason, message, seal, not_before, now)
         if status is None:
             raise Superseded("the attempt is not ours any more")
-        log.warning("released", attempt=str(key_of(attempt)), status=status, reason=reason, message=message)
+        log.warning("released", **log_fields(attempt), status=status, reason=reason, message=message)
         self._forget(attempt)
 
     def _forget(self, attempt: Attempt) -> None:
         crash_point("after_finish")
         self._signals.pop(key_of(attempt), None)
+        self._stopwatches.forget(key_of(attempt))
+        self._unwritable.pop(key_of(attempt), None)
 
     async def _remove(self, operation: RemoveContainer) -> None:
         self._lease.require()
+        crash_point("before_remove")
         await self._runtime.remove(operation.container_id)
+        self._isolated.discard(operation.container_id)
         crash_point("after_remove")
 
 
-def _why_not_started(error: Exception) -> str | None:
+def _why_not_kept(error: Exception) -> str:
+    """Return what its owner is told of a log that could not be written; no path of ours."""
+    if isinstance(error, StorageFull):
+        return "The disk of the logs is full: its output could not be kept."
+    what = error.strerror if isinstance(error, OSError) else None
+    return f"Its output could not be kept: {what or type(error).__name__}."
+
+
+def _why_not_started(attempt: Attempt, error: Exception) -> str | None:
     """Return what its owner is told, None where only the database failed: that is tried again as it is."""
     match error:
         case EngineUnavailable():
@@ -286,8 +363,8 @@ def _why_not_started(error: Exception) -> str | None:
         case Superseded() | CIError():
             return None
         case OSError():
-            log.warning("upload unreadable", error=str(error))
+            log.warning("upload unreadable", **log_fields(attempt), error=str(error))
             return f"Its upload could not be read: {error.strerror or type(error).__name__}."
         case _:
-            log.exception("start failed: a programming error")
+            log.exception("start failed: a programming error", **log_fields(attempt))
             return f"The controller failed to start it ({type(error).__name__}); its own log says why."

@@ -19,7 +19,7 @@ from ci_common.stores import LogWriter
 from ci_controller.container_runtime import ContainerRuntime, ExitState
 from ci_controller.job_source import JobSource
 from ci_controller.log_pump import LogPump, PumpEvent, PumpEventKind, PumpResult, drained, read_result
-from ci_controller.operations import AttemptKey, key_of
+from ci_controller.operations import AttemptKey, key_of, log_fields
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +37,7 @@ class _Follower:
     pump: LogPump = field(init=False)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     over_limit: bool = False
+    installed: bool = False
     begun: asyncio.Task[None] | None = None  # records it in the attempt's row
 
     @property
@@ -75,6 +76,10 @@ class Followers:
             one.container_id for one in self._followers.values() if one.ended.is_set() and not one.is_cut_off
         )
 
+    def installed(self) -> frozenset[str]:
+        """Return the containers that said they have installed everything and wait to be taken off the network."""
+        return frozenset(one.container_id for one in self._followers.values() if one.installed)
+
     def over_limit(self) -> frozenset[AttemptKey]:
         """Return the attempts that wrote more than they may."""
         return frozenset(key for key, one in self._followers.items() if one.over_limit)
@@ -92,7 +97,12 @@ class Followers:
 
         try:
             one.pump = LogPump(
-                self._runtime, writer, container_id, log_limit=self._log_limit, on_event=hand_over
+                self._runtime,
+                writer,
+                container_id,
+                log_limit=self._log_limit,
+                on_event=hand_over,
+                fields=log_fields(attempt),
             )
         except BaseException:
             writer.close()
@@ -147,7 +157,7 @@ class Followers:
         seen = -1
         while not one.ended.is_set():
             if seen == one.pump.chunks:
-                log.warning("the engine does not end its stream", attempt=str(key_of(one.attempt)))
+                log.warning("the engine does not end its stream", **log_fields(one.attempt))
                 return False
             seen = one.pump.chunks
             with suppress(TimeoutError):
@@ -177,6 +187,9 @@ class Followers:
             case PumpEventKind.BEGUN:
                 if one.attempt.begun_at is None:
                     one.begun = asyncio.create_task(self._note_begun(one.attempt))
+            case PumpEventKind.INSTALLED:
+                one.installed = True
+                self._wake()
             case PumpEventKind.OVER_LIMIT:
                 one.over_limit = True
                 self._wake()
@@ -188,7 +201,7 @@ class Followers:
         try:
             await self._record_begun(attempt)
         except CIError as error:  # tried again when the output is drained
-            log.warning("begun not recorded", attempt=str(key_of(attempt)), error=str(error))
+            log.warning("begun not recorded", **log_fields(attempt), error=str(error))
 
     async def _record_begun(self, attempt: Attempt) -> None:
         if await self._jobs.begun(attempt.fence, self._clock.now()):

@@ -4,11 +4,10 @@ Everything the core knows of desired state passes through a `JobSource`; an agen
 one that speaks HTTP. Writes about an attempt are fenced: False or None means that somebody else acted.
 """
 
-import asyncio
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Protocol
 
 from ci_common.models import (
     Attempt,
@@ -24,8 +23,8 @@ from ci_common.repository import JobRepository
 from ci_common.stores import Archive, ArchiveStore, LogStore, LogWriter
 from ci_controller.lease import Superseded
 from ci_controller.operations import AttemptKey
-
-_ABANDONED_AFTER: Final = 3600.0  # seconds; longer than any server may stand between an upload and its row
+from ci_controller.pruner import Pruner
+from ci_controller.retention import Prunable, Retention
 
 
 class JobSource(Protocol):
@@ -99,12 +98,13 @@ class JobSource(Protocol):
         """Return the writer of the attempt's log; the caller closes it."""
         ...
 
-    async def keep_house(self, now: datetime) -> list[str]:
-        """Jobs that waited too long were failed (returned), and the database was looked after."""
+    async def keep_house(self, now: datetime, lenience: timedelta) -> list[str]:
+        """Jobs that waited too long (by more than the lenience) were failed and are returned, and the database was
+        looked after."""
         ...
 
-    async def prune(self) -> list[str]:
-        """Uploads that no job came of (their server died in between) are gone; returns their references."""
+    async def prune(self, now: datetime, *, under_pressure: bool = False) -> list[Prunable]:
+        """What the operator does not want to keep is gone, and so are uploads that no job came of; returns it."""
         ...
 
 
@@ -121,6 +121,7 @@ class RepositoryJobSource:
         *,
         max_attempts: int,
         queue_timeout: timedelta,
+        retention: Retention,
     ) -> None:
         self._repository = repository
         self._logs = logs
@@ -128,6 +129,7 @@ class RepositoryJobSource:
         self._lease = lease
         self._max_attempts = max_attempts
         self._queue_timeout = queue_timeout
+        self._pruner = Pruner(repository, logs, archives, retention, lease)
         self.instance_id = instance_id
         self.epoch = lease.epoch
 
@@ -192,19 +194,10 @@ class RepositoryJobSource:
     def log_writer(self, fence: Fence) -> LogWriter:
         return self._logs.writer(fence.job_id, fence.attempt)
 
-    async def keep_house(self, now: datetime) -> list[str]:
-        expired = await self._repository.expire_queued(self._lease, self._queue_timeout, now)
+    async def keep_house(self, now: datetime, lenience: timedelta) -> list[str]:
+        expired = await self._repository.expire_queued(self._lease, self._queue_timeout + lenience, now)
         await self._repository.maintain()
         return expired
 
-    async def prune(self) -> list[str]:
-        await asyncio.to_thread(self._archives.remove_unfinished, _ABANDONED_AFTER)
-        old = await asyncio.to_thread(self._old_archives)
-        abandoned = sorted(old - await self._repository.archive_refs_in_use()) if old else []
-        for ref in abandoned:
-            await asyncio.to_thread(self._archives.delete, ref)
-        return abandoned
-
-    def _old_archives(self) -> set[str]:
-        """Archives whose row would stand by now: an upload's row follows its file within seconds."""
-        return {ref for ref, age in self._archives.refs() if age > _ABANDONED_AFTER}
+    async def prune(self, now: datetime, *, under_pressure: bool = False) -> list[Prunable]:
+        return await self._pruner.prune(now, under_pressure=under_pressure)

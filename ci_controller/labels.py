@@ -11,6 +11,7 @@ EPOCH: Final = "ci.epoch"  # of the controller that made it, for forensics only
 
 KIND_RUN: Final = "run"
 KIND_PROBE: Final = "probe"
+KIND_GUARD: Final = "guard"  # sets packet filter rules, and is gone
 
 
 def container_name(prefix: str, job_id: str, attempt: int) -> str:

@@ -4,7 +4,7 @@ It decides nothing about the job: it says what it saw, and `drained` tells wheth
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +30,7 @@ class PumpEventKind(StrEnum):
     """What a pump has to tell while it runs."""
 
     BEGUN = "begun"  # the user's own code is about to run
+    INSTALLED = "installed"  # everything is installed, and the harness waits until it has no network
     OVER_LIMIT = "over_limit"  # the log limit was passed although the harness should have seen to it
     ENDED = "ended"  # the output ended, or could not be read or written any more; has the result
 
@@ -57,6 +58,7 @@ class LogPump:
         *,
         log_limit: int,
         on_event: Callable[[PumpEvent], None],
+        fields: Mapping[str, str | int] | None = None,
     ) -> None:
         self.result: PumpResult | None = None
         self.error: Exception | None = None
@@ -64,6 +66,7 @@ class LogPump:
         self._runtime = runtime
         self._container_id = container_id
         self._on_event = on_event
+        self._fields = {"container": container_id, **(fields or {})}  # of our log lines: whose output it is
         self._told: set[PumpEventKind] = set()
         self._recorder = LogRecorder(writer, log_limit)
         self._closed = threading.Event()
@@ -88,9 +91,9 @@ class LogPump:
         except Exception as error:
             self.error = error
             if isinstance(error, _EXPECTED):
-                log.warning("log pump stopped", container=self._container_id, error=str(error))
+                log.warning("log pump stopped", **self._fields, error=str(error))
             else:
-                log.exception("log pump failed", container=self._container_id)
+                log.exception("log pump failed", **self._fields)
         finally:
             self._leave()
             if not self._closed.is_set():
@@ -113,6 +116,8 @@ class LogPump:
     def _tell_news(self) -> None:
         if self._recorder.begun:
             self._tell(PumpEventKind.BEGUN)
+        if self._recorder.installed:
+            self._tell(PumpEventKind.INSTALLED)
         if self._recorder.over_limit:
             self._tell(PumpEventKind.OVER_LIMIT)
 

@@ -42,6 +42,7 @@ class PumpResult:
     log_bytes: int  # of the log that this reading accounts for
     truncated: bool  # bytes are missing or differ; the log says so itself
     over_limit: bool  # the log limit was reached here, so the harness did not keep it
+    installed: bool = False  # everything was, and the container was to lose its network then
 
 
 class LogRecorder:
@@ -50,6 +51,7 @@ class LogRecorder:
     def __init__(self, writer: LogWriter, log_limit: int) -> None:
         self.trailer: TrailerFrame | None = None
         self.begun = False
+        self.installed = False  # and waits for its network to be taken away
         self.over_limit = False
         self._writer = writer
         self._capacity = log_limit + SLACK_BYTES
@@ -86,7 +88,12 @@ class LogRecorder:
     def result(self) -> PumpResult:
         """What was found up to now."""
         return PumpResult(
-            self.trailer, self.begun, self._offset, self._truncated or self.over_limit, self.over_limit
+            self.trailer,
+            self.begun,
+            self._offset,
+            self._truncated or self.over_limit,
+            self.over_limit,
+            self.installed,
         )
 
     def _take(self, frame: Frame) -> None:
@@ -121,6 +128,7 @@ class LogRecorder:
 
     def _take_event(self, frame: EventFrame) -> None:
         self.begun = self.begun or frame.type == "begun"
+        self.installed = self.installed or frame.type == "installed"
         self._flush()  # an event stands at the offset of the text before it
         event = {"offset": self._offset, "type": frame.type, "data": dict(frame.data)}
         line = json.dumps(event).encode() + b"\n"

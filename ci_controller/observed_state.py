@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final
 
@@ -11,7 +11,12 @@ from ci_common.errors import EngineUnavailable
 from ci_common.models import Attempt
 from ci_controller import labels
 from ci_controller.breaker import Trouble
-from ci_controller.container_runtime import ContainerRuntime, ContainerState, ObservedContainer
+from ci_controller.container_runtime import (
+    ContainerRuntime,
+    ContainerState,
+    NetworkState,
+    ObservedContainer,
+)
 from ci_controller.job_source import JobSource
 from ci_controller.operations import AttemptKey, WorkKey, key_of
 
@@ -33,9 +38,17 @@ class Work:
     busy: frozenset[WorkKey] = frozenset()  # in flight, or backing off after a failure: left alone
     followed: frozenset[str] = frozenset()  # containers whose output is being read
     finished: frozenset[str] = frozenset()  # of these, the ones whose output was read to its last word
+    awaits_isolation: frozenset[str] = frozenset()  # containers that have installed and wait for us
     signals: Mapping[AttemptKey, SentSignal] = field(default_factory=lambda: MappingProxyType({}))
+    # How long attempts have run, measured by the monotonic clock.
+    running_for: Mapping[AttemptKey, timedelta] = field(default_factory=lambda: MappingProxyType({}))
     over_limit: frozenset[AttemptKey] = frozenset()  # wrote more than the log limit and still run
+    over_disk: Mapping[str, str] = field(
+        default_factory=lambda: MappingProxyType({})
+    )  # container → why it must go
+    low_disk: str | None = None  # why nothing is claimed: some disk has too little room
     trouble: Trouble | None = None  # why the engine made no container when it was last asked to
+    irremovable: frozenset[str] = frozenset()  # containers that the engine did not remove when last asked to
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,7 @@ class Observed:
     ended: frozenset[AttemptKey] = frozenset()  # attempts of containers that exist, whose row says they ended
     claimable: int = 0
     image_id: str | None = None  # of the runner image; None: the engine does not have it
+    network: NetworkState = field(default_factory=NetworkState)  # of the fence around the jobs
     work: Work = field(default_factory=Work)
 
 
@@ -68,15 +82,15 @@ async def observe(
     """
     try:
         async with asyncio.timeout(_ENGINE_PATIENCE):
-            containers, image_id = await asyncio.gather(
-                runtime.list(jobs.instance_id), runtime.image_id(runner_image)
+            containers, image_id, network = await asyncio.gather(
+                runtime.list(jobs.instance_id), runtime.image_id(runner_image), runtime.guard_network()
             )
     except TimeoutError as error:
         raise EngineUnavailable(f"no listing came within {_ENGINE_PATIENCE:g} s") from error
     attempts = tuple(await jobs.held())
     claimable = await jobs.count_claimable(now)
     ended = await jobs.ended(_unheld(containers, attempts))
-    return Observed(attempts, tuple(containers), ended, claimable, image_id, work)
+    return Observed(attempts, tuple(containers), ended, claimable, image_id, network, work)
 
 
 def containers_by_attempt(observed: Observed) -> dict[AttemptKey, ObservedContainer]:
@@ -91,6 +105,15 @@ def containers_by_attempt(observed: Observed) -> dict[AttemptKey, ObservedContai
         if container.id in recorded or (key in unrecorded and _never_started(found.get(key))):
             found[key] = container
     return found
+
+
+def ghosts(observed: Observed) -> list[str]:
+    """Return the ids of the containers that run although they were to be removed: each keeps a slot."""
+    return sorted(
+        container.id
+        for container in observed.containers
+        if container.state is ContainerState.RUNNING and container.id in observed.work.irremovable
+    )
 
 
 def _never_started(container: ObservedContainer | None) -> bool:

@@ -61,6 +61,18 @@ class AdoptContainer:
 
 
 @dataclass(frozen=True, slots=True)
+class IsolateContainer:
+    """The container, which waits for that before its tests, has no network any more."""
+
+    attempt: Attempt
+    container_id: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"isolate {key_of(self.attempt)}: {self.cause}"
+
+
+@dataclass(frozen=True, slots=True)
 class StopContainer:
     """The decision to end the attempt stands in its row, then its container gets the signal."""
 
@@ -119,13 +131,20 @@ class RemoveContainer:
     container_id: str
     name: str
     cause: str
+    attempt: AttemptKey | None = None  # that ran in it
 
     def __str__(self) -> str:
         return f"remove {self.name}: {self.cause}"
 
 
 AttemptOperation = (
-    StartContainer | AdoptContainer | StopContainer | SettleAttempt | FinishAttempt | ReleaseAttempt
+    StartContainer
+    | AdoptContainer
+    | IsolateContainer
+    | StopContainer
+    | SettleAttempt
+    | FinishAttempt
+    | ReleaseAttempt
 )
 Operation = Claim | AttemptOperation | RemoveContainer
 
@@ -149,6 +168,22 @@ def work_key(operation: AttemptOperation | RemoveContainer) -> WorkKey:
             return StopKey(key_of(operation.attempt))
         case _:
             return key_of(operation.attempt)
+
+
+def log_fields(attempt: Attempt) -> dict[str, str | int]:
+    """Return what every log line about an attempt carries, so that all lines of a job can be found."""
+    return {"job": attempt.fence.job_id, "attempt": attempt.fence.attempt, "user": attempt.job.user_id}
+
+
+def fields_of(operation: Operation) -> dict[str, str | int]:
+    """Return what a log line about an operation carries: of a container that is left over, what its labels say."""
+    match operation:
+        case Claim():
+            return {}
+        case RemoveContainer(attempt=key):
+            return {"job": key.job_id, "attempt": key.attempt} if key else {}
+        case _:
+            return log_fields(operation.attempt)
 
 
 def render(operations: Iterable[Operation]) -> str:

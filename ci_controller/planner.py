@@ -15,6 +15,7 @@ from ci_controller.operations import (
     AttemptOperation,
     Claim,
     FinishAttempt,
+    IsolateContainer,
     Operation,
     ReleaseAttempt,
     RemoveContainer,
@@ -36,7 +37,9 @@ def plan(observed: Observed, now: datetime, policy: Policy) -> list[Operation]:
     for attempt in observed.attempts:
         wanted += _about_attempt(attempt, containers.get(key_of(attempt)), observed, now, policy)
     wanted += _removals(observed, now, policy)
-    allowed: list[Operation] = [one for one in wanted if _is_free(one, observed.work)]
+    allowed: list[Operation] = [
+        one for one in wanted if _is_free(one, observed.work) and _is_fenced(one, observed)
+    ]
     return [*allowed, *_claims(observed, policy)]  # last: whatever else is due does not wait for the database
 
 
@@ -44,12 +47,19 @@ def _is_free(operation: Operation, work: Work) -> bool:
     return isinstance(operation, Claim) or work_key(operation) not in work.busy
 
 
+def _is_fenced(operation: Operation, observed: Observed) -> bool:
+    """Tell whether the network allows it: what was claimed before the fence broke waits for it."""
+    return observed.network.holds or not isinstance(operation, StartContainer)
+
+
 # -- claiming ----------------------------------------------------------------------------------------------
 
 
 def _claims(observed: Observed, policy: Policy) -> Iterator[Operation]:
+    if not observed.network.holds:
+        return
     free = policy.max_running_jobs - len(observed.attempts) - _strays(observed)
-    if not observed.claimable or free <= 0 or not observed.image_id:
+    if not observed.claimable or free <= 0 or not observed.image_id or observed.work.low_disk:
         return
     if observed.work.trouble is None:
         slots = min(free, observed.claimable)
@@ -126,8 +136,11 @@ def _supervise(
         # The engine tells of an exit before it lists it, and no other hint follows; asked about the one
         # container it answers once it knows.
         yield SettleAttempt(attempt, container.id, "its last word was read")
+    elif container.id in work.awaits_isolation:
+        yield IsolateContainer(attempt, container.id, "everything is installed, its tests get no network")
     if attempt.stop:
-        yield from _carry_out(attempt, attempt.stop, container, sent, now, policy)
+        hurry = container.id in work.over_disk
+        yield from _carry_out(attempt, attempt.stop, container, sent, now, policy, hurry=hurry)
     else:
         yield from _decide_stop(attempt, started_at, container, work, now, policy)
 
@@ -139,6 +152,8 @@ def _carry_out(
     sent: SentSignal | None,
     now: datetime,
     policy: Policy,
+    *,
+    hurry: bool,
 ) -> Iterator[AttemptOperation]:
     """The stop is recorded: SIGINT for a cancel, so that pytest can sum up; SIGKILL after that and for the rest.
 
@@ -146,6 +161,8 @@ def _carry_out(
     """
     if stop.reason is not Reason.CANCELLED:
         signal, cause = SIGKILL, "its stop is recorded"
+    elif hurry:
+        signal, cause = SIGKILL, "it fills the disk in its grace"
     elif sent is None:
         signal, cause = SIGINT, "its cancel is recorded"
     elif now >= sent.at + policy.stop_grace + policy.slack:
@@ -166,12 +183,16 @@ def _decide_stop(
 ) -> Iterator[AttemptOperation]:
     """The harness enforces deadline and log limit itself; here is the second line, and the only one for cancels."""
     timeout = policy.timeout_of(attempt.job)
+    ran = work.running_for.get(key_of(attempt), now - started_at)
     if attempt.job.cancel_requested_at:
         yield StopContainer(attempt, container.id, SIGINT, Reason.CANCELLED, _by(attempt), "cancel requested")
     elif key_of(attempt) in work.over_limit:
         message = f"The log reached its limit of {policy.log_limit} bytes."
         yield StopContainer(attempt, container.id, SIGKILL, Reason.LOG_LIMIT, message, "log limit reached")
-    elif now >= started_at + timeout + policy.stop_grace + policy.slack:
+    elif container.id in work.over_disk:
+        message = work.over_disk[container.id]
+        yield StopContainer(attempt, container.id, SIGKILL, Reason.DISK_LIMIT, message, "disk limit reached")
+    elif ran >= timeout + policy.stop_grace + policy.slack:
         message = f"The job ran longer than its time-out of {timeout.total_seconds():g} s."
         yield StopContainer(attempt, container.id, SIGKILL, Reason.TIMEOUT, message, "past its deadline")
 
@@ -190,7 +211,7 @@ def _removals(observed: Observed, now: datetime, policy: Policy) -> Iterator[Ope
         if key in held or key in observed.work.busy:
             continue
         if cause := _why_remove(container, observed, now, policy):
-            yield RemoveContainer(container.id, container.name, cause)
+            yield RemoveContainer(container.id, container.name, cause, key)
 
 
 def _why_remove(

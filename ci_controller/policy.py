@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final, Literal
 
 from ci_common.models import Job
+from ci_controller.retention import DEFAULT_RETENTION, Retention
 
 Network = Literal["internet", "none"]
 
@@ -18,10 +19,17 @@ class Policy:
 
     runner_image: str = "ci-runner:latest"
     container_prefix: str = ""
-    network: Network = "internet"
+    network: Network = "internet"  # of the tests; installing has the guarded one either way
     memory_bytes: int = 2 * 1024**3
     cpus: float = 2.0
     pids: int = 512
+    disk_bytes: int = 4 * 1024**3
+    disk_min_free: int = 1024**3  # below it nothing is claimed, below half of it jobs are stopped
+    disk_min_free_inodes: float = 2.0  # the same, in percent of all inodes
+    docker_root: str | None = None  # None: what the engine says
+    log_patience: timedelta = timedelta(
+        seconds=60
+    )  # with a disk that does not take the log of an ended container
     log_limit: int = 100 * 1024**2
     max_running_jobs: int = os.cpu_count() or 1
     max_attempts: int = 3  # of those whose tests began
@@ -35,6 +43,7 @@ class Policy:
     stuck_after: timedelta = timedelta(seconds=60)  # who outlives its SIGKILL by that is given up
     orphan_grace: timedelta = timedelta(seconds=60)
     max_backoff: timedelta = timedelta(seconds=60)
+    retention: Retention = DEFAULT_RETENTION
 
     @property
     def stop_grace(self) -> timedelta:

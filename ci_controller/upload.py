@@ -31,6 +31,7 @@ class Upload:
                 timeout_seconds=policy.timeout_of(attempt.job).total_seconds(),
                 idle_timeout_seconds=policy.job_idle_timeout.total_seconds(),
                 log_limit=policy.log_limit,
+                isolate=policy.network == "none",
                 interrupt_grace_seconds=policy.interrupt_grace.total_seconds(),
                 terminate_grace_seconds=policy.terminate_grace.total_seconds(),
             )

@@ -12,7 +12,7 @@ from ci_common.clock import Clock
 from ci_common.errors import CIError
 from ci_controller.container_runtime import ContainerError, ContainerGone
 from ci_controller.lease import Superseded
-from ci_controller.operations import AttemptOperation, RemoveContainer, WorkKey, work_key
+from ci_controller.operations import AttemptOperation, RemoveContainer, WorkKey, fields_of, work_key
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,7 @@ class _Last:
     repeats: int
     ended: float
     retry_at: float
+    succeeded: bool
 
 
 class Workshop:
@@ -55,6 +56,12 @@ class Workshop:
         self._last = {key: last for key, last in self._last.items() if now - last.ended < _FORGET_AFTER}
         waiting = {key for key, last in self._last.items() if now < last.retry_at}
         return frozenset(waiting | self._tasks.keys())
+
+    def refused(self) -> frozenset[str]:
+        """Return the containers that no open attempt needs and that could not be removed when last tried."""
+        return frozenset(
+            key for key, last in self._last.items() if isinstance(key, str) and not last.succeeded
+        )
 
     @property
     def next_retry(self) -> float | None:
@@ -92,27 +99,30 @@ class Workshop:
         before = self._last.get(key)
         repeats = before.repeats + 1 if before and before.text == text else 0
         if succeeded and not repeats:
-            self._last[key] = _Last(text, 0, now, now)
+            self._last[key] = _Last(text, 0, now, now, succeeded)
             return
         delay = min(_FIRST_DELAY * 2 ** min(repeats, 16), _LONGEST_DELAY)
-        self._last[key] = _Last(text, repeats, now, now + delay)
+        self._last[key] = _Last(text, repeats, now, now + delay, succeeded)
 
 
 async def _attempt(
     operation: KeyedOperation, work: Coroutine[Any, Any, None], doubt: Callable[[], None]
 ) -> bool:
     """Do the work and tell whether it succeeded; whatever it raises ends here, in the log."""
+    fields = fields_of(operation)
     try:
         await work
     except Superseded as error:
-        log.warning("operation refused", operation=str(operation), error=str(error))
+        log.warning("operation refused", operation=str(operation), **fields, error=str(error))
         doubt()
         return False
     except (CIError, ContainerError, ContainerGone, OSError) as error:
-        log.warning("operation failed", operation=str(operation), error=f"{type(error).__name__}: {error}")
+        log.warning(
+            "operation failed", operation=str(operation), **fields, error=f"{type(error).__name__}: {error}"
+        )
         return False
     except Exception:
-        log.exception("operation failed: a programming error", operation=str(operation))
+        log.exception("operation failed: a programming error", operation=str(operation), **fields)
         return False
-    log.debug("operation done", operation=str(operation))
+    log.debug("operation done", operation=str(operation), **fields)
     return True

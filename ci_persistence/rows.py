@@ -10,6 +10,8 @@ from typing import Any
 from ci_common.models import (
     APIKey,
     Attempt,
+    AuditAction,
+    AuditEvent,
     Fence,
     Job,
     JobEvent,
@@ -125,6 +127,7 @@ def job_from(row: sqlite3.Row) -> Job:
         log_size=row["log_size"],
         log_sha256=row["log_sha256"],
         log_truncated=_optional_bool(row["log_truncated"]),
+        log_pruned_at=_optional_time(row["log_pruned_at"]),
     )
 
 
@@ -156,4 +159,16 @@ def event_from(row: sqlite3.Row) -> JobEvent:
         timestamp=from_text(row["timestamp"]),
         data=MappingProxyType(json.loads(row["data"])),
         index=row["position"],
+    )
+
+
+def audit_event_from(row: sqlite3.Row) -> AuditEvent:
+    """Return the event in a row of `audit_events`."""
+    return AuditEvent(
+        at=from_text(row["at"]),
+        actor=row["actor"],
+        action=AuditAction(row["action"]),
+        subject=row["subject"],
+        details=MappingProxyType(json.loads(row["details"])),
+        request_id=row["request_id"],
     )

@@ -11,6 +11,7 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 BUSY_TIMEOUT_MS = 10_000
+INCREMENTAL = 2  # what `PRAGMA auto_vacuum` says of a file that can give pages back bit by bit
 
 # Before 3.51.3 a checkpoint that runs while another connection commits the transaction that resets the
 # write-ahead log can corrupt the file (https://www.sqlite.org/wal.html#walresetbug). So on such builds no
@@ -33,6 +34,20 @@ def connect(path: Path, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> sqlite3.Conne
         db.close()
         raise
     return db
+
+
+def gives_back(db: sqlite3.Connection) -> bool:
+    """Tell whether the file can give free pages back to the disk bit by bit."""
+    return int(db.execute("PRAGMA auto_vacuum").fetchone()[0]) == INCREMENTAL
+
+
+def can_shrink(path: Path) -> bool:
+    """Tell the same of a database that nobody has opened yet."""
+    db = connect(path)
+    try:
+        return gives_back(db)
+    finally:
+        db.close()
 
 
 def read_transaction(db: sqlite3.Connection, work: Work[T]) -> T:

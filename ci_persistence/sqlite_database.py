@@ -16,6 +16,7 @@ from ci_persistence.sqlite_connection import (
     BUSY_TIMEOUT_MS,
     Work,
     connect,
+    gives_back,
     read_transaction,
     write_transaction,
 )
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 _CHECKPOINT_PATIENCE_MS = 500  # a truncating checkpoint blocks writers while it waits for readers
 _TRUNCATE_ABOVE = 4 * 1024 * 1024  # bytes of write-ahead log
+_SPARE_PAGES = 256  # free pages that stay for the next jobs: 1 MiB
+_SLICE_PAGES = 512  # that one transaction gives back: 2 MiB, some milliseconds during which others wait
+_VACUUM_SLICES = 64
 
 
 class SQLiteDatabase:
@@ -44,9 +48,15 @@ class SQLiteDatabase:
         return await self._reader.run(lambda db: read_transaction(db, work))
 
     async def maintain(self) -> None:
-        """The write-ahead log is small again, unless a reader or writer was in the way this time."""
+        """Free pages went back to the disk, and the write-ahead log is small again, unless a reader or writer
+        was in the way this time."""
+        shrunk = False
+        for _ in range(_VACUUM_SLICES):
+            if not await self.write(_vacuum_slice):
+                break
+            shrunk = True
         wal = self.path.with_name(self.path.name + "-wal")
-        if wal.exists() and wal.stat().st_size > _TRUNCATE_ABOVE:
+        if shrunk or (wal.exists() and wal.stat().st_size > _TRUNCATE_ABOVE):
             await self._writer.run(_truncate_wal)
 
     async def close(self) -> None:
@@ -113,6 +123,16 @@ class _Slot:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+def _vacuum_slice(db: sqlite3.Connection) -> bool:
+    """Some free pages are given back to the disk; False: there were too few to care, or the file cannot do it."""
+    spare = int(db.execute("PRAGMA freelist_count").fetchone()[0]) - _SPARE_PAGES
+    if spare <= 0 or not gives_back(db):
+        return False
+    for _ in range(min(spare, _SLICE_PAGES)):
+        db.execute("PRAGMA incremental_vacuum(1)")  # of more pages the driver would take the first step only
+    return True
 
 
 def _truncate_wal(db: sqlite3.Connection) -> None:

@@ -67,6 +67,6 @@ def corrupt(path: Path, finding: str) -> DatabaseCorrupt:
     """Return the error for a file that fails SQLite's own checks."""
     what = (
         f"is damaged ({finding}): stop every process that uses it, keep a copy of it "
-        f"with its -wal and -shm files, and restore the latest backup."
+        f"with its -wal and -shm files, and restore the latest backup with `ci-admin restore`."
     )
     return database_error(DatabaseCorrupt, path, what)

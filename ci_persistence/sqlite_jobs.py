@@ -8,13 +8,23 @@ from ci_common.errors import (
     IdempotencyConflict,
     JobFinished,
     JobNotFound,
+    QueueFull,
     TooManyRequests,
     Unauthorized,
-    Unavailable,
 )
-from ci_common.models import Idempotency, Job, JobEvent, JobStatus, QueueLimits, Reason
+from ci_common.models import (
+    AuditAction,
+    AuditEvent,
+    Idempotency,
+    Job,
+    JobEvent,
+    JobStatus,
+    QueueLimits,
+    Reason,
+)
 from ci_common.verdict import verdict
 from ci_persistence.rows import event_from, job_from, options_text, to_text
+from ci_persistence.sqlite_audit import append_audit
 from ci_persistence.sqlite_timeline import append_event, end
 
 _UNFINISHED = tuple(status for status in JobStatus if not status.is_terminal)
@@ -41,7 +51,7 @@ def create_job(
 
 
 def check_room(db: sqlite3.Connection, user_id: str, limits: QueueLimits) -> None:
-    """The queue has room for one more job of the user; raises TooManyRequests or Unavailable otherwise."""
+    """The queue has room for one more job of the user; raises TooManyRequests or QueueFull otherwise."""
     if (
         _count(db, "SELECT count(*) FROM jobs WHERE status = 'queued' AND user_id = ?", user_id)
         >= limits.per_user
@@ -50,7 +60,7 @@ def check_room(db: sqlite3.Connection, user_id: str, limits: QueueLimits) -> Non
             f"You have {limits.per_user} jobs in the queue, which is the limit.", retry_after=10
         )
     if _count(db, "SELECT count(*) FROM jobs WHERE status = 'queued'") >= limits.total:
-        raise Unavailable("The queue is full; submit again later.", retry_after=30)
+        raise QueueFull("The queue is full; submit again later.", retry_after=30)
 
 
 def _count(db: sqlite3.Connection, query: str, *values: str) -> int:
@@ -106,15 +116,6 @@ def get_job(db: sqlite3.Connection, job_id: str, user_id: str | None) -> Job | N
     return None if row is None else job_from(row)
 
 
-def queue_position(db: sqlite3.Connection, job_id: str) -> int | None:
-    """Return how many queued jobs come before this one, None if it is not queued."""
-    row = db.execute("SELECT created_at FROM jobs WHERE id = ? AND status = 'queued'", (job_id,)).fetchone()
-    if row is None:
-        return None
-    before = "SELECT count(*) FROM jobs WHERE status = 'queued' AND (created_at, id) < (?, ?)"
-    return _count(db, before, row["created_at"], job_id)
-
-
 def unfinished_jobs(db: sqlite3.Connection, user_id: str) -> list[str]:
     """Return the ids of the user's jobs that are not terminal."""
     marks = ", ".join("?" * len(_UNFINISHED))
@@ -125,7 +126,14 @@ def unfinished_jobs(db: sqlite3.Connection, user_id: str) -> list[str]:
     return [row["id"] for row in rows]
 
 
-def request_cancel(db: sqlite3.Connection, job_id: str, user_id: str | None, by: str, now: datetime) -> Job:
+def request_cancel(
+    db: sqlite3.Connection,
+    job_id: str,
+    user_id: str | None,
+    by: str,
+    now: datetime,
+    request_id: str | None = None,
+) -> Job:
     """A queued job is cancelled; of one that an attempt holds the cancel is requested."""
     job = get_job(db, job_id, user_id)
     if job is None:
@@ -138,6 +146,9 @@ def request_cancel(db: sqlite3.Connection, job_id: str, user_id: str | None, by:
             (to_text(now), by, job_id),
         )
         append_event(db, job_id, JobEvent("cancel_requested", now, {"by": by}))
+        # Only here: who asks again changes nothing, and must not be able to fill the trail.
+        details = {"user_id": job.user_id, "status": job.status.value}
+        append_audit(db, AuditEvent(now, by, AuditAction.JOB_CANCEL, job_id, details, request_id))
     if job.status is JobStatus.QUEUED:
         end(db, job_id, verdict(Reason.CANCELLED, f"Cancelled by {by} while it was queued."), now)
     changed = get_job(db, job_id, None)
@@ -158,8 +169,3 @@ def get_events(db: sqlite3.Connection, job_id: str, from_index: int) -> list[Job
         "SELECT * FROM job_events WHERE job_id = ? AND position >= ? ORDER BY position", (job_id, from_index)
     )
     return [event_from(row) for row in rows]
-
-
-def archive_refs_in_use(db: sqlite3.Connection) -> set[str]:
-    """Return the archive references of all jobs."""
-    return {row["archive_ref"] for row in db.execute("SELECT DISTINCT archive_ref FROM jobs")}

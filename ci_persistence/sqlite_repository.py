@@ -1,16 +1,20 @@
 """JobRepository over one SQLite file: each method is one transaction; the SQL is in the modules beside this one."""
 
 import asyncio
-from collections.abc import Collection
-from datetime import datetime, timedelta
+from collections.abc import Collection, Sequence
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from ci_common.models import (
+    OPERATOR,
     APIKey,
     Attempt,
+    AuditEvent,
     ControllerLease,
     ControllerState,
+    DailyTotal,
     Fence,
+    FinishedJob,
     Idempotency,
     Job,
     JobEvent,
@@ -29,8 +33,12 @@ from ci_persistence import sqlite_accounts as accounts
 from ci_persistence import sqlite_attempts as attempts_sql
 from ci_persistence import sqlite_control as control
 from ci_persistence import sqlite_jobs as jobs_sql
-from ci_persistence.migrations import migrate, require_current_schema
+from ci_persistence import sqlite_queue as queue
+from ci_persistence import sqlite_retention as retention
+from ci_persistence import sqlite_totals as totals
+from ci_persistence.migrations import migrate, require_current_schema, rewrite_database
 from ci_persistence.settled import settled
+from ci_persistence.sqlite_audit import append_audit, list_audit
 from ci_persistence.sqlite_database import SQLiteDatabase
 from ci_persistence.sqlite_listing import list_jobs
 
@@ -59,10 +67,13 @@ class SQLiteJobRepository(JobRepository):
     async def maintain(self) -> None:
         await self._db.maintain()
 
+    async def rewrite(self) -> None:
+        await settled(asyncio.to_thread(rewrite_database, self._path))
+
     # -- users and keys ----------------------------------------------------------------------------------
 
-    async def create_user(self, user: User) -> None:
-        await self._db.write(lambda db: accounts.create_user(db, user))
+    async def create_user(self, user: User, by: str = OPERATOR) -> None:
+        await self._db.write(lambda db: accounts.create_user(db, user, by))
 
     async def get_user(self, user_id: str) -> User | None:
         return await self._db.read(lambda db: accounts.get_user(db, user_id))
@@ -73,23 +84,38 @@ class SQLiteJobRepository(JobRepository):
     async def list_users(self) -> list[User]:
         return await self._db.read(accounts.list_users)
 
-    async def set_user_active(self, user_id: str, *, active: bool, now: datetime) -> User | None:
-        return await self._db.write(lambda db: accounts.set_user_active(db, user_id, active, now))
+    async def set_user_active(
+        self, user_id: str, *, active: bool, now: datetime, by: str = OPERATOR
+    ) -> User | None:
+        return await self._db.write(lambda db: accounts.set_user_active(db, user_id, active, now, by))
 
-    async def create_api_key(self, key: APIKey) -> None:
-        await self._db.write(lambda db: accounts.create_api_key(db, key))
+    async def create_api_key(self, key: APIKey, by: str = OPERATOR) -> None:
+        await self._db.write(lambda db: accounts.create_api_key(db, key, by))
+
+    async def rotate_api_key(
+        self, key_id: str, successor: APIKey, keep_until: datetime, by: str = OPERATOR
+    ) -> APIKey | None:
+        return await self._db.write(lambda db: accounts.rotate_api_key(db, key_id, successor, keep_until, by))
 
     async def list_api_keys(self, user_id: str | None = None) -> list[APIKey]:
         return await self._db.read(lambda db: accounts.list_api_keys(db, user_id))
 
-    async def find_api_key(self, key_hash: str) -> tuple[APIKey, User] | None:
-        return await self._db.read(lambda db: accounts.find_api_key(db, key_hash))
+    async def find_api_key(self, prefix: str) -> tuple[APIKey, User] | None:
+        return await self._db.read(lambda db: accounts.find_api_key(db, prefix))
 
-    async def revoke_api_key(self, key_id: str) -> APIKey | None:
-        return await self._db.write(lambda db: accounts.revoke_api_key(db, key_id))
+    async def revoke_api_key(self, key_id: str, now: datetime, by: str = OPERATOR) -> APIKey | None:
+        return await self._db.write(lambda db: accounts.revoke_api_key(db, key_id, now, by))
 
     async def touch_api_key(self, key_id: str, at: datetime) -> None:
         await self._db.write(lambda db: accounts.touch_api_key(db, key_id, at))
+
+    # -- the audit trail ---------------------------------------------------------------------------------
+
+    async def record_audit(self, event: AuditEvent) -> None:
+        await self._db.write(lambda db: append_audit(db, event))
+
+    async def list_audit(self, since: datetime | None = None) -> list[AuditEvent]:
+        return await self._db.read(lambda db: list_audit(db, since))
 
     # -- jobs, as users see them -------------------------------------------------------------------------
 
@@ -111,10 +137,14 @@ class SQLiteJobRepository(JobRepository):
         return await self._db.read(lambda db: list_jobs(db, job_filter))
 
     async def queue_position(self, job_id: str) -> int | None:
-        return await self._db.read(lambda db: jobs_sql.queue_position(db, job_id))
+        return await self._db.read(lambda db: queue.queue_position(db, job_id))
 
-    async def request_cancel(self, job_id: str, user_id: str | None, by: str, now: datetime) -> Job:
-        return await self._db.write(lambda db: jobs_sql.request_cancel(db, job_id, user_id, by, now))
+    async def request_cancel(
+        self, job_id: str, user_id: str | None, by: str, now: datetime, request_id: str | None = None
+    ) -> Job:
+        return await self._db.write(
+            lambda db: jobs_sql.request_cancel(db, job_id, user_id, by, now, request_id)
+        )
 
     async def add_event(self, job_id: str, event: JobEvent) -> None:
         await self._db.write(lambda db: jobs_sql.add_event(db, job_id, event))
@@ -189,5 +219,27 @@ class SQLiteJobRepository(JobRepository):
 
     # -- pruning -----------------------------------------------------------------------------------------
 
+    async def finished_jobs(self) -> list[FinishedJob]:
+        return await self._db.read(retention.finished_jobs)
+
+    async def mark_pruned(
+        self,
+        lease: ControllerLease | None,
+        *,
+        archives: Collection[str],
+        logs: Collection[str],
+        now: datetime,
+    ) -> bool:
+        return await self._db.write(lambda db: retention.mark_pruned(db, lease, archives, logs, now))
+
+    async def remove_jobs(self, lease: ControllerLease | None, job_ids: Sequence[str]) -> int:
+        return await self._db.write(lambda db: retention.remove_jobs(db, lease, job_ids))
+
+    async def existing_jobs(self, job_ids: Collection[str]) -> set[str]:
+        return await self._db.read(lambda db: retention.existing_jobs(db, job_ids))
+
     async def archive_refs_in_use(self) -> set[str]:
-        return await self._db.read(jobs_sql.archive_refs_in_use)
+        return await self._db.read(retention.archive_refs_in_use)
+
+    async def daily_totals(self, since: date | None = None) -> list[DailyTotal]:
+        return await self._db.read(lambda db: totals.daily_totals(db, since))

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from ci_common.models import TRANSITIONS, Job, JobEvent, JobStatus, JobVerdict, LogSeal
 from ci_persistence.rows import data_text, job_from, to_text
+from ci_persistence.sqlite_totals import count_end
 
 Value = str | int | None
 
@@ -69,4 +70,7 @@ def end(
     }
     data = {"success": verdict.success, "reason": verdict.reason, "message": verdict.message}
     event = JobEvent(verdict.status.value, now, {**data, "exit_code": verdict.exit_code})
-    return move(db, job_id, verdict.status, columns, event)
+    ended = move(db, job_id, verdict.status, columns, event)
+    if ended is not None:
+        count_end(db, ended)  # exactly once: the table of transitions lets no job end twice
+    return ended

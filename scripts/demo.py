@@ -162,9 +162,8 @@ def _command(name: str) -> str:
 
 def _start_daemons(stage: Stage) -> None:
     _heading(f"1. Start a controller and a server ({stage.server}) over {stage.scratch}")
-    server = ["-m", "uvicorn", "ci_server.app:app", "--host", "127.0.0.1", "--port", str(stage.port)]
     stage.start("controller", [_command("ci-controller")])
-    stage.start("server", [sys.executable, *server])
+    stage.start("server", [_command("ci-server"), "--port", str(stage.port)])
     stage.wait_until_ready()
     print("both are ready")
 

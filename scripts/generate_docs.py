@@ -23,10 +23,17 @@ from ci_common.verdict import ENDINGS, Ending
 from ci_controller.cli import main as ci_controller
 from ci_controller.settings import ControllerSettings
 from ci_server.app import create_app
+from ci_server.cli import main as ci_server
 from ci_server.settings import ServerSettings
+from scripts.fault_catalogue import faults_table
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS: dict[str, click.Command] = {"ci": ci, "ci-admin": ci_admin, "ci-controller": ci_controller}
+COMMANDS: dict[str, click.Command] = {
+    "ci": ci,
+    "ci-admin": ci_admin,
+    "ci-controller": ci_controller,
+    "ci-server": ci_server,
+}
 SETTINGS: dict[str, type[StorageSettings]] = {
     "storage": StorageSettings,
     "controller": ControllerSettings,
@@ -105,7 +112,7 @@ def _default(field: FieldInfo) -> str:
         return _duration(value)
     if isinstance(value, int) and value >= 1024**2 and value % 1024**2 == 0:
         return f"{value} ({value // 1024**2} MiB)"
-    return f"`{value}`" if str(value) else "empty"
+    return "empty" if value in {"", ()} else f"`{value}`"
 
 
 def _duration(value: timedelta) -> str:
@@ -210,6 +217,7 @@ def _first_line(text: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "endings": endings_table,
+    "faults": faults_table,
     "errors": errors_table,
     "routes": routes_table,
     "storage-settings": lambda: settings_table(StorageSettings),
@@ -218,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ci-commands": lambda: commands_table("ci"),
     "ci-admin-commands": lambda: commands_table("ci-admin"),
     "ci-controller-commands": lambda: commands_table("ci-controller"),
+    "ci-server-commands": lambda: commands_table("ci-server"),
 }
 
 

@@ -1,5 +1,6 @@
 """`ci-admin up`: one command in one terminal, `ci submit test` in the next."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -42,7 +43,7 @@ class Up:
         lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
         return {
             "controller": next(pid for pid, line in lines.items() if b"ci-controller" in line),
-            "server": next(pid for pid, line in lines.items() if b"uvicorn" in line),
+            "server": next(pid for pid, line in lines.items() if b"ci-server" in line),
         }
 
 
@@ -90,6 +91,21 @@ def test_after_the_first_run_submit_needs_no_more_words(up: Up, tmp_path: Path) 
 
     assert done.returncode == 0, done.stderr
     assert "passed" in done.stdout
+    assert _secret(tmp_path) not in up.said()
+    assert _secret(tmp_path).encode() not in _command_lines(), "anybody may read those"
+
+
+def _secret(home: Path) -> str:
+    """Return the part of the person's key that opens something."""
+    return (home / ".ci" / "config").read_text().partition("api_key=")[2].split("_")[2]
+
+
+def _command_lines() -> bytes:
+    lines = b""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            lines += (process / "cmdline").read_bytes()
+    return lines
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -36,11 +36,25 @@ COMPOSITION = {
 }
 # What the admin command uses of the controller: its checks, and the engine they are made with.
 CONTROLLER_FOR_ADMIN = frozenset(
-    {"ci_controller.doctor", "ci_controller.container_manager", "ci_controller.settings"}
+    {
+        "ci_controller.doctor",
+        "ci_controller.container_manager",
+        "ci_controller.settings",
+        "ci_controller.pruner",
+        "ci_controller.retention",
+        "ci_controller.singleton",
+    }
 )
 
-# What it uses of the persistence: the factory, and the one fact about SQLite that `doctor` warns of.
-PERSISTENCE_FOR_ADMIN = frozenset({"ci_persistence.factory", "ci_persistence.sqlite_connection"})
+# What it uses of the persistence: the factory, backups, and the one fact about SQLite that `doctor` warns of.
+PERSISTENCE_FOR_ADMIN = frozenset(
+    {
+        "ci_persistence.backup",
+        "ci_persistence.factory",
+        "ci_persistence.restore",
+        "ci_persistence.sqlite_connection",
+    }
+)
 
 # Libraries that one package knows, or (a dot in the name) one module.
 HOMES: Mapping[str, str] = {
@@ -174,7 +188,11 @@ def test_a_library_is_known_in_one_place(library: str) -> None:
 def test_only_the_container_manager_is_built_on_the_engine() -> None:
     knowing = {one.importer for one in IMPORTS if one.target == "ci_controller.docker_engine"}
 
-    assert knowing <= {"ci_controller.container_manager", "ci_controller.docker_streams"}
+    assert knowing <= {
+        "ci_controller.container_manager",
+        "ci_controller.docker_streams",
+        "ci_controller.job_network",
+    }
 
 
 # What the shared package may import beside the standard library, and where.

@@ -118,7 +118,7 @@ async def test_a_pass_that_finds_nothing_to_do_causes_no_other(
         system.runtime.calls.clear()
         assert await controller.reconcile_once() == []
         assert not commits.changed()
-        assert sorted(system.runtime.calls) == [("image_id", ""), ("list", "")]
+        assert sorted(system.runtime.calls) == [("guard_network", ""), ("image_id", ""), ("list", "")]
         await system.submit()
         assert commits.changed(), "it would have been seen"
     finally:
@@ -571,7 +571,7 @@ async def test_uploads_that_no_job_came_of_are_removed_in_time(
     await controller.start()
     await controller.prune()
     await controller.close()
-    assert {ref for ref, _ in system.stores.archives.refs()} == {used, young}
+    assert {item.name for item in system.stores.archives.items()} == {used, young}
 
 
 async def test_a_controller_that_was_stopped_says_so_until_another_one_starts(

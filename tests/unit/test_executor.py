@@ -1,6 +1,7 @@
 """The order of durable effects: a controller that dies after any of them leaves what a successor can finish."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from ci_common.clock import SystemClock
-from ci_common.crash_points import CRASH_POINTS
 from ci_common.models import JobStatus, Reason
 from ci_controller.container_runtime import ContainerError
 from ci_controller.frames import Outcome
@@ -81,7 +81,7 @@ def times_run(system: ControlledSystem) -> Callable[[], int]:
     return lambda: len(runs)
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("nth", [1, 2, 3] if os.environ.get("CI_SOAK") == "1" else [1, 2])
 @pytest.mark.parametrize("effect", EFFECTS)
 async def test_death_after_an_effect(system: ControlledSystem, effect: str, nth: int) -> None:
     """One verdict, the whole log, one run of the user's code: wherever the controller dies."""
@@ -123,13 +123,6 @@ def until_sigint(fed: bytes) -> Iterator[Step]:
     yield frames.output(OUTPUT)
     yield UntilSignal("SIGINT")
     yield frames.trailer(Outcome.STOPPED)
-
-
-def test_every_crash_point_of_the_controller_is_in_its_code() -> None:
-    code = "".join(path.read_text() for path in (Path(__file__).parents[2] / "ci_controller").glob("*.py"))
-    of_the_server = {"after_archive_saved", "after_job_created"}
-    for name in set(CRASH_POINTS) - of_the_server:
-        assert f'crash_point("{name}")' in code
 
 
 # -- one operation per key ---------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ async def _following(
             "instance",
             max_attempts=1,
             queue_timeout=system.policy.queue_timeout,
+            retention=system.policy.retention,
         )
         followers = Followers(jobs, system.runtime, SystemClock(), 1024**2, lambda: None, patience_seconds=1)
         image = next(iter(system.runtime.images.values()))

@@ -17,6 +17,7 @@ from ci_controller.operations import (
     AttemptKey,
     Claim,
     FinishAttempt,
+    IsolateContainer,
     Operation,
     ReleaseAttempt,
     RemoveContainer,
@@ -392,6 +393,9 @@ def _apply(observed: Observed, operation: Operation) -> Observed:
             return _with(observed, stopped, replace(found, state=EXITED))
         case AdoptContainer(_, container_id):
             return _followed(observed, container_id)
+        case IsolateContainer(_, container_id):
+            waiting = observed.work.awaits_isolation - {container_id}
+            return replace(observed, work=replace(observed.work, awaits_isolation=waiting))
         case SettleAttempt(attempt) | FinishAttempt(attempt) | ReleaseAttempt(attempt):
             return _ended(observed, attempt)
 

@@ -180,8 +180,7 @@ def test_connections_are_set_up_by_our_rules(path: Path) -> None:
 
 Parameters = tuple[str, ...] | dict[str, str] | list[str | int]
 FREQUENT: list[tuple[tuple[str, Parameters], str]] = [
-    ((sqlite_control.COUNT_QUEUED, {"now": ""}), "jobs_queued"),
-    ((sqlite_control.CLAIM, {"now": ""}), "jobs_queued"),
+    ((sqlite_control.COUNT_QUEUED, {"now": "", "unbelievable": ""}), "jobs_queued"),
     ((sqlite_control.OPEN_ATTEMPTS, {}), "attempts_open"),
     ((sqlite_control.EXPIRED, ("",)), "jobs_queued_since"),
     (listing_query(JobFilter()), "jobs_by_age"),
