@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 
 from ci_controller.labels import INSTANCE
 
@@ -25,6 +26,6 @@ def require_engine() -> None:
     )
 
 
-def containers_of(instance_id: str) -> list[str]:
-    """Return the ids of all containers of one installation, running or not."""
-    return docker("ps", "-aq", "--no-trunc", "--filter", f"label={INSTANCE}={instance_id}").split()
+def containers_of(instance_id: str, ask: Callable[..., str] = docker) -> list[str]:
+    """Return the ids of all containers of one installation, running or not, as an engine lists them."""
+    return ask("ps", "-aq", "--no-trunc", "--filter", f"label={INSTANCE}={instance_id}").split()

@@ -15,9 +15,15 @@ import httpx
 
 from tests.support.docker_cli import RUNNER_IMAGE, containers_of, docker
 from tests.support.eventually import eventually
+from tests.support.private_engine import PrivateEngine
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 _BIN = Path(sys.executable).parent
+# Tests ask as fast as they can; those of the limits set their own.
+_UNLIMITED = {
+    f"CI_MAX_{what}": "0"
+    for what in ("REQUESTS_PER_KEY", "SUBMISSIONS_PER_KEY", "REQUESTS_PER_ADDRESS", "FAILED_KEYS_PER_ADDRESS")
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Installation:
     prefix: str
     daemons: list[Daemon] = field(default_factory=list["Daemon"])
     keys: dict[str, str] = field(default_factory=dict[str, str])
+    engine: PrivateEngine | None = None  # None: the host's
 
     @property
     def database(self) -> Path:
@@ -81,6 +88,7 @@ class Installation:
             "CI_CONTAINER_PREFIX": self.prefix,
             "CI_RUNNER_IMAGE": RUNNER_IMAGE,
             "CI_CONFIG_FILE": str(self.root / "no-config"),
+            **_UNLIMITED,
             **extra,
         }
 
@@ -88,21 +96,24 @@ class Installation:
 
     def start_controller(self, **env: str) -> Daemon:
         """A controller runs; use `wait_ready` for when it serves."""
-        return self._spawn("controller", [str(_BIN / "ci-controller")], env)
+        command = [str(_BIN / "ci-controller")]
+        if self.engine:
+            command, env = [*self.engine.inside, *command], {"DOCKER_HOST": self.engine.url, **env}
+        return self._spawn("controller", command, env)
 
     def start_server(self, *, workers: int = 1, **env: str) -> Daemon:
         """A server answers on a free port, whatever the state of the database."""
         return self._serve(socket.create_server(("127.0.0.1", 0), backlog=128), workers, env)
 
-    def restart_server(self, server: Daemon) -> None:
-        """Another server answers at the address of one that is gone."""
+    def restart_server(self, server: Daemon) -> Daemon:
+        """Another server answers at the address of one that is gone; returns it."""
         port = int(server.url.rpartition(":")[2])
-        self._serve(socket.create_server(("127.0.0.1", port), backlog=128), 1, {})
+        return self._serve(socket.create_server(("127.0.0.1", port), backlog=128), 1, {})
 
     def _serve(self, listener: socket.socket, workers: int, env: dict[str, str]) -> Daemon:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         listener.set_inheritable(True)
-        command = [sys.executable, "-m", "uvicorn", "ci_server.app:app", "--fd", str(listener.fileno())]
+        command = [str(_BIN / "ci-server"), "--fd", str(listener.fileno())]
         if workers > 1:
             command += ["--workers", str(workers)]
         daemon = self._spawn("server", command, env, pass_fds=(listener.fileno(),))
@@ -135,7 +146,7 @@ class Installation:
                 daemon.kill()
         left = self.containers()
         for container in left:
-            docker("rm", "-f", container, check=False)
+            self.remove(container)
         return left
 
     def _spawn(
@@ -263,7 +274,24 @@ class Installation:
     def containers(self) -> list[str]:
         """Return the ids of this installation's containers."""
         instance_id = self.instance_id()
-        return containers_of(instance_id) if instance_id else []
+        return containers_of(instance_id, self.docker) if instance_id else []
+
+    def remove(self, container: str) -> None:
+        """The container is gone, whoever removes it at the same time."""
+        eventually(
+            lambda: self._try_to_remove(container), seconds=60, what=f"the removal of container {container}"
+        )
+
+    def _try_to_remove(self, container: str) -> bool:
+        try:
+            self.docker("rm", "-f", container)
+        except AssertionError as error:
+            return "No such container" in str(error)
+        return True
+
+    def docker(self, *args: str) -> str:
+        """Return what `docker ARGS` prints, asked of this installation's engine."""
+        return self.engine.docker(*args) if self.engine else docker(*args)
 
 
 def find_key(issued: dict[str, Any]) -> str:

@@ -11,14 +11,22 @@ import pytest
 from ci_common.repository import JobRepository
 from tests.support.repository_contract.accounts import AccountsContract
 from tests.support.repository_contract.attempts import AttemptsContract
+from tests.support.repository_contract.audit import AuditContract
 from tests.support.repository_contract.cancellation import CancellationContract
 from tests.support.repository_contract.control import ControlContract
 from tests.support.repository_contract.jobs import JobsContract
+from tests.support.repository_contract.retention import RetentionContract
 from tests.support.repository_contract.story import Backend, Story, make_user
 
 
 class RepositoryContract(
-    AccountsContract, JobsContract, ControlContract, AttemptsContract, CancellationContract
+    AccountsContract,
+    AuditContract,
+    JobsContract,
+    ControlContract,
+    AttemptsContract,
+    CancellationContract,
+    RetentionContract,
 ):
     """The suite."""
 

@@ -48,7 +48,8 @@ def make_job(user: User, created_at: datetime = START, **fields: Any) -> Job:
 
 
 def make_key(user: User, **fields: Any) -> APIKey:
-    return replace(APIKey(new_id(), user.id, "laptop", key_hash=new_id(), created_at=START), **fields)
+    key = APIKey(new_id(), user.id, "laptop", key_hash=new_id(), created_at=START, prefix=new_id())
+    return replace(key, **fields)
 
 
 async def _claim_all(

@@ -1,0 +1,41 @@
+"""Fixtures of the fault tests: a Docker engine of one's own, and a CI system on it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.installation import Installation
+from tests.support.private_engine import PrivateEngine, private_engine
+
+
+def _number(worker_id: str) -> int:
+    """Return a number that no other worker of this run has."""
+    found = re.search(r"\d+$", worker_id)
+    return int(found[0]) if found else 0
+
+
+@pytest.fixture(scope="module")
+def _engine_without_live_restore(engine: None, worker_id: str) -> Iterator[PrivateEngine]:
+    with private_engine(_number(worker_id)) as own:
+        yield own
+
+
+@pytest.fixture
+def private(_engine_without_live_restore: PrivateEngine, tmp_path: Path) -> Iterator[Installation]:
+    """A CI system on an engine that ends its containers when it ends; nothing started yet."""
+    yield from _installation(_engine_without_live_restore, tmp_path)
+
+
+@pytest.fixture
+def live_restore(engine: None, tmp_path: Path, worker_id: str) -> Iterator[Installation]:
+    """A CI system on an engine whose containers outlive it; nothing started yet."""
+    with private_engine(50 + _number(worker_id), live_restore=True) as own:
+        yield from _installation(own, tmp_path)
+
+
+def _installation(engine: PrivateEngine, root: Path) -> Iterator[Installation]:
+    system = Installation(root, prefix="test-", engine=engine)
+    yield system
+    assert system.stop() == [], "containers were left over"

@@ -1,0 +1,229 @@
+"""A Docker engine of a test's own, in network and mount namespaces of its own, to be stopped, killed and hung.
+
+A second `dockerd` in the host's network namespace would take the first one's `docker0` away; here it cannot
+see it. Its network reaches the outside through a pair of virtual cables and address translation.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support.docker_cli import RUNNER_IMAGE, docker
+from tests.support.eventually import eventually
+
+
+@dataclass
+class PrivateEngine:
+    """One private `dockerd`, its files below `root`, its network in the namespace `name`."""
+
+    name: str  # at most 12 characters: interfaces are named after it
+    subnet: str  # the first three numbers of a /24
+    root: Path
+    live_restore: bool = False
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _holder: subprocess.Popen[bytes] | None = field(default=None, repr=False)  # of the mount namespace
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.root}/docker.sock"
+
+    @property
+    def inside(self) -> list[str]:
+        """What to put before a command that is to run in the engine's network."""
+        return ["nsenter", f"--net=/run/netns/{self.name}"]
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the engine was never started"
+        return self._process
+
+    def start(self) -> None:
+        """The engine answers; one that gives up on a busy machine is started again, as a service manager does."""
+        self._launch()
+        eventually(self._answers, seconds=90, what="the private engine")
+
+    def _launch(self) -> None:
+        command = ["dockerd", "--data-root", f"{self.root}/root", "--exec-root", f"{self.root}/exec"]
+        command += ["-H", self.url, "--pidfile", f"{self.root}/pid"]
+        command += ["--live-restore"] if self.live_restore else []
+        with (self.root / "dockerd.log").open("ab") as log:
+            private = ["nsenter", f"--target={self._held()}", "--net", "--mount", *command]
+            self._process = subprocess.Popen(private, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def _held(self) -> int:
+        """Return the process whose mount namespace every engine started here shares, as one host's engines do."""
+        if self._holder is None:
+            # `ip netns exec` would hide the control groups.
+            holder = ["unshare", "--mount", "--propagation", "private", "sleep", "infinity"]
+            self._holder = subprocess.Popen([*self.inside, *holder])
+            eventually(lambda: _has_become("sleep", self._holder), what="the holder of the namespaces")
+        return self._holder.pid
+
+    def _answers(self) -> bool:
+        if self.process.poll() is not None:
+            self._launch()
+        return self._docker("version", "--format", "{{.Server.Version}}").returncode == 0
+
+    def send(self, number: signal.Signals) -> None:
+        """The engine's process gets a signal: SIGTERM, SIGKILL, SIGSTOP, SIGCONT."""
+        self.process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """The engine's process has ended by that signal."""
+        self.send(number)
+        self.process.wait(timeout=60)
+        # The engine's own containerd ends with it, a moment later; an engine that meets it half-dead gives up.
+        eventually(lambda: not self._containerd(), what="the end of containerd")
+        (self.root / "pid").unlink(missing_ok=True)
+
+    def _containerd(self) -> list[int]:
+        config = f"{self.root}/exec/containerd/containerd.toml"
+        return [pid for pid, command in _processes() if config in command and "shim" not in command]
+
+    def power_cut(self) -> None:
+        """Everything that ran is gone at once, and what the engine kept in memory file systems too."""
+        self.stop(signal.SIGKILL)
+        self._kill_left_over()
+        shutil.rmtree(self.root / "exec", ignore_errors=True)
+
+    def docker(self, *args: str) -> str:
+        """Return what `docker ARGS` prints, asked of this engine."""
+        done = self._docker(*args)
+        assert done.returncode == 0, f"docker {args}: {done.stderr}"
+        return done.stdout.strip()
+
+    def inspect(self, container: str) -> dict[str, object]:
+        """Return the engine's `State` of a container."""
+        return json.loads(self.docker("inspect", "--format", "{{json .State}}", container))
+
+    def load(self, image: str = RUNNER_IMAGE) -> None:
+        """The engine has that image of the host's engine."""
+        archive = self.root / "image.tar"
+        docker("save", image, "--output", str(archive))
+        self.docker("load", "--input", str(archive))
+        archive.unlink()
+
+    def _docker(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["docker", "--host", self.url, *args], capture_output=True, text=True, check=False, timeout=120
+        )
+
+    def close(self) -> None:
+        """Nothing of the engine is left: no process, no container, no file."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait(timeout=30)
+        self._kill_left_over()
+        shutil.rmtree(self.root)
+
+    def _kill_left_over(self) -> None:
+        for pid in self._left_over():
+            os.kill(pid, signal.SIGKILL)
+        if self._holder is not None:
+            self._holder.wait(timeout=30)
+            self._holder = None
+        eventually(lambda: not self._left_over(), what="the end of the engine's processes")
+
+    def _left_over(self) -> list[int]:
+        """Return the processes in the engine's network namespace or of its shims, wherever their files are."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
+        )
+        found = {int(pid) for pid in listed.stdout.split()}
+        for pid, command in _processes():
+            if str(self.root) in command:
+                found |= {pid, *_children(pid)}
+        return sorted(found - {os.getpid()})
+
+
+def _processes() -> list[tuple[int, str]]:
+    """Return every process that runs, with its command."""
+    found = [(entry, _command_line(entry)) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [(int(entry.name), command) for entry, command in found if command]
+
+
+def _has_become(program: str, process: subprocess.Popen[bytes] | None) -> bool:
+    return process is not None and _command_line(Path(f"/proc/{process.pid}")).startswith(program)
+
+
+def _command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+def _children(pid: int) -> set[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:  # it has ended
+        return set()
+    return {int(child) for child in text.split()}
+
+
+@contextmanager
+def private_engine(number: int, *, live_restore: bool = False) -> Generator[PrivateEngine]:
+    """A running private engine with the runner image; `number` (0-99) keeps those of parallel tests apart."""
+    assert os.geteuid() == 0, "a private engine needs root"
+    name, subnet = f"ci-eng{number}", f"10.231.{number}"
+    root = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))  # a socket's path has 108 bytes at most
+    engine = PrivateEngine(name, subnet, root, live_restore)
+    with _network(name, subnet):
+        try:
+            engine.start()
+            engine.load()
+            yield engine
+        finally:
+            engine.close()
+
+
+@contextmanager
+def _network(name: str, subnet: str) -> Generator[None]:
+    """A network namespace with a way out through the host."""
+    outer, inner = f"{name}-h", f"{name}-c"
+    _remove_network(name, outer, subnet)  # of a test that was killed
+    try:
+        _run("ip", "netns", "add", name)
+        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
+        _run("ip", "addr", "add", f"{subnet}.1/24", "dev", outer)
+        _run("ip", "link", "set", outer, "up")
+        for words in (
+            ["addr", "add", f"{subnet}.2/24", "dev", inner],
+            ["link", "set", inner, "up"],
+            ["link", "set", "lo", "up"],
+            ["route", "add", "default", "via", f"{subnet}.1"],
+        ):
+            _run("ip", "-n", name, *words)
+        for rule in _rules(outer, subnet):
+            _run("iptables", "-w", *rule[:2], "-I", *rule[2:])
+        yield
+    finally:
+        _remove_network(name, outer, subnet)
+
+
+def _rules(outer: str, subnet: str) -> list[list[str]]:
+    return [
+        ["-t", "nat", "POSTROUTING", "-s", f"{subnet}.0/24", "!", "-o", outer, "-j", "MASQUERADE"],
+        ["-t", "filter", "FORWARD", "-i", outer, "-j", "ACCEPT"],
+        ["-t", "filter", "FORWARD", "-o", outer, "-j", "ACCEPT"],
+    ]
+
+
+def _remove_network(name: str, outer: str, subnet: str) -> None:
+    for rule in _rules(outer, subnet):
+        _run("iptables", "-w", *rule[:2], "-D", *rule[2:], check=False)
+    _run("ip", "link", "delete", outer, check=False)
+    _run("ip", "netns", "delete", name, check=False)
+
+
+def _run(*command: str, check: bool = True) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, f"{command}: {done.stderr}"
