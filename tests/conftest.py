@@ -7,6 +7,13 @@ import pytest
 
 from tests.support.docker_cli import require_engine
 from tests.support.installation import Daemon, Installation
+from tests.support.secrets import assert_no_secrets
+
+
+def assert_ended_well(system: Installation) -> None:
+    """Every process is gone, no container was left over, and no log holds a key."""
+    assert system.stop() == [], "containers were left over"
+    assert_no_secrets(system)
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +27,7 @@ def installation(engine: None, tmp_path: Path, worker_id: str) -> Iterator[Insta
     """A CI system of this test's own, with nothing started yet."""
     system = Installation(tmp_path, prefix=f"test-{worker_id}-")
     yield system
-    assert system.stop() == [], "containers were left over"
+    assert_ended_well(system)
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +38,4 @@ def shared(
     system = Installation(tmp_path_factory.mktemp("shared"), prefix=f"test-{worker_id}-shared-")
     server = system.start()
     yield system, server
-    assert system.stop() == [], "containers were left over"
+    assert_ended_well(system)

@@ -185,6 +185,40 @@ def test_leaving_early_is_never_success(shared: Shared, tmp_path: Path) -> None:
     assert "crashed" in done.err
 
 
+def test_a_full_queue_is_75_and_waiting_for_capacity_submits_once_there_is_room(
+    installation: Installation, tmp_path: Path
+) -> None:
+    system = installation
+    system.start_controller(CI_MAX_RUNNING_JOBS="1")
+    server = system.start_server(CI_MAX_QUEUED_PER_USER="1")
+    system.wait_ready(server)
+    code = "import time\ndef test_x():\n    print('blocking', flush=True)\n    time.sleep(600)\n"
+    blocking = system.submit(server, make_project(tmp_path / "p", {"test_block.py": code}), "--", "-s")
+    eventually(lambda: b"blocking" in system.log(server, blocking), what="the job that takes the only slot")
+    queued = system.submit(server, FIXTURES / "passing")
+
+    refused = system.ci(server, "submit", "test", project=FIXTURES / "passing")
+    assert (refused.code, refused.out) == (75, b""), refused.err
+    assert "ci submit test --wait-for-capacity" in refused.err
+
+    command = ("submit", "test", "--wait-for-capacity")
+    with system.spawn_ci(server, *command, project=FIXTURES / "passing") as waiting:
+        assert waiting.stderr is not None
+        while b"Waiting for room" not in waiting.stderr.readline():
+            assert waiting.poll() is None
+        assert len(_job_ids(system, server)) == 2, "nothing is submitted while it waits"
+        assert system.ci(server, "cancel", blocking).code == 0
+        out, err = waiting.communicate(timeout=90)
+    assert waiting.returncode == 0, err
+    assert b"4 passed" in out
+    assert system.wait(server, queued)["success"] is True
+    assert len(_job_ids(system, server)) == 3, "and then once"
+
+
+def _job_ids(system: Installation, server: Daemon) -> list[str]:
+    return [job["job_id"] for job in json.loads(system.ci(server, "list", "--json").text)]
+
+
 @contextmanager
 def interrupted(system: Installation, server: Daemon, folder: Path) -> Generator[subprocess.Popen[bytes]]:
     """A `ci submit test` whose job would run for minutes has shown its output, and got one Ctrl-C."""
