@@ -279,9 +279,13 @@ def running(system: Installation, server: Daemon, folder: Path) -> tuple[str, st
 
 
 def test_what_is_done_to_a_job_from_outside_is_said_and_blamed_on_nobody(
-    busy: tuple[Installation, Daemon], tmp_path: Path
+    installation: Installation, tmp_path: Path
 ) -> None:
-    system, server = busy
+    system = installation
+    # Not the short limits of the others: on a busy machine a job hangs longer than they allow.
+    system.start_controller(CI_MAX_RUNNING_JOBS="4", CI_MAX_ATTEMPTS="1")
+    server = system.start_server()
+    system.wait_ready(server)
     cancelled, _ = running(system, server, tmp_path / "cancelled")
     killed, kill = running(system, server, tmp_path / "killed")
     removed, remove = running(system, server, tmp_path / "removed")
