@@ -250,7 +250,7 @@ class Installation:
     @staticmethod
     def _run(command: list[str], env: dict[str, str], cwd: Path) -> Done:
         done = subprocess.run(
-            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=110
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=400
         )
         return Done(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
 
