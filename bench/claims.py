@@ -5,7 +5,7 @@ import sqlite3
 import tempfile
 import time
 from datetime import UTC, datetime
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from bench.report import Row
@@ -45,20 +45,19 @@ def _one_claim(db: sqlite3.Connection, lease: ControllerLease) -> float:
 def _together(root: Path, processes: int) -> Row:
     path, lease = _crowded(root / "together", 10_000)
     context = multiprocessing.get_context("spawn")
-    start = context.Event()
+    start = context.Barrier(processes + 1)
     workers = [context.Process(target=_claimer, args=(path, lease, start)) for _ in range(processes)]
     for worker in workers:
         worker.start()
-    time.sleep(2)  # until all of them are there; it is not measured
+    start.wait()
     began = time.perf_counter()
-    start.set()
     for worker in workers:
         worker.join()
     rate = processes * CLAIMS / (time.perf_counter() - began)
     return Row(f"claims per second, {processes} processes, full durability", "1/s", (rate,))
 
 
-def _claimer(path: Path, lease: ControllerLease, start: Event) -> None:
+def _claimer(path: Path, lease: ControllerLease, start: Barrier) -> None:
     db = connect(path)
     start.wait()
     for _ in range(CLAIMS):

@@ -1,24 +1,20 @@
 """`make bench-reliability`: how long recovery takes and what is lost, on the whole real system; prints a table."""
 
-import argparse
 import hashlib
-import json
 import signal
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 
 from bench.claims import claim_latencies
-from bench.report import Row, as_json, machine, table
+from bench.report import Row, main
 from bench.run import running
 from tests.support.archives import zip_of
-from tests.support.docker_cli import docker, require_engine
+from tests.support.docker_cli import docker
 from tests.support.eventually import eventually
 from tests.support.installation import Daemon, Installation, make_project
 
@@ -224,21 +220,5 @@ def measure(rounds: int) -> list[Row]:
     return [*rows, *claim_latencies()]
 
 
-def main() -> None:
-    """Print the table (or JSON) of one run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="samples of what is quick (default 7)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    options = parser.parse_args()
-    require_engine()
-    rows = measure(options.rounds)
-    if options.json:
-        print(as_json(rows))
-        return
-    engine = json.loads(docker("version", "--format", "{{json .Server.Version}}"))
-    today = datetime.now(UTC).date().isoformat()
-    print(f"{today}, {machine()}, Docker Engine {engine}, SQLite {sqlite3.sqlite_version}\n\n{table(rows)}")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

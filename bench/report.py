@@ -1,11 +1,16 @@
 """Turning samples into the tables people read."""
 
+import argparse
 import json
 import os
 import platform
+import sqlite3
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from tests.support.docker_cli import docker, require_engine
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,19 @@ def as_json(rows: Sequence[Row]) -> str:
     return json.dumps(
         {"machine": machine(), "rows": [{**asdict(row), "ratio": row.ratio} for row in rows]}, indent=2
     )
+
+
+def main(description: str | None, measure: Callable[[int], list[Row]]) -> None:
+    """Measure, as the command line says, and print the table (or JSON)."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=7, help="samples of what is quick (default 7)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    options = parser.parse_args()
+    require_engine()
+    rows = measure(options.rounds)
+    if options.json:
+        print(as_json(rows))
+        return
+    engine = json.loads(docker("version", "--format", "{{json .Server.Version}}"))
+    today = datetime.now(UTC).date().isoformat()
+    print(f"{today}, {machine()}, Docker Engine {engine}, SQLite {sqlite3.sqlite_version}\n\n{table(rows)}")

@@ -1,8 +1,6 @@
 """`make bench`: the whole system against `docker run`, alternating, in one go; prints a table and JSON."""
 
-import argparse
 import io
-import json
 import subprocess
 import tarfile
 import tempfile
@@ -12,8 +10,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from bench.report import Row, as_json, machine, table
-from tests.support.docker_cli import RUNNER_IMAGE, docker, require_engine
+from bench.report import Row, main
+from tests.support.docker_cli import RUNNER_IMAGE
 from tests.support.installation import Daemon, Installation, make_project
 
 TINY = Path(__file__).parent / "projects" / "tiny"
@@ -132,20 +130,5 @@ def measure(rounds: int) -> list[Row]:
         ]
 
 
-def main() -> None:
-    """Print the table (or JSON) of one run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="samples of each side (default 7)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    options = parser.parse_args()
-    require_engine()
-    rows = measure(options.rounds)
-    if options.json:
-        print(as_json(rows))
-        return
-    engine = json.loads(docker("version", "--format", "{{json .Server.Version}}"))
-    print(f"{machine()}, Docker Engine {engine}\n\n{table(rows)}")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)
