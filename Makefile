@@ -33,6 +33,7 @@ demo: $(STAMP) runner-image ## test a sample project with everything real, from 
 	@$(BIN)/python scripts/demo.py
 
 test: $(STAMP) runner-image ## run the whole suite (PYTEST_ARGS="…" replaces its options)
+	@scripts/ensure-test-tools.sh
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 soak: export CI_SOAK := 1
