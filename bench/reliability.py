@@ -4,8 +4,9 @@ import hashlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -176,25 +177,21 @@ def idle_readers(system: Installation, server: Daemon, count: int) -> Row:
     with system.http(server) as http:
         job_id = http.post("/submit-async", files={"file": TINY}).json()["job_id"]
         before = resident(server)
-        opened = [http_stream(system, server, job_id) for _ in range(count)]
-        grown = resident(server) - before
-        for close in opened:
-            close()
+        with ExitStack() as opened:
+            kept = [http_stream(system, server, job_id, opened) for _ in range(count)]
+            grown = resident(server) - before
+        assert len(kept) == count
     return Row(f"server memory for {count} idle stream readers", "MB", (grown,))
 
 
-def http_stream(system: Installation, server: Daemon, job_id: str) -> Callable[[], None]:
-    """A stream is open and has said something; returns what closes it."""
-    client = system.http(server)
-    response = client.send(client.build_request("GET", f"/jobs/{job_id}/stream"), stream=True)
+def http_stream(system: Installation, server: Daemon, job_id: str, opened: ExitStack) -> Iterator[bytes]:
+    """A stream is open until `opened` is left, and has said something; it closes when nobody keeps what is returned."""
+    client = opened.enter_context(system.http(server))
+    response = opened.enter_context(client.stream("GET", f"/jobs/{job_id}/stream"))
     response.raise_for_status()
-    next(response.iter_raw())
-
-    def close() -> None:
-        response.close()
-        client.close()
-
-    return close
+    pieces = response.iter_raw()
+    next(pieces)
+    return pieces
 
 
 def resident(daemon: Daemon) -> float:

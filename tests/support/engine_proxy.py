@@ -62,19 +62,20 @@ class EngineProxy:
         task = asyncio.current_task()
         assert task is not None
         self._passing.add(task)
-        there, back = await asyncio.open_unix_connection(_ENGINE)
-        robbed = asyncio.Event()
+        ends, robbed = [writer], asyncio.Event()
         try:
+            there, back = await asyncio.open_unix_connection(_ENGINE)
+            ends.append(back)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._ask(reader, back, robbed))
                 group.create_task(self._answer(there, writer, robbed))
         except asyncio.CancelledError:
-            for end in (writer, back):
+            for end in ends:
                 end.transport.abort()  # broken off, with whatever is still on its way
             # Not raised again: asyncio's server reports a handler that was cancelled as an error.
         finally:
             self._passing.discard(task)
-            for end in (writer, back):
+            for end in ends:
                 end.close()
                 with suppress(OSError):
                     await end.wait_closed()
