@@ -25,6 +25,7 @@ from ci_controller.container_runtime import (
     NetworkState,
     ObservedContainer,
 )
+from ci_controller.container_users import ContainerUsers, users_of
 from ci_controller.docker_engine import ContainerConflict, DockerEngine
 from ci_controller.docker_payload import (
     RUNTIME_FIX,
@@ -92,6 +93,7 @@ class ContainerManager:
         self._has_quotas: bool | None = None
         self._engine = DockerEngine(call_timeout, pool_size=_THREADS)
         self._network = JobNetwork(self._engine, network or NetworkOptions())
+        self._users = ContainerUsers(self._taken_users)
         # Never the loop's default executor: it is small, and feeds last as long as containers read.
         self._threads = ThreadPoolExecutor(_THREADS, "docker")
 
@@ -265,18 +267,25 @@ class ContainerManager:
         return uses
 
     def _create(self, spec: ContainerSpec) -> str:
+        resolv_conf = self._prepared_network(spec)
+        with self._users.reserved() as uid:
+            return self._create_as(uid, spec, resolv_conf)
+
+    def _create_as(self, uid: int, spec: ContainerSpec, resolv_conf: str | None) -> str:
         payload = container_payload(
-            spec,
-            self._job_log_bytes,
-            self._network.options.bridge,
-            self._prepared_network(spec),
-            self.job_runtime,
+            spec, uid, self._job_log_bytes, self._network.options.bridge, resolv_conf, self.job_runtime
         )
         try:
             return self._post_bounded(spec, payload)
         except ContainerConflict:
             self._make_room(spec)
             return self._post_bounded(spec, payload)
+
+    def _taken_users(self) -> set[int]:
+        """Return the users of all containers on the engine, of whatever installation."""
+        wanted = {"label": labels.UID}
+        found = self._engine.ask(lambda api: api.containers(all=True, filters=wanted))
+        return users_of(summary["Labels"] or {} for summary in found)
 
     def _prepared_network(self, spec: ContainerSpec) -> str | None:
         """The network that the container is to have exists; returns the file with its name servers."""

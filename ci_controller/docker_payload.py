@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from ci_controller import labels
 from ci_controller.container_runtime import ContainerSpec
+from ci_controller.container_users import GROUP
 from ci_controller.seccomp import profile
 
-USER: Final = "1000:1000"
 WORKSPACE: Final = "/workspace"
 JOB_NETWORK: Final = "ci-jobs"  # shared by all installations on the host
 NETWORK_LABEL: Final = "ci.network"
@@ -62,6 +62,7 @@ def refuses_runtime(message: str) -> bool:
 
 def container_payload(
     spec: ContainerSpec,
+    uid: int,
     log_limit: int,
     job_network: str = JOB_NETWORK,
     resolv_conf: str | None = None,
@@ -72,12 +73,12 @@ def container_payload(
         "Image": spec.image_id,
         "Entrypoint": [],  # not the image's
         "Cmd": list(spec.command),
-        "User": USER,
+        "User": f"{uid}:{GROUP}",
         "WorkingDir": WORKSPACE,
         "Hostname": "ci",
         "Domainname": "",
         "Env": [],  # the harness makes the environment of what it runs
-        "Labels": dict(spec.labels),
+        "Labels": {**spec.labels, labels.UID: str(uid)},
         "OpenStdin": True,
         "StdinOnce": True,  # a sender that dies is end of input
         "AttachStdin": True,
@@ -112,7 +113,7 @@ def _host_config(
         "MemorySwap": spec.memory_bytes,  # equal: no swap
         "NanoCpus": round(spec.cpus * 1e9),
         "CpuShares": _CPU_SHARES,
-        "PidsLimit": spec.pids,  # no `nproc` beside it: that one counts a user's processes of all containers
+        "PidsLimit": spec.pids,  # no `nproc` beside it: that one would count the same again
         "Ulimits": [
             {"Name": "nofile", "Soft": _OPEN_FILES, "Hard": _OPEN_FILES},
             {"Name": "core", "Soft": 0, "Hard": 0},
@@ -187,7 +188,8 @@ def network_arguments(job_network: str = JOB_NETWORK) -> dict[str, Any]:
 
 
 def is_job_network(found: Mapping[str, Any]) -> bool:
-    """Tell whether a network that has the name is the one we would have made."""
+    """Tell whether a network is the one we would have made under its name: the fence is around that bridge."""
     named: Mapping[str, str] = found.get("Labels") or {}
     options: Mapping[str, str] = found.get("Options") or {}
-    return NETWORK_LABEL in named and options.get(ICC_OPTION) == "false"
+    ours: Mapping[str, str] = network_arguments(found["Name"])["options"]
+    return NETWORK_LABEL in named and ours.items() <= options.items()

@@ -4,7 +4,7 @@ The last two are not believed but tried, by a probe in a container made like a j
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from ci_common.clock import utcnow
 from ci_common.errors import EngineUnavailable
 from ci_controller.container_manager import ContainerManager
 from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerSpec, NetworkState
+from ci_controller.container_users import GROUP, USERS
 from ci_controller.engine_judgements import UNPROVED, Check, judge_engine, judge_image, judge_used_runtime
 from ci_controller.probe_container import probe_spec, remove_stale_probes, run_program
 from ci_controller.probes.container import try_probes
@@ -19,6 +20,10 @@ from ci_controller.probes.container import try_probes
 FENCE_FIX: Final = (
     "Look at what else changes this host's packet filter, and run the controller as root, or build the runner image "
     "again (`make runner-image`): see docs/operations.md, The jobs' network."
+)
+_IMAGE_FIX: Final = (
+    "Build the runner image again (`make runner-image`); what an image of your own needs is in docs/operations.md, "
+    "The jobs' users."
 )
 _NETWORK_FIXES: Final = {
     "resolve": "Containers need a name server they can reach: see `dns` in /etc/docker/daemon.json.",
@@ -79,6 +84,7 @@ async def _check_inside(manager: ContainerManager, image_id: str) -> list[Check]
     except (ContainerError, ContainerGone, TimeoutError, ValueError) as error:
         return [_broken(error)]
     return [
+        judge_user(report["user"]),
         judge_limits(report["limits"], spec),
         judge_disk(has_quotas=manager.has_quotas is True),
         judge_network(report["network"]),
@@ -110,10 +116,26 @@ def judge_fence(state: NetworkState) -> Check:
     return Check("job network", "ok", detail)
 
 
+def judge_user(report: Mapping[str, Any]) -> Check:
+    """Return whether the image serves whatever user a job's container has."""
+    closed: Sequence[str] = report["closed"]
+    if closed:
+        detail = (
+            f"A job's user cannot write to the image's {' and '.join(closed)}: jobs make places of their own."
+        )
+        return Check("job user", "warning", detail, _IMAGE_FIX)
+    if report["name"] is None:
+        detail = "The image has no names for the jobs' users: tests that ask for their user's name fail."
+        return Check("job user", "warning", detail, _IMAGE_FIX)
+    return Check(
+        "job user", "ok", "every container has a user of its own, and the image's places are open to it"
+    )
+
+
 def judge_limits(report: Mapping[str, Any], spec: ContainerSpec) -> Check:
     """Return whether what the kernel says inside is what was asked for outside."""
     expected = {
-        "uid": 1000,
+        "gid": GROUP,
         "capabilities": 0,
         "no_new_privileges": 1,
         "seccomp": 2,
@@ -125,6 +147,8 @@ def judge_limits(report: Mapping[str, Any], spec: ContainerSpec) -> Check:
         for key, want in expected.items()
         if report.get(key) != want
     ]
+    if report.get("uid") not in USERS:
+        wrong.append(f"uid is {report.get('uid')} instead of one of {USERS[0]} to {USERS[-1]}")
     if not wrong:
         return Check("limits", "ok", "user, capabilities, seccomp, memory and processes hold in a container")
     fix = "The host's kernel or engine does not enforce this: enable the memory and pids cgroups and seccomp."

@@ -7,15 +7,28 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import socket
 import ssl
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from urllib.parse import urlsplit
 
 PIPS_OWN_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 SECONDS = 10
+
+
+def user() -> dict[str, str | list[str] | None]:
+    """Return the name of this process's user, and of the places that jobs write to those that it cannot."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = None
+    home = os.environ.get("HOME", "")
+    places = {"workspace": ".", "home": home, "packages": sysconfig.get_paths()["purelib"]}
+    return {"name": name, "closed": [what for what, path in places.items() if not os.access(path, os.W_OK)]}
 
 
 def limits() -> dict[str, str | int | None]:
@@ -24,6 +37,7 @@ def limits() -> dict[str, str | int | None]:
     status = dict(line.split(":\t", 1) for line in lines)
     return {
         "uid": os.getuid(),
+        "gid": os.getgid(),
         "capabilities": int(status["CapBnd"], 16),
         "no_new_privileges": int(status["NoNewPrivs"]),
         "seccomp": int(status["Seccomp"]),
@@ -76,4 +90,4 @@ def _trusting() -> ssl.SSLContext:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"limits": limits(), "network": network()}))  # noqa: T201 - its answer
+    print(json.dumps({"user": user(), "limits": limits(), "network": network()}))  # noqa: T201 - its answer

@@ -8,6 +8,7 @@ JOB: Final = "ci.job"
 ATTEMPT: Final = "ci.attempt"
 KIND: Final = "ci.kind"
 EPOCH: Final = "ci.epoch"  # of the controller that made it, for forensics only
+UID: Final = "ci.uid"  # the user it runs as, which no other container on the engine is given
 
 KIND_RUN: Final = "run"
 KIND_PROBE: Final = "probe"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What is done inside the runner image, whichever base it has; runs as root in it, beside ca-bundle.crt.
 #   setup.sh packages    what a registry base lacks of the Debian packages that build.sh names
-#   setup.sh image       certificates, uv, the user `ci` and its virtual environment
+#   setup.sh image       certificates, uv, the users that jobs run as, their group and its virtual environment
 set -eu
 here=$(dirname "$0")
 bundle=/etc/ssl/certs/ca-certificates.crt
@@ -25,9 +25,22 @@ image() {
     mv /opt/venv/bin/uv /usr/local/bin/uv
     /opt/venv/bin/python -m pip uninstall --quiet --yes uv
 
-    id ci >/dev/null 2>&1 || useradd --create-home --uid 1000 --shell /bin/sh ci
+    users
     mkdir -p /workspace
-    chown -R ci:ci /opt/venv /workspace
+    # No setgid: all of these users have the group anyway, and tests may look at the mode of a directory they make.
+    chown -R ci:ci /opt/venv /workspace /home/ci
+    chmod -R g+rwX /opt/venv /workspace /home/ci
+    # What is in a job's workspace belongs to whichever user the job has, and the workspace itself to `ci`.
+    git config --system --replace-all safe.directory '*'
+}
+
+# Every container has a user of its own of this range (`ci_controller/container_users.py`), all of one group.
+users() {
+    getent group ci >/dev/null || groupadd --gid 1000 ci
+    id ci >/dev/null 2>&1 || useradd --create-home --uid 1000 --gid ci --shell /bin/sh ci
+    for uid in $(seq 60706 61183); do
+        echo "ci$uid:x:$uid:1000::/home/ci:/bin/sh"
+    done >>/etc/passwd
 }
 
 "$1"

@@ -35,6 +35,9 @@ from ci_controller.harness.signals import Signals
 ISOLATION_SECONDS = 60
 USAGE_ERROR = 4  # pytest's one code that comes before any session
 STARTING = "while pytest was starting"
+UMASK = 0o022
+# What is installed: another user of the group, as another container has, can install over it.
+SHARED_UMASK = 0o002
 
 
 class Python:
@@ -88,6 +91,13 @@ class Run:
 
     def install(self) -> None:
         """Everything the tests need is installed; raises Ended."""
+        os.umask(SHARED_UMASK)
+        self._install_all()
+        os.umask(UMASK)
+        if self._header.get("isolate"):
+            self._isolate()
+
+    def _install_all(self) -> None:
         paths: list[str] = [os.path.join(self._header["workspace"], path) for path in self._header["paths"]]
         self._python.add_file("_ci_reporter.py", self._header["reporter"])
         if paths:
@@ -97,8 +107,6 @@ class Run:
         if not self._has_pytest():
             step = {"title": "pytest", "uv": ["pip", "install", "pytest"], "pip": ["install", "pytest"]}
             self._install(step, ", as nothing in the project brings it")
-        if self._header.get("isolate"):
-            self._isolate()
 
     def _isolate(self) -> None:
         """The container has no network any more: whoever runs us takes it away once told that all is installed."""
@@ -185,11 +193,19 @@ def _signal_name(number: int) -> str:
         return "real-time"
 
 
+def open_place(workspace: str) -> str:
+    """Return the workspace, or another directory where the image has closed it to the user that we are."""
+    if os.access(workspace, os.W_OK) or not os.path.exists(workspace):
+        return workspace
+    return "/tmp/workspace"  # noqa: S108 - the container's own
+
+
 def run(log: Log, signals: Signals) -> NoReturn:
     """Everything, in its order; always ends by raising Ended."""
     started = time.monotonic()
     feed = Feed(signals)
     header = json.loads(feed.expect(b"H"))
+    header["workspace"] = open_place(header["workspace"])
     unpack(Tree(feed), header["workspace"])
     feed.expect(b"G")
     with open(os.devnull) as nothing:
@@ -213,7 +229,7 @@ def exit_code(end: Ended) -> int:
 
 def main() -> NoReturn:
     """The process has ended, its last word said."""
-    os.umask(0o022)
+    os.umask(UMASK)
     # From here on nobody of our own user can trace us or open our descriptors under /proc.
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
     log = Log()

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from ci_common.errors import EngineUnavailable
+from ci_controller import labels
 from ci_controller.container_manager import ContainerManager
 from ci_controller.container_runtime import ContainerError, ContainerState
+from ci_controller.container_users import GROUP
 from ci_controller.job_network import NetworkOptions
 from ci_controller.log_recorder import LogRecorder
 from ci_persistence.log_store import FileLogStore
@@ -39,7 +41,7 @@ status = dict(line.split(":\\t", 1) for line in Path("/proc/self/status").read_t
 group = Path("/sys/fs/cgroup")
 two = (group / "cgroup.controllers").exists()
 print(json.dumps({
-    "uid": os.getuid(), "cwd": os.getcwd(), "host": os.uname().nodename,
+    "uid": os.getuid(), "gid": os.getgid(), "cwd": os.getcwd(), "host": os.uname().nodename,
     "capabilities": status["CapBnd"], "no_new_privileges": status["NoNewPrivs"],
     "seccomp": status["Seccomp"],
     "memory": int((group / ("memory.max" if two else "memory/memory.limit_in_bytes")).read_text()),
@@ -98,8 +100,11 @@ async def _json_of(engine: Engine, program: str) -> dict[str, object]:
 
 
 async def test_the_limits_hold_inside(engine: Engine) -> None:
-    assert await _json_of(engine, LIMITS) == {
-        "uid": 1000,
+    found = await _json_of(engine, LIMITS)
+    [container] = await engine.runtime.list(engine.instance_id)
+    assert found == {
+        "uid": int(container.labels[labels.UID]),
+        "gid": GROUP,
         "cwd": "/workspace",
         "host": "ci",
         "capabilities": "0000000000000000",

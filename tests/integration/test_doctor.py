@@ -56,6 +56,7 @@ async def test_all_is_well_on_this_machine(manager: ContainerManager) -> None:
         "job runtime",
         "runner image",
         "job network",
+        "job user",
         "limits",
         "disk limit",
         "network",

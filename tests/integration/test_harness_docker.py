@@ -9,6 +9,7 @@ import pytest
 
 from ci_common.models import Reason
 from ci_controller.container_runtime import ExitState
+from ci_controller.container_users import GROUP, USERS
 from ci_controller.feed import BOOTSTRAP_COMMAND, harness_source
 from ci_controller.frames import Outcome
 from ci_controller.install_plan import plan_for
@@ -27,7 +28,8 @@ from tests.support.harness import (
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
 
 Tree = dict[str, str | bytes]
-HARDENED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "512")
+USER = f"{USERS[0]}:{GROUP}"
+HARDENED = ("--user", USER, "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "512")
 
 
 def stdin_of(tree: Tree, **changes: object) -> bytes:
@@ -132,7 +134,7 @@ def test_frames_on_every_stream_of_ours_are_only_output():
         os.write(descriptor, b"\\n" + frame + b"\\n")
 
 def test_we_are_nobody_special():
-    assert os.getuid() == 1000
+    assert (os.getuid(), os.getgid()) == (60706, 1000)
     assert "CapEff:\\t0000000000000000" in open("/proc/self/status").read()
 
 def test_we_go_before_the_harness_when_memory_is_short():
@@ -150,6 +152,63 @@ def test_a_child_may_close_and_print_what_it_likes():
 def test_hostile_tests_do_it_no_harm(run: Callable[..., Said]) -> None:
     said = run(HOSTILE)
     assert (said.exit_code, said.trailer.session_finished) == (0, True), said.log.decode()
+
+
+ORDINARY: Tree = {
+    "requirements.txt": "iniconfig\n",
+    "test_it.py": """
+import getpass, os, pwd, subprocess, sys
+from pathlib import Path
+
+def output(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+def test_the_user_has_a_name_and_a_home():
+    assert getpass.getuser() == pwd.getpwuid(os.getuid()).pw_name == "ci60706"
+    assert os.path.expanduser("~") == os.path.expanduser("~ci60706") == os.environ["HOME"] == "/home/ci"
+    Path.home().joinpath(".settings").write_text("x")
+
+def test_git_works_where_the_tests_run():
+    output("git", "init", "-q")
+    output("git", "add", "test_it.py")
+    output("git", "-c", "user.email=a@b.c", "-c", "user.name=A", "commit", "-qm", "x")
+    assert output("git", "log", "--format=%s") == "x\\n"
+
+def test_pip_replaces_what_the_image_brought_and_what_was_installed():
+    output(sys.executable, "-m", "pip", "install", "-q", "--force-reinstall", "pip", "iniconfig")
+
+def test_what_was_installed_is_open_to_the_group_and_what_tests_make_is_not():
+    import _pytest, _ci_reporter
+    for module in (_pytest, _ci_reporter):
+        assert os.stat(module.__file__).st_mode & 0o777 == 0o664
+    assert os.stat(os.path.dirname(_pytest.__file__)).st_mode & 0o7777 == 0o775
+    os.mkdir("made")
+    Path("made/file").write_text("x")
+    assert (os.stat("made").st_mode & 0o7777, os.stat("made/file").st_mode & 0o777) == (0o755, 0o644)
+""",
+}
+
+
+def test_what_ordinary_tests_do_as_their_user_works(run: Callable[..., Said]) -> None:
+    said = run(ORDINARY)
+    assert (said.exit_code, said.trailer.message) == (0, "4 passed."), said.log.decode()
+
+
+STRANGER = """
+import os, pwd, pytest, sys
+def test_it():
+    assert os.getcwd() == "/tmp/workspace"
+    assert sys.prefix == "/tmp/.ci-venv"
+    assert os.path.expanduser("~") == "/tmp"
+    with pytest.raises(KeyError):
+        pwd.getpwuid(os.getuid())
+"""
+
+
+def test_an_image_that_knows_nothing_of_the_user_runs_tests_all_the_same(run: Callable[..., Said]) -> None:
+    """As one that an operator brings: no name, and nothing of the image's own is open to user or group."""
+    said = run(STRANGER, "--user=60705:60705")
+    assert (said.exit_code, said.trailer.message) == (0, "1 passed."), said.log.decode()
 
 
 DAEMON = """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ci_controller.container_users import GROUP, USERS
 from tests.support.docker_cli import RUNNER_IMAGE, docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
@@ -12,11 +13,26 @@ pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
 BUILD = Path(__file__).resolve().parents[2] / "runner" / "build.sh"
 
 
-def inside(script: str) -> str:
-    return docker("run", "--rm", "--network", "none", "--cap-drop", "ALL", RUNNER_IMAGE, "sh", "-ec", script)
+def inside(script: str, *options: str) -> str:
+    command = (*options, RUNNER_IMAGE, "sh", "-ec", script)
+    return docker("run", "--rm", "--network", "none", "--cap-drop", "ALL", *command)
 
 
-def test_jobs_run_as_an_ordinary_user_in_a_workspace_of_theirs() -> None:
+def test_every_user_of_a_job_has_a_name_the_group_and_the_home() -> None:
+    names = dict(line.split(":", 1) for line in inside("cat /etc/passwd").splitlines())
+    for user in USERS:
+        assert names[f"ci{user}"] == f"x:{user}:{GROUP}::/home/ci:/bin/sh"
+    assert inside("getent group ci").startswith(f"ci:x:{GROUP}:")
+
+
+@pytest.mark.parametrize("user", [USERS[0], USERS[-1]])
+def test_such_a_user_may_write_wherever_jobs_do(user: int) -> None:
+    script = "id -un; touch /workspace/x /opt/venv/x $HOME/x; git init -q; git status --short"
+    said = inside(script + "; python -m pip uninstall -qy pip", f"--user={user}:{GROUP}")
+    assert said.split() == [f"ci{user}", "??", "x"]
+
+
+def test_the_image_itself_has_an_ordinary_user_in_a_workspace() -> None:
     assert inside("id -un; pwd; touch /workspace/x /opt/venv/x $HOME/x; echo $HOME").split() == [
         "ci",
         "/workspace",

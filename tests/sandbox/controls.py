@@ -6,6 +6,11 @@ Nothing that could harm the host is ever run there.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
+
+from ci_controller.container_users import GROUP, USERS
+
+_USER: Final = f"--user={USERS[0]}:{GROUP}"
 
 
 class Without(Enum):
@@ -13,7 +18,7 @@ class Without(Enum):
 
     SECCOMP = (
         "the job's user, but the engine filters no system call, process 1 can be opened, no limits, a host's directory",
-        "--user=1000:1000",
+        _USER,
         "--security-opt=seccomp=unconfined",
         "--memory=2g",
         "--pids-limit=2000",
@@ -36,7 +41,7 @@ class Without(Enum):
         "--memory=512m",
         "--pids-limit=256",
     )
-    DEFAULTS = ("the job's user with the engine's defaults", "--user=1000:1000")
+    DEFAULTS = ("the job's user with the engine's defaults", _USER)
     NAMESPACES = (
         "root in the host's namespaces, with the engine's socket",
         "--user=0:0",
@@ -46,7 +51,7 @@ class Without(Enum):
     )
     FIREWALL = (
         "the engine's default network, without rules of ours, and with a name for the host",
-        "--user=1000:1000",
+        _USER,
         "--network=bridge",
         "--add-host=host.docker.internal:host-gateway",
     )

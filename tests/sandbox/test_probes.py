@@ -156,7 +156,7 @@ def unprotected(without: Without, names: list[str], targets: dict[str, str]) -> 
 def neighbour() -> Generator[str]:
     """A container listens in the engine's default network; gives where."""
     program = "import socket\nwith socket.create_server(('', 8000)) as s:\n    while True: s.accept()"
-    container = docker("run", "-d", "--rm", "--user=1000:1000", RUNNER_IMAGE, "python3", "-c", program)
+    container = docker("run", "-d", "--rm", RUNNER_IMAGE, "python3", "-c", program)
     try:
         yield docker("inspect", "--format", "{{.NetworkSettings.IPAddress}}", container) + f":{PEER_PORT}"
     finally:

@@ -41,6 +41,7 @@ from ci_controller.container_runtime import (
     NetworkState,
     ObservedContainer,
 )
+from ci_controller.container_users import free_user
 
 Result = TypeVar("Result")
 _POLL_SECONDS: Final = 0.005  # how soon a waiting script sees that its container was killed
@@ -72,6 +73,7 @@ class FakeContainer:
 
     id: str
     spec: ContainerSpec
+    uid: int
     created_at: datetime
     state: ContainerState = ContainerState.CREATED
     exit: ExitState | None = None
@@ -84,7 +86,8 @@ class FakeContainer:
     files: int | None = 0
 
     def observed(self) -> ObservedContainer:
-        return ObservedContainer(self.id, self.spec.name, dict(self.spec.labels), self.state, self.created_at)
+        carried = {**self.spec.labels, labels.UID: str(self.uid)}
+        return ObservedContainer(self.id, self.spec.name, carried, self.state, self.created_at)
 
 
 class FakeContainerRuntime:
@@ -175,7 +178,8 @@ class FakeContainerRuntime:
             raise ContainerError(f"no such image: {spec.image_id}")
         with self._changed:
             self._make_room(spec)
-            container = FakeContainer(f"{next(self._ids):064x}", spec, self._clock.now())
+            uid = free_user({other.uid for other in self._containers.values()}, min)
+            container = FakeContainer(f"{next(self._ids):064x}", spec, uid, self._clock.now())
             self._containers[container.id] = container
         self._reply("create", spec.name)
         return container.id

@@ -25,6 +25,7 @@ from ci_controller.container_runtime import (
     ExitState,
     ObservedContainer,
 )
+from ci_controller.container_users import USERS
 from tests.support.fake_runtime import Script, Step, UntilIsolated, UntilSignal
 
 SECONDS: Final = 20.0  # no single step of a container takes longer
@@ -157,6 +158,14 @@ class RuntimeContract:
         assert (found.id, found.name, found.state) == (container, spec.name, ContainerState.CREATED)
         assert dict(found.labels).items() >= dict(spec.labels).items()
         assert await engine.runtime.exit_state(container) is None
+
+    async def test_containers_that_exist_at_the_same_time_have_users_of_their_own(
+        self, engine: Engine
+    ) -> None:
+        await asyncio.gather(*(engine.runtime.create(engine.spec(ECHO, attempt)) for attempt in range(1, 9)))
+        users = {int(found.labels[labels.UID]) for found in await engine.runtime.list(engine.instance_id)}
+        assert len(users) == 8
+        assert users <= set(USERS)
 
     async def test_other_installations_are_not_listed(self, engine: Engine) -> None:
         await engine.runtime.create(engine.spec(ECHO))

@@ -35,7 +35,7 @@ GOLDEN: dict[str, Any] = {
     "Image": "sha256:abc",
     "Entrypoint": [],
     "Cmd": ["python3", "-I", "/opt/harness.py"],
-    "User": "1000:1000",
+    "User": "60706:1000",
     "WorkingDir": "/workspace",
     "Hostname": "ci",
     "Domainname": "",
@@ -46,6 +46,7 @@ GOLDEN: dict[str, Any] = {
         "ci.job": "4711",
         "ci.attempt": "2",
         "ci.epoch": "7",
+        "ci.uid": "60706",
     },
     "OpenStdin": True,
     "StdinOnce": True,
@@ -90,13 +91,15 @@ GOLDEN: dict[str, Any] = {
 
 
 def test_the_whole_payload_is_this() -> None:
-    assert container_payload(SPEC, log_limit=100_000_000) == GOLDEN
+    assert container_payload(SPEC, 60706, log_limit=100_000_000) == GOLDEN
 
 
 def test_the_name_servers_come_by_file_to_whoever_has_a_network() -> None:
-    networked = container_payload(SPEC, 1, resolv_conf="/data/resolv.conf")["HostConfig"]
+    networked = container_payload(SPEC, 60706, 1, resolv_conf="/data/resolv.conf")["HostConfig"]
     assert networked["Binds"] == ["/data/resolv.conf:/etc/resolv.conf:ro"]
-    alone = container_payload(replace(SPEC, network="none"), 1, resolv_conf="/data/resolv.conf")["HostConfig"]
+    alone = container_payload(replace(SPEC, network="none"), 60706, 1, resolv_conf="/data/resolv.conf")[
+        "HostConfig"
+    ]
     assert alone["Binds"] == []
 
 
@@ -124,7 +127,7 @@ def test_the_container_that_sets_packet_filter_rules_is_this() -> None:
 
 def test_the_whole_payload_for_an_engine_with_quotas_is_this() -> None:
     """The disk limit of 4 GiB and 64 MiB more: who meets this wall is above the limit."""
-    plain = container_payload(SPEC, log_limit=100_000_000)
+    plain = container_payload(SPEC, 60706, log_limit=100_000_000)
     bounded = {"HostConfig": {**GOLDEN["HostConfig"], "StorageOpt": {"size": "4362076160"}}}
     assert with_quota(plain, SPEC) == GOLDEN | bounded
     assert plain == GOLDEN, "what goes to an engine without quotas is another one"
@@ -146,7 +149,7 @@ def test_a_refused_quota_is_told_from_other_refusals(message: str, refuses: bool
 
 
 def test_the_operators_runtime_is_passed_on() -> None:
-    assert container_payload(SPEC, 1, runtime="runsc")["HostConfig"]["Runtime"] == "runsc"
+    assert container_payload(SPEC, 60706, 1, runtime="runsc")["HostConfig"]["Runtime"] == "runsc"
 
 
 @pytest.mark.parametrize(
@@ -180,13 +183,13 @@ def test_the_engine_keeps_every_log_that_is_within_its_limit(size: int, limit: i
 
 def test_a_container_without_network_has_none() -> None:
     spec = ContainerSpec(name="n", image_id="i", command=("true",), labels={}, network="none")
-    assert container_payload(spec, 1)["HostConfig"]["NetworkMode"] == "none"
+    assert container_payload(spec, 60706, 1)["HostConfig"]["NetworkMode"] == "none"
 
 
 def test_an_unknown_network_is_a_programming_error() -> None:
     spec = ContainerSpec(name="n", image_id="i", command=("true",), labels={}, network="host")
     with pytest.raises(AssertionError, match="host"):
-        container_payload(spec, 1)
+        container_payload(spec, 60706, 1)
 
 
 def test_the_jobs_network_is_this() -> None:
@@ -203,14 +206,26 @@ def test_the_jobs_network_is_this() -> None:
     }
 
 
+ICC, BRIDGE = "com.docker.network.bridge.enable_icc", "com.docker.network.bridge.name"
+
+
 @pytest.mark.parametrize(
-    ("found", "ours"),
+    ("name", "labels", "options", "ours"),
     [
-        ({"Labels": network_arguments()["labels"], "Options": network_arguments()["options"]}, True),
-        ({"Labels": None, "Options": network_arguments()["options"]}, False),
-        ({"Labels": network_arguments()["labels"], "Options": {}}, False),
-        ({"Labels": network_arguments()["labels"], "Options": None}, False),
+        ("ci-jobs", {"ci.network": "jobs"}, {ICC: "false", BRIDGE: "ci-jobs"}, True),
+        ("ci-jobs-1a", {"ci.network": "jobs"}, {ICC: "false", BRIDGE: "ci-jobs-1a"}, True),
+        ("ci-jobs", {"ci.network": "jobs"}, {ICC: "false", BRIDGE: "ci-jobs", "mtu": "1400"}, True),
+        ("ci-jobs", {"ci.network": "jobs"}, {ICC: "false", BRIDGE: "br-other"}, False),
+        ("ci-jobs-1a", {"ci.network": "jobs"}, {ICC: "false", BRIDGE: "ci-jobs"}, False),
+        ("ci-jobs", {"ci.network": "jobs"}, {ICC: "false"}, False),
+        ("ci-jobs", {"ci.network": "jobs"}, {ICC: "true", BRIDGE: "ci-jobs"}, False),
+        ("ci-jobs", {"ci.network": "jobs"}, {BRIDGE: "ci-jobs"}, False),
+        ("ci-jobs", {"ci.network": "jobs"}, None, False),
+        ("ci-jobs", None, {ICC: "false", BRIDGE: "ci-jobs"}, False),
     ],
 )
-def test_a_network_of_that_name_is_judged_by_label_and_isolation(found: dict[str, Any], ours: bool) -> None:
-    assert is_job_network(found) is ours
+def test_a_network_of_that_name_is_judged_by_label_isolation_and_bridge(
+    name: str, labels: dict[str, str] | None, options: dict[str, str] | None, ours: bool
+) -> None:
+    """A fence around the bridge that has the network's name would guard nothing of one on another bridge."""
+    assert is_job_network({"Name": name, "Labels": labels, "Options": options}) is ours

@@ -17,6 +17,7 @@ from ci_common.errors import ControllerRunning, DatabaseBusy, EngineUnavailable
 from ci_common.models import JobStatus, Reason
 from ci_controller import labels
 from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState
+from ci_controller.container_users import NONE_FREE, USERS
 from ci_controller.frames import Outcome
 from ci_controller.lease import Superseded
 from ci_controller.operations import render
@@ -325,6 +326,19 @@ async def test_an_engine_that_makes_no_containers_charges_nobody_and_is_said(
     assert job.success
     assert job.attempt > 1
     assert not any(event.type == "dead_lettered" for event in await system.repository.get_events(job_id))
+
+
+async def test_while_containers_have_all_the_users_jobs_wait_and_it_is_said(system: ControlledSystem) -> None:
+    found = await image(system)
+    for number in range(len(USERS)):
+        stranger = ContainerSpec(f"other-{number}", found, ("sleep",), {labels.INSTANCE: "else"})
+        await system.runtime.create(stranger)
+    async with system.running(interval=0.05):
+        job_id = await system.submit()
+        await system.noted(NONE_FREE)
+        await eventually(lambda: is_queued_again(system, job_id, NONE_FREE))
+        await system.runtime.remove(system.runtime.containers["other-7"].id)
+        assert (await system.finished(job_id)).success
 
 
 async def is_queued_again(system: ControlledSystem, job_id: str, message: str) -> bool:

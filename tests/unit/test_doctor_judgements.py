@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 
 from ci_controller.container_runtime import NetworkState
-from ci_controller.doctor import judge_disk, judge_fence, judge_limits, judge_network, probe_spec
+from ci_controller.container_users import GROUP, USERS
+from ci_controller.doctor import judge_disk, judge_fence, judge_limits, judge_network, judge_user, probe_spec
 from ci_controller.engine_judgements import UNPROVED
 
 SPEC = probe_spec("demo-", "sha256:abc")
 GOOD: dict[str, Any] = {
-    "uid": 1000,
+    "uid": USERS[0],
+    "gid": GROUP,
     "capabilities": 0,
     "no_new_privileges": 1,
     "seccomp": 2,
@@ -24,13 +26,38 @@ def test_limits_that_hold_are_ok() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"uid": 0}, {"capabilities": 8}, {"memory": None}, {"pids": None}, {"seccomp": 0}]
+    "bad",
+    [
+        {"uid": 0},
+        {"uid": 1000},
+        {"gid": 0},
+        {"capabilities": 8},
+        {"memory": None},
+        {"pids": None},
+        {"seccomp": 0},
+    ],
 )
 def test_a_limit_that_does_not_hold_is_named(bad: dict[str, Any]) -> None:
     check = judge_limits(GOOD | bad, SPEC)
     assert check.status == "failed"
     assert all(name in check.detail for name in bad)
     assert check.fix
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "word"),
+    [
+        ({"name": "ci60706", "closed": []}, "ok", "of its own"),
+        ({"name": None, "closed": []}, "warning", "name"),
+        ({"name": None, "closed": ["home", "packages"]}, "warning", "home and packages"),
+    ],
+)
+def test_an_image_is_judged_by_what_it_lets_the_jobs_users_do(
+    report: dict[str, Any], status: str, word: str
+) -> None:
+    check = judge_user(report)
+    assert (check.status, word in check.detail) == (status, True)
+    assert status == "ok" or check.fix
 
 
 @pytest.mark.parametrize(
