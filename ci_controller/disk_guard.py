@@ -66,6 +66,22 @@ class Victim:
     message: str
 
 
+class Blame(StrEnum):
+    """Why nobody is stopped although a disk is low."""
+
+    NOBODY = "nobody"  # no job took much, or there is no need to stop one
+    UNEXPLAINED = "unexplained"  # more is gone than the jobs are known to have taken
+    STILL_UNEXPLAINED = "still unexplained"  # and that did not change for a while
+
+
+_BLAME_NOTES: Final = {
+    Blame.NOBODY: "",
+    Blame.UNEXPLAINED: "; no running job is known to have taken that much, so none is stopped",
+    Blame.STILL_UNEXPLAINED: "; no running job is known to have taken that much, so none is stopped:"
+    " the operator has to make room",
+}
+
+
 def over_limit(sizes: Mapping[str, int], limit: int) -> dict[str, str]:
     """Return of those containers (id → bytes in the writable layer) the ones above the limit, with the sentence."""
     return {
@@ -82,25 +98,44 @@ def low_places(spaces: Mapping[str, Space], floor: Floor, low: frozenset[str]) -
     )
 
 
-def pressure_note(low: frozenset[str], floor: Floor) -> str | None:
+def pressure_note(low: frozenset[str], floor: Floor, blame: Blame) -> str | None:
     """Return what `/ready` and waiting clients are told while nothing is claimed; no number in it that changes."""
     if not low:
         return None
     return (
         f"too little room on the disk of {', '.join(sorted(low))}: jobs start again once "
         f"{readable_bytes(floor.raised().free_bytes)} and {floor.raised().free_inodes_percent:.3g} % "
-        "of the inodes are free"
+        f"of the inodes are free{_BLAME_NOTES[blame]}"
     )
 
 
-def choose_victim(space: Space, shortage: Shortage, uses: Mapping[str, DiskUse]) -> Victim | None:
-    """Return the running container that took most of what is short, None where none of them took much."""
-    by_bytes = shortage is Shortage.BYTES
-    taken = {container: use.written_bytes if by_bytes else use.files or 0 for container, use in uses.items()}
+def choose_victim(space: Space, shortage: Shortage, uses: Mapping[str, DiskUse], lost: int) -> Victim | Blame:
+    """Return the running container that took most of what is short, unless another may have taken more unseen.
+
+    `lost` is what there is less than at the best moment while these containers ran. What nobody's use explains of
+    it may be one job's that hides its writes, or somebody's outside: whoever took less than that is not blamed.
+    """
+    taken = {container: _taken(use, shortage) for container, use in uses.items()}
     container = max(taken, key=lambda one: taken[one], default=None)
-    if container is None or taken[container] < (_BLAMED_BYTES if by_bytes else _BLAMED_FILES):
-        return None
-    return Victim(container, _ran_low(space, shortage, taken[container]))
+    most = taken[container] if container else 0
+    unexplained = lost - sum(taken.values())
+    if unexplained > most:
+        return Blame.UNEXPLAINED
+    if container is None or most < (_BLAMED_BYTES if shortage is Shortage.BYTES else _BLAMED_FILES):
+        return Blame.NOBODY
+    return Victim(container, _ran_low(space, shortage, most))
+
+
+def for_the_operator(shortage: Shortage, uses: Mapping[str, DiskUse], lost: int) -> dict[str, object]:
+    """Return what helps to find out where the room went: what was lost, and what each container is known to have
+    taken, the largest first; under the names of log fields."""
+    taken = {container: _taken(use, shortage) for container, use in uses.items()}
+    largest_first = sorted(taken.items(), key=lambda one: -one[1])
+    return {"short": str(shortage), "lost": lost, "known": dict(largest_first)}
+
+
+def _taken(use: DiskUse, shortage: Shortage) -> int:
+    return use.written_bytes if shortage is Shortage.BYTES else use.files or 0
 
 
 def _ran_low(space: Space, shortage: Shortage, taken: int) -> str:

@@ -15,7 +15,18 @@ import structlog
 from ci_common.disk_space import Space, space_of
 from ci_common.errors import CIError
 from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerRuntime
-from ci_controller.disk_guard import Floor, choose_victim, low_places, over_limit, pressure_note
+from ci_controller.disk_guard import (
+    Blame,
+    Floor,
+    Shortage,
+    Victim,
+    choose_victim,
+    for_the_operator,
+    low_places,
+    over_limit,
+    pressure_note,
+)
+from ci_controller.lost_room import LostRoom
 from ci_controller.policy import Policy
 
 log = structlog.get_logger(__name__)
@@ -29,6 +40,9 @@ _LOOK_INTERVAL: Final = 0.5
 # the pause follows from what the last look took, and looking takes a tenth of the time at most.
 _SIZES_INTERVAL: Final = 1.0
 _SIZES_SHARE: Final = 10
+# What cannot be explained is looked at for ten seconds before the operator is told: a job that just ended still
+# holds room but runs no more, and is gone by then.
+LOOKS_BEFORE_TELLING: Final = 20
 _EMERGENCY_BYTES: Final = 8 * 1024**2  # where the ballast is thrown off
 
 
@@ -50,6 +64,7 @@ class DiskWatch:
         places: Mapping[str, Path],
         wake: Callable[[], None],
         reserve: Reserve | None = None,
+        measure: Callable[[Path], Space] = space_of,
     ) -> None:
         self._runtime = runtime
         self._instance_id = instance_id
@@ -60,9 +75,13 @@ class DiskWatch:
         self._knows_engine = False
         self._wake = wake
         self._reserve = reserve
+        self._space_of = measure
         self._low: frozenset[str] = frozenset()
         self._over: Mapping[str, str] = MappingProxyType({})
         self._victims: Mapping[str, str] = MappingProxyType({})
+        self._lost_room = LostRoom()
+        self._blame = Blame.NOBODY
+        self._unexplained_looks = 0
 
     @property
     def over_disk(self) -> Mapping[str, str]:
@@ -72,7 +91,7 @@ class DiskWatch:
     @property
     def low_disk(self) -> str | None:
         """Return why nothing is to be claimed, None where there is room."""
-        return pressure_note(self._low, self._floor)
+        return pressure_note(self._low, self._floor, self._blame)
 
     async def run(self) -> None:
         """Both ways of looking go on until this is cancelled."""
@@ -82,7 +101,9 @@ class DiskWatch:
 
     async def look_at_sizes(self) -> None:
         """Whose layer is above the limit is known; raises EngineUnavailable."""
-        over = over_limit(await self._runtime.layer_sizes(self._instance_id), self._limit)
+        sizes = await self._runtime.layer_sizes(self._instance_id)
+        self._lost_room.listed(sizes)
+        over = over_limit(sizes, self._limit)
         news = over.keys() - self._over.keys()
         self._over = over
         if news:
@@ -117,7 +138,7 @@ class DiskWatch:
         spaces: dict[str, Space] = {}
         for name, path in self._places.items():
             try:
-                spaces[name] = space_of(path)
+                spaces[name] = self._space_of(path)
             except OSError as error:
                 log.warning("a disk cannot be looked at", disk=name, error=str(error))
         return spaces
@@ -137,17 +158,42 @@ class DiskWatch:
 
     async def _see_to_victim(self, space: Space | None) -> None:
         """One at a time: whoever is to go is gone, with its files, before another one is chosen."""
+        if space is not None:
+            self._lost_room.look(space)
         shortage = self._floor.halved().shortage(space) if space else None
         if space is None or shortage is None:
             self._victims = {}
+            self._set_blame(Blame.NOBODY)
             return
         present = {container.id for container in await self._runtime.list(self._instance_id)}
         if present & self.over_disk.keys():
             return
-        victim = choose_victim(space, shortage, await self._runtime.disk_uses(self._instance_id))
-        self._victims = {victim.container_id: victim.message} if victim else {}
-        if victim:
-            log.warning("the Docker disk is low", stopping=victim.container_id[:12], why=victim.message)
+        await self._choose(space, shortage)
+
+    async def _choose(self, space: Space, shortage: Shortage) -> None:
+        uses, lost = await self._runtime.disk_uses(self._instance_id), self._lost_room.lost(shortage)
+        chosen = choose_victim(space, shortage, uses, lost)
+        if isinstance(chosen, Victim):
+            self._victims = {chosen.container_id: chosen.message}
+            self._set_blame(Blame.NOBODY)
+            log.warning("the Docker disk is low", stopping=chosen.container_id[:12], why=chosen.message)
+            self._wake()
+            return
+        self._victims = {}
+        self._set_blame(chosen)
+        if self._unexplained_looks == LOOKS_BEFORE_TELLING:
+            log.error(
+                "the Docker disk is low, and no job is known to have taken that much: make room",
+                **for_the_operator(shortage, uses, lost),
+            )
+
+    def _set_blame(self, blame: Blame) -> None:
+        """The note says it, and after a while what is to be done; whoever reads the note is told of a new one."""
+        self._unexplained_looks = self._unexplained_looks + 1 if blame is Blame.UNEXPLAINED else 0
+        if self._unexplained_looks >= LOOKS_BEFORE_TELLING:
+            blame = Blame.STILL_UNEXPLAINED
+        if blame is not self._blame:
+            self._blame = blame
             self._wake()
 
 

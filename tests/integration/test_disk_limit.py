@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from ci_common.disk_space import Space
 from ci_common.errors import StorageFull
 from ci_common.models import JobStatus, Reason
 from ci_common.settings import StorageSettings
 from ci_controller.container_manager import ContainerManager
 from ci_controller.container_runtime import DiskUse
+from ci_controller.disk_guard import Blame, Shortage, Victim, choose_victim
 from ci_controller.disk_watch import DATA, DATABASE
 from ci_controller.policy import Policy
 from ci_persistence.ballast import Ballast
@@ -42,6 +44,22 @@ OF_A_CHILD = f"import subprocess, sys, time\nsubprocess.run([sys.executable, '-c
 IN_MEMORY = (
     "import os, time\nf = open(os.memfd_create('m'), 'wb')\nf.write(bytes(30 * 2**20))\nf.flush()" + HOLD
 )
+# A child that nobody waits for writes 200 MiB, and leaves the only way to them in a message that nobody reads.
+IN_FLIGHT = """
+import array, os, signal, socket, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+ours, theirs = socket.socketpair()
+if not (child := os.fork()):
+    f = open('/tmp/hidden', 'wb', 0)
+    os.unlink('/tmp/hidden')
+    for n in range(200): f.write(bytes(2**20))
+    ours.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [f.fileno()]))])
+    os._exit(0)
+while os.path.exists(f'/proc/{child}'): os.sched_yield()
+print('ready', flush=True)
+while True: time.sleep(60)
+"""
+HONEST = "import time\nfor n in range(80): open(f'/tmp/{n}', 'wb').write(b'x' * 2**20)" + HOLD
 MANY = "import time\nfor n in range(3000): open(f'/tmp/{n}', 'w').close()" + HOLD
 ONE_FILE = """
 import errno
@@ -103,6 +121,25 @@ async def test_what_a_job_writes_is_known_whatever_became_of_the_file(engine: En
 @pytest.mark.parametrize("program", [IDLE, IN_MEMORY])
 async def test_who_writes_nothing_wrote_next_to_nothing(engine: Engine, program: str) -> None:
     assert (await _use(engine, program)).written_bytes < 4 * MIB
+
+
+@pytest.mark.docker
+async def test_nobody_is_stopped_for_what_a_job_wrote_that_hides_it_well(engine: Engine) -> None:
+    hider = await engine.start(IN_FLIGHT)
+    honest = await engine.runtime.create(engine.spec(HONEST, attempt=2))
+    await engine.runtime.start_and_feed(honest, [], lambda: None)
+    for container in (hider, honest):
+        await engine.until(container, b"ready\n")
+    uses = await engine.runtime.disk_uses(engine.instance_id)
+    low, lost = Space(0, 0, 0), 280 * MIB
+    found = choose_victim(low, Shortage.BYTES, uses, lost)
+    if uses[hider].written_bytes < 200 * MIB:  # as under cgroup v1
+        assert found is Blame.UNEXPLAINED
+    else:
+        assert isinstance(found, Victim)
+        assert found.container_id == hider
+    known = choose_victim(low, Shortage.BYTES, uses, uses[hider].written_bytes + 80 * MIB)
+    assert isinstance(known, Victim), "of what is known, somebody is"
 
 
 @pytest.mark.docker

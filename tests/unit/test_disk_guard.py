@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from ci_common import verdict as verdicts
 from ci_common.disk_space import Space, readable_bytes, space_of
@@ -14,16 +15,20 @@ from ci_common.models import JobStatus, Reason
 from ci_controller.container_disk import block_writes, process_list, written_bytes
 from ci_controller.container_runtime import DiskUse
 from ci_controller.disk_guard import (
+    Blame,
     Floor,
     Shortage,
+    Victim,
     choose_victim,
     explained,
+    for_the_operator,
     low_places,
     over_limit,
     pressure_note,
 )
-from ci_controller.disk_watch import DATABASE, ENGINE, DiskWatch
+from ci_controller.disk_watch import DATABASE, ENGINE, LOOKS_BEFORE_TELLING, DiskWatch
 from ci_controller.executor import _why_not_kept  # pyright: ignore[reportPrivateUsage]
+from ci_controller.lost_room import LostRoom
 from ci_controller.observed_state import Work
 from ci_controller.operations import render
 from ci_controller.planner import plan
@@ -83,8 +88,8 @@ def test_a_disk_that_was_low_needs_some_more_room_to_be_well_again() -> None:
 
 
 def test_the_note_names_the_disks_and_stays_the_same_while_they_are_low() -> None:
-    assert pressure_note(frozenset(), FLOOR) is None
-    assert pressure_note(frozenset({ENGINE, DATABASE}), FLOOR) == (
+    assert pressure_note(frozenset(), FLOOR, Blame.NOBODY) is None
+    assert pressure_note(frozenset({ENGINE, DATABASE}), FLOOR, Blame.NOBODY) == (
         "too little room on the disk of Docker, the database: jobs start again once 1.1 GiB and 2.2 % "
         "of the inodes are free"
     )
@@ -92,20 +97,71 @@ def test_the_note_names_the_disks_and_stays_the_same_while_they_are_low() -> Non
 
 def test_the_job_that_wrote_most_goes() -> None:
     uses = {"idle": DiskUse(MIB, 500), "hog": DiskUse(3 * GIB, 4), "files": DiskUse(70 * MIB, 90_000)}
-    victim = choose_victim(FULL, Shortage.BYTES, uses)
-    assert victim is not None
-    assert victim.container_id == "hog"
-    assert victim.message == "The Docker disk ran low: 300 MiB free; this job had written most: 3 GiB."
-    victim = choose_victim(Space(GIB, 7, 1000), Shortage.INODES, uses)
-    assert victim is not None
-    assert victim.container_id == "files"
-    assert victim.message == "The Docker disk ran low: 7 inodes free; this job had made most files: 90000."
+    message = "The Docker disk ran low: 300 MiB free; this job had written most: 3 GiB."
+    assert choose_victim(FULL, Shortage.BYTES, uses, 3 * GIB) == Victim("hog", message)
+    message = "The Docker disk ran low: 7 inodes free; this job had made most files: 90000."
+    assert choose_victim(Space(GIB, 7, 1000), Shortage.INODES, uses, 900) == Victim("files", message)
 
 
 @pytest.mark.parametrize("shortage", Shortage)
 @pytest.mark.parametrize("uses", [{}, {"idle": DiskUse(63 * MIB, 19_999)}, {"unknown": DiskUse(0, None)}])
 def test_an_innocent_job_never_goes(shortage: Shortage, uses: dict[str, DiskUse]) -> None:
-    assert choose_victim(FULL, shortage, uses) is None
+    assert choose_victim(FULL, shortage, uses, 0) is Blame.NOBODY
+
+
+@pytest.mark.parametrize(
+    ("what", "taken", "lost", "chosen"),
+    [
+        ("one that took all of it", {"hog": 4 * GIB, "idle": MIB}, 4 * GIB, "hog"),
+        ("one that took half of it", {"hog": 2 * GIB}, 4 * GIB, "hog"),
+        ("one that took less than half of it", {"honest": 2 * GIB - 1}, 4 * GIB, None),
+        ("a hider's 10 GiB beside honest 3", {"hider": 72 * 1024, "honest": 3 * GIB}, 13 * GIB, None),
+        ("a hider's 10 GiB, many honest ones", {str(n): 3 * GIB for n in range(6)}, 28 * GIB, None),
+        ("many who share what was lost", {str(n): 2 * GIB - n for n in range(6)}, 12 * GIB, "0"),
+        ("a hider that hides less than another took", {"hider": 0, "hog": 5 * GIB}, 8 * GIB, "hog"),
+        ("nobody's: it went outside", {"idle": MIB}, 20 * GIB, None),
+        ("one that wrote and deleted", {"hog": 9 * GIB}, 4 * GIB, "hog"),
+        ("nothing known to be lost", {"hog": GIB}, 0, "hog"),
+    ],
+)
+def test_nobody_is_blamed_for_less_than_another_may_have_hidden(
+    what: str, taken: dict[str, int], lost: int, chosen: str | None
+) -> None:
+    """With one job: for less than half of what was lost."""
+    uses = {container: DiskUse(written, written) for container, written in taken.items()}
+    for shortage in Shortage:
+        found = choose_victim(FULL, shortage, uses, lost)
+        assert (found.container_id if isinstance(found, Victim) else None) == chosen, what
+        assert isinstance(found, Victim) or found is Blame.UNEXPLAINED
+
+
+def test_the_operator_is_told_what_is_known_and_the_largest_first() -> None:
+    uses = {"small": DiskUse(MIB, 1), "large": DiskUse(GIB, 2)}
+    told = for_the_operator(Shortage.BYTES, uses, 9 * GIB)
+    assert told == {"short": "bytes", "lost": 9 * GIB, "known": {"large": GIB, "small": MIB}}
+    assert list(told["known"]) == ["large", "small"]  # pyright: ignore[reportArgumentType, reportUnknownArgumentType, reportUnknownVariableType]
+
+
+def test_what_was_lost_counts_from_the_best_moment_of_any_container_that_runs() -> None:
+    def room(gib: int) -> Space:
+        return Space(gib * GIB, gib, 100)
+
+    lost = LostRoom()
+    assert lost.lost(Shortage.BYTES) == 0, "nobody looked yet"
+    lost.look(room(90))
+    assert lost.lost(Shortage.BYTES) < 0, "nobody runs"
+    lost.listed(["early"])
+    lost.look(room(40))
+    assert (lost.lost(Shortage.BYTES), lost.lost(Shortage.INODES)) == (50 * GIB, 50)
+    lost.listed(["early", "late"])
+    lost.look(room(20))
+    assert lost.lost(Shortage.BYTES) == 70 * GIB
+    lost.listed(["late"])
+    assert lost.lost(Shortage.BYTES) == 70 * GIB, "it may have begun right after the list before its first"
+    lost.look(room(35))
+    lost.listed(["later still"])
+    lost.look(room(5))
+    assert lost.lost(Shortage.BYTES) == 30 * GIB, "room that came back counts"
 
 
 @pytest.mark.parametrize("reason", [None, *Reason])
@@ -283,6 +339,43 @@ async def test_on_a_low_engine_disk_one_job_goes_at_a_time(tmp_path: Path) -> No
         await low.look_at_room()
         assert not low.over_disk, "the last one is idle"
         assert idle in {one.id for one in runtime.containers.values()}
+    finally:
+        await runtime.close()
+
+
+async def test_where_no_job_explains_what_is_gone_nobody_goes_and_the_operator_is_told(
+    tmp_path: Path,
+) -> None:
+    """A job that hides its writes is not seen; the honest one beside it must not pay for that."""
+    runtime, wakes, room = FakeContainerRuntime(script=lambda _: hangs()), Wakes(), ROOMY
+    runtime.root = str(tmp_path)
+    policy = Policy(disk_min_free=GIB, disk_min_free_inodes=0)
+    watch = DiskWatch(runtime, "here", policy, {}, wakes, measure=lambda _: room)
+    try:
+        await watch.look_at_room()
+        honest, _ = [await started(runtime, n, size) for n, size in enumerate((3 * GIB, 72 * 1024))]
+        await watch.look_at_sizes()
+        room = FULL
+        with capture_logs() as logs:
+            await watch.look_at_room()
+            assert (dict(watch.over_disk), wakes.count) == ({}, 2), "low, and why nobody goes"
+            assert watch.low_disk is not None
+            assert watch.low_disk.endswith(
+                "; no running job is known to have taken that much, so none is stopped"
+            )
+            for _ in range(LOOKS_BEFORE_TELLING + 3):
+                await watch.look_at_room()
+        assert watch.low_disk.endswith("so none is stopped: the operator has to make room")
+        [told] = [line for line in logs if line["log_level"] == "error"]
+        assert (told["lost"], told["known"][honest]) == (50 * GIB - 300 * MIB, 3 * GIB)
+        assert not watch.over_disk
+        runtime.containers["job-0"].written_bytes = 30 * GIB
+        await watch.look_at_room()
+        assert watch.over_disk.keys() == {honest}, "that explains it"
+        assert watch.low_disk.endswith("inodes are free")
+        room = ROOMY
+        await watch.look_at_room()
+        assert (dict(watch.over_disk), watch.low_disk) == ({}, None)
     finally:
         await runtime.close()
 
