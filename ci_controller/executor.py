@@ -264,7 +264,7 @@ class Executor:
         crash_point("after_exit")
         try:
             output = await self._followers.drain(attempt, operation.container_id, exit_state)
-            seal = await self._followers.seal(attempt, truncated=output.truncated)
+            seal = await self._followers.seal(attempt, truncated=output.may_lack_output)
         except (StorageFull, OSError) as error:
             await self._bear_without_log(attempt, error)
             return

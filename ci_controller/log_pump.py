@@ -147,7 +147,8 @@ def read_result(
 
 def drained(result: PumpResult | None, exit_state: ExitState | None, previous: PumpResult | None) -> bool:
     """Tell whether the log holds all there will ever be: the container has exited, and its trailer was read or
-    two readings found the same. The end of a stream alone proves nothing."""
+    two readings found the same. The end of a stream alone proves nothing, and nor do equal readings of a log that
+    lags: what is settled so is sealed as truncated (`may_lack_output`)."""
     if result is None or exit_state is None:
         return False
     return result.trailer is not None or result == previous

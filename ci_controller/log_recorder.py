@@ -44,6 +44,12 @@ class PumpResult:
     over_limit: bool  # the log limit was reached here, so the harness did not keep it
     installed: bool = False  # everything was, and the container was to lose its network then
 
+    @property
+    def may_lack_output(self) -> bool:
+        """Tell what the seal has to: the harness's last word alone says how much there was. Without it two equal
+        readings end the wait, and a harness that was killed took with it what it had not written yet."""
+        return self.truncated or self.trailer is None
+
 
 class LogRecorder:
     """Writes one reading; `feed` it what the container printed, from the very beginning, then `finish`."""

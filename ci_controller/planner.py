@@ -181,7 +181,11 @@ def _decide_stop(
     now: datetime,
     policy: Policy,
 ) -> Iterator[AttemptOperation]:
-    """The harness enforces deadline and log limit itself; here is the second line, and the only one for cancels."""
+    """The harness enforces deadline and log limit itself; here is the second line, and the only one for cancels.
+
+    The deadline's kills at once: by then the harness has had the whole grace in which it sends SIGINT and SIGTERM
+    itself, and time for its last word. One that is still there is stuck, and asking it again would ask nobody.
+    """
     timeout = policy.timeout_of(attempt.job)
     ran = work.running_for.get(key_of(attempt), now - started_at)
     if attempt.job.cancel_requested_at:

@@ -34,7 +34,8 @@ class JobModel(BaseModel):
     log_size: int | None = Field(description="Bytes of the sealed log of a finished job.")
     log_sha256: str | None = Field(description="SHA-256 of the sealed log.")
     log_truncated: bool | None = Field(
-        description="Whether the sealed log may lack output; where it is known to, it says so itself."
+        description="Whether the sealed log may lack output: where it is known to, it says so itself; where the"
+        " container ended without a last word (it crashed, or was killed) nobody knows."
     )
 
 

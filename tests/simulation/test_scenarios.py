@@ -158,4 +158,26 @@ async def test_the_log_comes_after_the_exit(world: World, kind: Kind) -> None:
     job = await world.system.job("job0")
     assert (job.status, job.reason) == ENDINGS[kind]
     assert world.system.log("job0") == output_of("job0")
-    assert not job.log_truncated
+    assert job.log_truncated == (kind is Kind.CRASHES), "who had no last word may have had more to say"
+
+
+async def test_a_log_that_stalls_and_has_no_last_word_is_sealed_as_one_that_may_lack_output(
+    world: World,
+) -> None:
+    """Two readings were equal, so it is settled; that it is short nobody can know, and nobody says it is whole."""
+    always(world, "output late")
+    await world.submit(Kind.CRASHES)
+    await work(world, 3)
+    container = world.engine.running()[0]
+    for _ in range(7):
+        world.engine.advance(container)
+    world.engine.catch_up(container, 2)
+    world.engine.log_stalls = True
+    for _ in range(3):  # not `work`: that a log is whole is what does not hold here
+        await world.do("make_pass")
+    job = await world.system.job("job0")
+    assert (job.status, job.reason) == ENDINGS[Kind.CRASHES]
+    log = world.system.log("job0")
+    assert output_of("job0").startswith(log)
+    assert 0 < len(log) < len(output_of("job0"))
+    assert job.log_truncated

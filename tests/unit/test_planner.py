@@ -170,8 +170,10 @@ def test_sigkill_when_the_grace_is_over(seconds: float, expected: str) -> None:
     assert planned(observed) == (f"stop a/1 by SIGKILL (cancelled): {expected}" if expected else "")
 
 
-@pytest.mark.parametrize(("seconds", "stops"), [(1824, False), (1825, True)])
+@pytest.mark.parametrize(("seconds", "stops"), [(1800, False), (1824, False), (1825, True)])
 def test_the_deadline_has_a_second_line(seconds: float, stops: bool) -> None:
+    """At 1800 s the harness asks by SIGINT, 10 s later by SIGTERM, kills after 5 more and has 10 for its last word.
+    Who is still there then did not act on its own deadline: our first signal is the last one."""
     observed = world(running(since=seconds), container(), work=follows(container()))
     assert planned(observed) == ("stop a/1 by SIGKILL (timeout): past its deadline" if stops else "")
 

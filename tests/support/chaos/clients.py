@@ -17,6 +17,7 @@ import httpx_sse
 from tests.support.chaos.plant import Crew, Plant, Submitted
 from tests.support.chaos.workload import KINDS, PASSED, Kind
 from tests.support.installation import make_project
+from tests.support.plain_http import NO_TLS
 
 PATIENCE_SECONDS: Final = 180.0  # with a system that is being broken
 OPEN_PER_USER: Final = 4
@@ -100,7 +101,7 @@ class Client:
 
 
 def _client(plant: Plant, user: str, chance: Random) -> Client:
-    return Client(plant, user, chance, httpx.Client(timeout=8))
+    return Client(plant, user, chance, httpx.Client(timeout=8, verify=NO_TLS))
 
 
 def submit_and_cancel(plant: Plant, crew: Crew, user: str, chance: Random) -> None:
