@@ -41,6 +41,9 @@ _REFUSE: Final[dict[Family, str]] = {
     4: "-j REJECT --reject-with icmp-admin-prohibited",
     6: "-j REJECT --reject-with icmp6-adm-prohibited",
 }
+# As 10.0.0.0/8 and fd00::/8, the widest private ranges in use. A wider one is most of the Internet, with the private
+# networks, this host and the clouds' metadata in it: 0.0.0.0/1 and 128.0.0.0/1 together are no fence at all.
+_WIDEST_ALLOWED: Final = 8
 _WIDEST_SUBNET: Final = 2  # a shorter prefix on a link is a default route in disguise (a VPN's 0/1 and 128/1)
 
 
@@ -54,17 +57,19 @@ class Destination:
     @classmethod
     def parse(cls, text: str) -> "Destination":
         """Return `10.1.2.3`, `10.1.0.0/16`, `10.1.2.3:443` or `[fd00::1]:443` as a value; raises ValueError."""
-        address, port = text.strip(), None
-        if address.startswith("["):
-            address, _, port = address[1:].partition("]")
-            port = port.removeprefix(":") or None
-        elif address.count(":") == 1:
-            address, port = address.split(":")
+        if not text.isascii():  # digits of other scripts are numbers to Python, and look like something else
+            raise ValueError(f"{text!r} has characters that are not ASCII")
+        address, port = _split_port(text.strip())
         if port is not None and not (port.isdecimal() and 0 < int(port) < 2**16):
             raise ValueError(f"{text!r} has no proper port")
+        if "%" in address:
+            raise ValueError(f"{text!r} names a link of this host; a rule knows addresses only")
         network = ip_network(address)
-        if not network.prefixlen:
-            raise ValueError(f"{text!r} would open everything")
+        if network.prefixlen < _WIDEST_ALLOWED:
+            raise ValueError(
+                f"{text!r} is too wide: /{_WIDEST_ALLOWED} is the widest range that may be allowed,"
+                " name the networks that jobs need one by one"
+            )
         return cls(network, int(port) if port else None)
 
 
@@ -167,6 +172,19 @@ def bridges(saved: str) -> list[str]:
 # -- parts -------------------------------------------------------------------------------------------------
 
 _TO_DOCKER_USER: Final = f"-A FORWARD -j {DOCKER_USER}"
+
+
+def _split_port(text: str) -> tuple[str, str | None]:
+    """Return address and port as they stand, the port None where none is named; raises ValueError."""
+    if text.startswith("["):
+        address, _, rest = text[1:].partition("]")
+        if rest[:1] not in {"", ":"}:
+            raise ValueError(f"{text!r} has no proper port")
+        return address, rest[1:] if rest else None
+    if text.count(":") == 1:
+        address, port = text.split(":")
+        return address, port
+    return text, None
 
 
 def _resolving(fence: Fence, family: Family) -> Iterator[str]:

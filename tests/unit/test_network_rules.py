@@ -132,11 +132,38 @@ def test_a_destination_is_read(text: str, network: str, port: int | None) -> Non
     assert Destination.parse(text) == Destination(ip_network(network), port)
 
 
+@pytest.mark.parametrize("text", ["10.0.0.0/8", "fd00::/8", "2001:db8::/32"])
+def test_the_widest_private_ranges_may_be_allowed(text: str) -> None:
+    assert str(Destination.parse(text).network) == text
+
+
 @pytest.mark.parametrize(
-    "text", ["", "pypi.org", "10.1.2.3/8", "10.1.2.3:0", "10.1.2.3:x", "10.1.2.3:65536", "0.0.0.0/0", "::/0"]
+    ("text", "why"),
+    [
+        ("", "IPv4 or IPv6"),
+        ("pypi.org", "IPv4 or IPv6"),
+        ("10.1.2.3/8", "host bits"),
+        ("10.1.2.3:0", "port"),
+        ("10.1.2.3:x", "port"),
+        ("10.1.2.3:", "port"),
+        ("10.1.2.3:65536", "port"),
+        ("[fd00::1]443", "port"),
+        ("[fd00::1]:", "port"),
+        ("0.0.0.0/0", "too wide"),
+        ("::/0", "too wide"),
+        ("0.0.0.0/1", "too wide: /8 is the widest"),
+        ("128.0.0.0/1:443", "too wide"),
+        ("160.0.0.0/7", "host bits|too wide"),
+        ("8000::/1", "too wide"),
+        ("fc00::/7", "too wide"),
+        ("10.1.2.3:\N{ARABIC-INDIC DIGIT FOUR}43", "not ASCII"),
+        ("\N{FULLWIDTH DIGIT ONE}0.1.2.3", "not ASCII"),
+        ("10.1.2.3\N{NO-BREAK SPACE}", "not ASCII"),
+        ("fe80::1%eth0", "link"),
+    ],
 )
-def test_what_is_no_destination_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r".+"):
+def test_what_is_no_destination_is_refused_and_says_why(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
         Destination.parse(text)
 
 
