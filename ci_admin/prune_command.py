@@ -20,7 +20,9 @@ from ci_common.repository import JobRepository
 )
 @with_database
 def prune(dry_run: bool, vacuum: bool, db_path: Path | None, as_json: bool) -> None:
-    """Remove archives, logs and ended jobs that exceed what CI_KEEP_… says, as the controller does every hour.
+    """Remove archives, logs, ended jobs and audited cancels that exceed what CI_KEEP_… says.
+
+    The controller does the same every hour.
 
     Safe while controller and servers run. Give it the environment that the controller has.
     """

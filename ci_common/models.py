@@ -106,7 +106,7 @@ OPERATOR = "operator"  # who acts where no name is known
 
 
 class AuditAction(StrEnum):
-    """What is written down for good, beside who did it."""
+    """What is written down beside who did it: cancels for as long as the operator says, all else for good."""
 
     USER_CREATE = "user.create"
     USER_ACTIVATE = "user.activate"
@@ -133,6 +133,15 @@ class AuditEvent:
         default_factory=lambda: MappingProxyType({})
     )
     request_id: str | None = None  # of the HTTP request; None where a command did it
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedCancel:
+    """What pruning must know of a cancel in the audit trail: anybody may write as many as they like."""
+
+    id: int
+    at: datetime
+    actor: str
 
 
 @dataclass(frozen=True, slots=True)

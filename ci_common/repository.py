@@ -14,6 +14,7 @@ from ci_common.models import (
     OPERATOR,
     APIKey,
     Attempt,
+    AuditedCancel,
     AuditEvent,
     ControllerLease,
     ControllerState,
@@ -140,7 +141,7 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def list_audit(self, since: datetime | None = None) -> list[AuditEvent]:
-        """Return the trail from that time on, or all of it, oldest first. It is kept for ever."""
+        """Return the trail from that time on, or all of it, oldest first. Pruning takes cancels only."""
 
     # -- jobs, as users see them -------------------------------------------------------------------------
 
@@ -308,6 +309,15 @@ class JobRepository(ABC):
         """Those of the jobs that are terminal and marked as pruned in both respects are gone, with their
         timelines and idempotency keys; returns how many. The daily totals stay. 0: nothing, or a stale lease.
         """
+
+    @abstractmethod
+    async def audited_cancels(self) -> list[AuditedCancel]:
+        """Return the cancels in the audit trail, the latest first."""
+
+    @abstractmethod
+    async def remove_cancels(self, lease: ControllerLease | None, ids: Sequence[int]) -> int:
+        """Those rows of the audit trail are gone that tell of cancels, and no others; returns how many.
+        0: nothing, or a stale lease."""
 
     @abstractmethod
     async def existing_jobs(self, job_ids: Collection[str]) -> set[str]:

@@ -14,7 +14,15 @@ from ci_common.crash_points import crash_point
 from ci_common.models import ControllerLease, FinishedJob
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore, LogStore, StoredItem
-from ci_controller.retention import ABANDONED_AFTER, Prunable, Retention, Stored, abandoned, choose
+from ci_controller.retention import (
+    ABANDONED_AFTER,
+    Prunable,
+    Retention,
+    Stored,
+    abandoned,
+    choose,
+    choose_cancels,
+)
 
 _ROWS_AT_ONCE: Final = 200  # a transaction of milliseconds: nobody waits for a prune
 
@@ -60,7 +68,8 @@ class Pruner:
         stored = Stored(jobs, _sizes(archives), _sizes(logs))
         retention = self._retention.under_pressure() if under_pressure else self._retention
         leftovers = [*await self._left_archives(archives, jobs), *await self._left_logs(logs, jobs)]
-        return PrunePlan(tuple(choose(stored, retention, now)), tuple(leftovers), stored)
+        cancels = choose_cancels(await self._repository.audited_cancels(), retention.cancels, now)
+        return PrunePlan((*choose(stored, retention, now), *cancels), tuple(leftovers), stored)
 
     async def prune(self, now: datetime, *, under_pressure: bool = False) -> list[Prunable]:
         """What the rules choose is gone; returns it. Nothing goes, and nothing is returned, when the lease is stale."""
@@ -74,7 +83,12 @@ class Pruner:
         crash_point("after_prune_files")
         for start in range(0, len(jobs), _ROWS_AT_ONCE):
             await self._repository.remove_jobs(self._lease, jobs[start : start + _ROWS_AT_ONCE])
+        await self._remove_cancels([int(name) for name in _names(plan.chosen, "cancel")])
         return list(plan.everything)
+
+    async def _remove_cancels(self, ids: Sequence[int]) -> None:
+        for start in range(0, len(ids), _ROWS_AT_ONCE):
+            await self._repository.remove_cancels(self._lease, ids[start : start + _ROWS_AT_ONCE])
 
     async def _delete_files(self, plan: PrunePlan, archives: Sequence[str], logs: Sequence[str]) -> None:
         refs = {job.id: job.archive_ref for job in plan.stored.jobs}

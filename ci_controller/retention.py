@@ -1,18 +1,20 @@
 """What is kept and for how long: pure rules from a listing to what goes and why. No I/O, no clock.
 
 Archives, logs and the rows of jobs each have an age, a number and (the first two) a size they may reach; whatever
-exceeds one of them goes, the oldest first. The newest few of each stay whatever the other three say.
+exceeds one of them goes, the oldest first. The newest few of each stay whatever the other three say. Of the audit
+trail, cancels have an age and a number for each person; what changed users, keys or the installation stays for ever.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final, Literal
 
-from ci_common.models import FinishedJob
+from ci_common.models import AuditedCancel, FinishedJob
 
-Kind = Literal["archive", "log", "job", "upload"]
+Kind = Literal["archive", "log", "job", "upload", "cancel"]
 
 ABANDONED_AFTER: Final = timedelta(hours=1)  # longer than any server stands between an upload and its row
 DEFAULT_ARCHIVE_BYTES: Final = 20 * 1024**3
@@ -23,7 +25,7 @@ DEFAULT_LOG_BYTES: Final = 20 * 1024**3
 class Keep:
     """How much of one kind is kept."""
 
-    age: timedelta  # since the job ended
+    age: timedelta  # since the job ended, or was cancelled
     count: int
     size: int | None = None  # bytes
     minimum: int = 0  # the newest so many stay, whatever the other three say
@@ -31,11 +33,12 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What the operator decided to keep of terminal jobs; nothing of any other job is ever pruned."""
+    """What the operator decided to keep of terminal jobs, and of cancels; nothing of any other job is ever pruned."""
 
     archives: Keep = Keep(timedelta(days=7), 10_000, DEFAULT_ARCHIVE_BYTES)
     logs: Keep = Keep(timedelta(days=30), 100_000, DEFAULT_LOG_BYTES, minimum=100)
     jobs: Keep = Keep(timedelta(days=90), 100_000, minimum=100)
+    cancels: Keep = Keep(timedelta(days=365), 1000)  # in the audit trail, of each person
 
     def under_pressure(self) -> "Retention":
         """Return what is kept while a disk is nearly full: of archives, which nobody reads again, the minimum."""
@@ -59,7 +62,7 @@ class Prunable:
     """One thing that goes, and why."""
 
     kind: Kind
-    name: str  # of an upload its reference, else the job's id
+    name: str  # of an upload its reference, of a cancel its number in the audit trail, else the job's id
     size: int  # bytes that its files take
     why: str
 
@@ -83,6 +86,22 @@ def choose(stored: Stored, retention: Retention, now: datetime) -> list[Prunable
         if not job.log_pruned:
             logs.why.setdefault(job.id, why)
     return [*archives.prunable(), *logs.prunable(), *jobs.prunable()]
+
+
+def choose_cancels(cancels: Iterable[AuditedCancel], keep: Keep, now: datetime) -> list[Prunable]:
+    """Return which rows of the audit trail go, of cancels from the latest on.
+
+    Counted for each person, so that nobody pushes out what is written of somebody else.
+    """
+    places: Counter[str] = Counter()
+    gone: list[Prunable] = []
+    for one in cancels:
+        if now - one.at > keep.age:
+            gone.append(Prunable("cancel", str(one.id), 0, f"older than {describe(keep.age)}"))
+        elif places[one.actor] >= keep.count:
+            gone.append(Prunable("cancel", str(one.id), 0, f"more than {keep.count} of one person are kept"))
+        places[one.actor] += 1
+    return gone
 
 
 def abandoned(ages: Mapping[str, timedelta], in_use: Collection[str]) -> set[str]:

@@ -102,7 +102,7 @@ class ControllerSettings(ServiceSettings):
     disk_min_free: Size = Field(
         default=DEFAULTS.disk_min_free,
         description="Free bytes on the disks of Docker, data and database below which no job starts; below half of it"
-        " on Docker's, the job that wrote most is stopped.",
+        " on Docker's, the job that wrote most is stopped, if that explains what is gone.",
     )
     disk_min_free_inodes: float = Field(
         default=DEFAULTS.disk_min_free_inodes,
@@ -179,6 +179,14 @@ class ControllerSettings(ServiceSettings):
         default=DEFAULTS.retention.jobs.minimum,
         description="The newest so many stay, whatever the other two say.",
     )
+    keep_cancels: Duration = Field(
+        default=DEFAULTS.retention.cancels.age,
+        description="How long the audit trail tells of a cancel; everything else in it is kept for ever.",
+    )
+    keep_cancels_max: Count = Field(
+        default=DEFAULTS.retention.cancels.count,
+        description="Cancels of one person that the audit trail tells of at most; the oldest go.",
+    )
 
     @property
     def retention(self) -> Retention:
@@ -189,6 +197,7 @@ class ControllerSettings(ServiceSettings):
             ),
             logs=Keep(self.keep_logs, self.keep_logs_max, self.keep_logs_bytes, self.keep_logs_min),
             jobs=Keep(self.keep_jobs, self.keep_jobs_max, minimum=self.keep_jobs_min),
+            cancels=Keep(self.keep_cancels, self.keep_cancels_max),
         )
 
     @property

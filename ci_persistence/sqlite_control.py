@@ -82,10 +82,9 @@ def count_queued(db: sqlite3.Connection, now: datetime) -> int:
 def claim_jobs(db: sqlite3.Connection, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
     """Up to `limit` jobs are claimed, as users take turns; none when the lease is stale."""
     claimed: list[Attempt] = []
-    while holds(db, lease) and len(claimed) < limit:
-        attempt = _claim_one(db, lease, now)
-        if attempt is None:
-            break
+    if not holds(db, lease):  # once: within a transaction it stays as it is
+        return claimed
+    while len(claimed) < limit and (attempt := _claim_one(db, lease, now)):
         claimed.append(attempt)
     return claimed
 

@@ -9,6 +9,7 @@ from ci_common.models import (
     OPERATOR,
     APIKey,
     Attempt,
+    AuditedCancel,
     AuditEvent,
     ControllerLease,
     ControllerState,
@@ -234,6 +235,12 @@ class SQLiteJobRepository(JobRepository):
 
     async def remove_jobs(self, lease: ControllerLease | None, job_ids: Sequence[str]) -> int:
         return await self._db.write(lambda db: retention.remove_jobs(db, lease, job_ids))
+
+    async def audited_cancels(self) -> list[AuditedCancel]:
+        return await self._db.read(retention.audited_cancels)
+
+    async def remove_cancels(self, lease: ControllerLease | None, ids: Sequence[int]) -> int:
+        return await self._db.write(lambda db: retention.remove_cancels(db, lease, ids))
 
     async def existing_jobs(self, job_ids: Collection[str]) -> set[str]:
         return await self._db.read(lambda db: retention.existing_jobs(db, job_ids))

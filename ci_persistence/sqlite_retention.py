@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from ci_common.models import ControllerLease, FinishedJob
+from ci_common.models import AuditAction, AuditedCancel, ControllerLease, FinishedJob
 from ci_persistence.rows import from_text, to_text
 from ci_persistence.sqlite_control import holds
 
@@ -12,6 +12,7 @@ FINISHED = (
     "SELECT id, end_time, archive_ref, archive_pruned_at, log_pruned_at FROM jobs "
     "WHERE end_time IS NOT NULL ORDER BY end_time DESC, id DESC"
 )
+CANCELS = "SELECT id, at, actor FROM audit_events WHERE action = ? ORDER BY at DESC, id DESC"
 ARCHIVES_IN_USE = "SELECT DISTINCT archive_ref FROM jobs WHERE archive_pruned_at IS NULL"
 
 
@@ -56,6 +57,20 @@ def remove_jobs(db: sqlite3.Connection, lease: ControllerLease | None, jobs: Seq
         "AND archive_pruned_at IS NOT NULL AND log_pruned_at IS NOT NULL"
     )
     return sum(db.execute(delete, (job_id,)).rowcount for job_id in jobs)
+
+
+def audited_cancels(db: sqlite3.Connection) -> list[AuditedCancel]:
+    """Return the cancels in the audit trail, the latest first."""
+    rows = db.execute(CANCELS, (AuditAction.JOB_CANCEL,))
+    return [AuditedCancel(row["id"], from_text(row["at"]), row["actor"]) for row in rows]
+
+
+def remove_cancels(db: sqlite3.Connection, lease: ControllerLease | None, ids: Sequence[int]) -> int:
+    """Those rows of the audit trail are gone, where they tell of cancels; returns how many went."""
+    if not _may(db, lease):
+        return 0
+    delete = "DELETE FROM audit_events WHERE id = ? AND action = ?"
+    return sum(db.execute(delete, (number, AuditAction.JOB_CANCEL)).rowcount for number in ids)
 
 
 def existing_jobs(db: sqlite3.Connection, jobs: Collection[str]) -> set[str]:

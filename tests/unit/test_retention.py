@@ -22,9 +22,18 @@ from ci_admin.cli import main
 from ci_common.clock import utcnow
 from ci_common.crash_points import CrashPoint, told_of_crash_points
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position
-from ci_common.models import ControllerLease, FinishedJob, Job, new_id
+from ci_common.models import AuditAction, AuditedCancel, ControllerLease, FinishedJob, Job, new_id
 from ci_controller.pruner import Pruner
-from ci_controller.retention import Keep, Prunable, Retention, Stored, abandoned, choose, describe
+from ci_controller.retention import (
+    Keep,
+    Prunable,
+    Retention,
+    Stored,
+    abandoned,
+    choose,
+    choose_cancels,
+    describe,
+)
 from ci_controller.settings import ControllerSettings
 from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_repository import SQLiteJobRepository
@@ -108,6 +117,36 @@ def test_pressure_takes_archives_and_nothing_else() -> None:
     assert (pressed.logs, pressed.jobs) == (ALL.logs, ALL.jobs)
 
 
+def cancel(number: int, days: float, actor: str) -> AuditedCancel:
+    return AuditedCancel(number, ago(days * DAY), actor)
+
+
+@pytest.mark.parametrize(
+    ("keep", "numbers"),
+    [
+        (Keep(timedelta(days=7), 10), {1}),
+        (Keep(timedelta(days=99), 2), {2, 1}),
+        (Keep(timedelta(days=99), 0), {5, 4, 3, 2, 1}),
+        (Keep(timedelta(days=99), 10), set[int]()),
+    ],
+)
+def test_of_each_person_the_audit_trail_keeps_so_many_cancels(keep: Keep, numbers: set[int]) -> None:
+    """Who cancels in a loop pushes out nobody else's."""
+    cancels = [cancel(n, 10 - 2 * n, "ada") for n in (5, 4)] + [cancel(3, 5, "bob")]
+    cancels += [cancel(2, 6, "ada"), cancel(1, 8, "ada")]
+    chosen = choose_cancels(cancels, keep, NOW)
+    assert {int(one.name) for one in chosen} == numbers
+    assert {(one.kind, one.size) for one in chosen} <= {("cancel", 0)}
+
+
+def test_why_a_cancel_goes_is_said() -> None:
+    cancels = [cancel(n, 10 - 4 * n, "ada") for n in (2, 1, 0)]
+    assert [one.why for one in choose_cancels(cancels, Keep(timedelta(days=7), 1), NOW)] == [
+        "more than 1 of one person are kept",
+        "older than 7 d",
+    ]
+
+
 def test_an_upload_without_a_job_is_abandoned_after_an_hour() -> None:
     ages = {"young": timedelta(minutes=59), "late": timedelta(minutes=61), "used": timedelta(days=9)}
     assert abandoned(ages, {"used"}) == {"late"}
@@ -162,12 +201,15 @@ def test_settings_become_rules(monkeypatch: pytest.MonkeyPatch) -> None:
         "CI_KEEP_ARCHIVES": "12h",
         "CI_KEEP_LOGS_BYTES": "2GiB",
         "CI_KEEP_JOBS_MIN": "7",
+        "CI_KEEP_CANCELS": "90d",
+        "CI_KEEP_CANCELS_MAX": "12",
     }.items():
         monkeypatch.setenv(name, value)
     changed = ControllerSettings().retention
     assert changed.archives.age == timedelta(hours=12)
     assert changed.logs.size == 2 * 1024**3
     assert changed.jobs.minimum == 7
+    assert changed.cancels == Keep(timedelta(days=90), 12)
 
 
 # -- carrying them out -----------------------------------------------------------------------------------
@@ -297,6 +339,22 @@ async def test_logs_that_no_job_has_go_when_they_are_as_old_as_logs_may_get(
     [gone] = await pruner(site, Retention()).prune(utcnow())
     assert (gone.kind, gone.name, gone.why) == ("log", "old", "no such job")
     assert {item.name for item in site.stores.logs.items()} == {"young", kept.id}
+
+
+async def test_who_submits_and_cancels_for_ever_does_not_grow_the_audit_trail_for_ever(
+    site: Site, ada: Account
+) -> None:
+    before = [event.action for event in await site.repository.list_audit()]
+    for _ in range(3):
+        job = await queue(site, ada, await _upload(site))
+        await site.repository.request_cancel(job.id, ada.user.id, ada.user.email, utcnow())
+    two = Retention(FOREVER, FOREVER, FOREVER, cancels=Keep(timedelta(days=1), 2))
+    [planned] = (await pruner(site, two).plan(utcnow())).everything
+    assert await pruner(site, two).prune(utcnow()) == [planned]
+    after = [event.action for event in await site.repository.list_audit()]
+    assert after == [*before, AuditAction.JOB_CANCEL, AuditAction.JOB_CANCEL], "and all else is there"
+    assert len(await pruner(site, two).prune(utcnow() + timedelta(days=2))) == 2
+    assert [event.action for event in await site.repository.list_audit()] == before
 
 
 async def test_two_that_prune_at_once_do_no_more_than_one(site: Site, ada: Account, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
--- Who did what to users, keys, jobs and the database; written by the transaction that did it. Kept for ever: it is small.
+-- Who did what to users, keys, jobs and the database; written by the transaction that did it.
 CREATE TABLE audit_events (
     id INTEGER PRIMARY KEY,
     at TEXT NOT NULL,

@@ -7,6 +7,8 @@ import pytest
 
 from ci_common.errors import JobNotFound
 from ci_common.models import (
+    AuditAction,
+    AuditEvent,
     ControllerLease,
     DailyTotal,
     FinishedJob,
@@ -113,6 +115,27 @@ class RetentionContract:
         assert (await story.repository.create_job(again, promise)).id == job.id
         await story.repository.remove_jobs(None, [job.id])
         assert (await story.repository.create_job(again, promise)).id == again.id
+
+    # -- the audit trail ---------------------------------------------------------------------------------
+
+    async def test_cancels_go_from_the_audit_trail_and_nothing_else_does(
+        self, story: Story, other: JobRepository
+    ) -> None:
+        for second in (3, 4, 5):
+            await story.repository.request_cancel((await story.queue()).id, None, "ada", at(second))
+        await story.repository.record_audit(AuditEvent(at(6), "eve", AuditAction.BACKUP, "here", {}))
+        cancels = await story.repository.audited_cancels()
+        assert [(one.at, one.actor) for one in cancels] == [(at(5), "ada"), (at(4), "ada"), (at(3), "ada")]
+        trail = await story.repository.list_audit()
+        every_number = range(1, len(trail) + 10)
+        await other.take_over("successor", at(7))
+        assert await story.repository.remove_cancels(story.lease, every_number) == 0
+        assert await story.repository.list_audit() == trail
+        assert await story.repository.remove_cancels(None, [cancels[2].id, cancels[1].id]) == 2
+        assert await other.audited_cancels() == cancels[:1]
+        assert await other.remove_cancels(None, every_number) == 1
+        kept = [event for event in trail if event.action is not AuditAction.JOB_CANCEL]
+        assert await other.list_audit() == kept
 
     # -- totals ------------------------------------------------------------------------------------------
 
