@@ -7,7 +7,19 @@ import pytest
 
 from tests.support.docker_cli import require_engine
 from tests.support.installation import Daemon, Installation
+from tests.support.prepared_image import prepared_image
 from tests.support.secrets import assert_no_secrets
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests come first: workers that have nothing left to do find short ones to take over."""
+    items.sort(key=_length, reverse=True)
+
+
+def _length(item: pytest.Item) -> tuple[bool, float]:
+    """Return how long the test may take, as its marks tell."""
+    limit = item.get_closest_marker("timeout")
+    return item.get_closest_marker("docker") is not None, float(limit.args[0]) if limit else 0.0
 
 
 def assert_ended_well(system: Installation) -> None:
@@ -25,7 +37,7 @@ def engine() -> None:
 @pytest.fixture
 def installation(engine: None, tmp_path: Path, worker_id: str) -> Iterator[Installation]:
     """A CI system of this test's own, with nothing started yet."""
-    system = Installation(tmp_path, prefix=f"test-{worker_id}-")
+    system = Installation(tmp_path, prefix=f"test-{worker_id}-", image=prepared_image())
     yield system
     assert_ended_well(system)
 
@@ -35,7 +47,8 @@ def shared(
     engine: None, tmp_path_factory: pytest.TempPathFactory, worker_id: str
 ) -> Iterator[tuple[Installation, Daemon]]:
     """A running CI system that the tests of one worker share; they must not disturb its processes."""
-    system = Installation(tmp_path_factory.mktemp("shared"), prefix=f"test-{worker_id}-shared-")
+    root = tmp_path_factory.mktemp("shared")
+    system = Installation(root, prefix=f"test-{worker_id}-shared-", image=prepared_image())
     server = system.start()
     yield system, server
     assert_ended_well(system)

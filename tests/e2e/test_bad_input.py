@@ -16,6 +16,7 @@ import pytest
 
 from ci_common.api_keys import generate_api_key
 from ci_common.errors import errors_by_code
+from tests.support import plain_http
 from tests.support.archives import HOSTILE, zip_of
 from tests.support.eventually import eventually
 from tests.support.installation import FIXTURES, Daemon, Installation, make_project
@@ -140,7 +141,7 @@ def test_no_key_at_all_is_77_and_says_how_to_give_one(shared: Shared) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == NOT_ALLOWED, done.stderr
     assert "CI_API_KEY" in _one_sentence(done.stderr)
-    anonymous = httpx.get(f"{server.url}/jobs")
+    anonymous = plain_http.get(f"{server.url}/jobs")
     _problem(anonymous, 401, "unauthorized")
     assert anonymous.headers["www-authenticate"].startswith("Bearer")
 
@@ -222,7 +223,7 @@ def test_without_docker_jobs_stay_queued_and_uncharged_and_everyone_says_why(
     assert b"4 passed" in out
     (job,) = _jobs(system, server)
     assert (job["attempt"], job["success"]) == (1, True), "waiting for the engine cost it nothing"
-    assert httpx.get(f"{server.url}/ready").status_code == 200
+    assert plain_http.get(f"{server.url}/ready").status_code == 200
 
 
 @pytest.fixture
@@ -336,7 +337,7 @@ def _not_ready(server: Daemon, check: str) -> str:
     """Return why /ready says that this is not well, once it says so."""
 
     def said() -> str | None:
-        reasons: list[str] = httpx.get(f"{server.url}/ready").json()["reasons"]
+        reasons: list[str] = plain_http.get(f"{server.url}/ready").json()["reasons"]
         return next((reason for reason in reasons if reason.startswith(f"{check}: ")), None)
 
     return eventually(said, what=f"/ready complaining about the {check}")

@@ -171,7 +171,7 @@ def test_cancel_lets_pytest_print_its_summary(shared: Shared, tmp_path: Path) ->
 def test_the_jobs_timeout_ends_it_with_124(shared: Shared, tmp_path: Path) -> None:
     system, server = shared
     project = make_project(tmp_path / "p", {"test_hang.py": "import time\ndef test_x(): time.sleep(600)\n"})
-    done = system.ci(server, "submit", "test", "--timeout", "8", project=project)
+    done = system.ci(server, "submit", "test", "--timeout", "3", project=project)
     assert done.code == 124, done.text + done.err
     assert "timeout" in done.err or "time-out" in done.err
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.docker_cli import RUNNER_IMAGE
 from tests.support.eventually import eventually
 from tests.support.installation import Installation, make_project
 
@@ -44,6 +45,7 @@ def test_the_metadata_address_is_refused_and_the_index_is_not():
 def test_without_network_a_job_installs_and_its_tests_have_none(
     installation: Installation, tmp_path: Path
 ) -> None:
+    installation.image = RUNNER_IMAGE  # pytest is to come over the network
     installation.start_controller(CI_JOB_NETWORK="none")
     server = installation.start_server()
     installation.wait_ready(server)

@@ -11,17 +11,18 @@ from tests.support.installation import Installation, make_project
 
 pytestmark = pytest.mark.docker
 
-CODE = """
-import pathlib, time
+SHORT = "def test_short(): pass\n"
+# Runs until the file appears that the test puts into its container.
+WAITING = """
+import os, time
 
-def test_waits_for_nothing_long():
-    print("ran")
-    time.sleep(SECONDS)
+def test_waits():
+    while not os.path.exists("/tmp/enough"):
+        time.sleep(0.02)
 """
 
 
-def project(root: Path, seconds: float) -> Path:
-    code = CODE.replace("SECONDS", str(seconds))
+def project(root: Path, code: str) -> Path:
     return make_project(root, {"requirements.txt": "pytest\n", "test_it.py": code})
 
 
@@ -33,7 +34,7 @@ def test_a_pruned_log_is_said_to_be_gone_by_the_command_and_the_verdict_stays(
     )
     server = installation.start_server()
     installation.wait_ready(server)
-    job = installation.submit(server, project(tmp_path / "project", 0))
+    job = installation.submit(server, project(tmp_path / "project", SHORT))
     assert installation.wait(server, job)["success"] is True
     assert controller.terminate() == 0
     installation.start_controller(
@@ -58,14 +59,13 @@ def test_a_backup_taken_while_jobs_run_and_restored_while_containers_run(
     installation.start_controller(CI_MAX_RUNNING_JOBS="2")
     server = installation.start_server()
     installation.wait_ready(server)
-    slow = project(tmp_path / "project", 20)
-    running = installation.submit(server, slow)
+    running = installation.submit(server, project(tmp_path / "project", WAITING))
     eventually(lambda: installation.job(server, running)["status"] == "running", what="the start")
     backup = tmp_path / "backup"
     taken = installation.admin("backup", str(backup), "--json")
     assert taken.code == 0, taken.err
     assert json.loads(taken.out)["unfinished_jobs"] == 1
-    late = installation.submit(server, project(tmp_path / "quick", 0))
+    late = installation.submit(server, project(tmp_path / "quick", SHORT))
     assert installation.wait(server, late)["success"] is True
     assert installation.job(server, running)["success"] is None
 
@@ -85,6 +85,8 @@ def test_a_backup_taken_while_jobs_run_and_restored_while_containers_run(
     installation.start_controller()
     successor = installation.start_server()
     installation.wait_ready(successor)
+    [(container,)] = installation.query("SELECT container_id FROM attempts WHERE job_id = ?", running)
+    installation.docker("exec", container, "touch", "/tmp/enough")
     job = installation.wait(successor, running)
     assert job["success"] is True
     [(attempts,)] = installation.query("SELECT count(*) FROM attempts WHERE job_id = ?", running)

@@ -7,6 +7,7 @@ import httpx
 
 from ci_common.api_keys import generate_api_key
 from tests.support.installation import FIXTURES, Installation, find_key
+from tests.support.plain_http import NO_TLS
 from tests.support.raw_http import connect, head, rest_of
 from tests.support.secrets import assert_no_secrets
 
@@ -20,7 +21,7 @@ def test_no_log_of_a_full_run_holds_a_key(installation: Installation, tmp_path: 
     assert done.code == 0, done.err
 
     key, wrong, revoked = system.key(), generate_api_key(), _revoked_key(system)
-    with httpx.Client(base_url=server.url, timeout=20) as http:
+    with httpx.Client(base_url=server.url, timeout=20, verify=NO_TLS) as http:
         for secret in (key, wrong, revoked):
             for headers in (
                 {"Authorization": f"Bearer {secret}"},

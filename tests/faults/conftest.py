@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.installation import Installation
+from tests.support.prepared_image import prepared_image
 from tests.support.private_engine import PrivateEngine, private_engine
 
 
@@ -18,7 +19,7 @@ def _number(worker_id: str) -> int:
 
 @pytest.fixture(scope="module")
 def _engine_without_live_restore(engine: None, worker_id: str) -> Iterator[PrivateEngine]:
-    with private_engine(_number(worker_id)) as own:
+    with private_engine(_number(worker_id), image=prepared_image()) as own:
         yield own
 
 
@@ -28,14 +29,19 @@ def private(_engine_without_live_restore: PrivateEngine, tmp_path: Path) -> Iter
     yield from _installation(_engine_without_live_restore, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def _engine_with_live_restore(engine: None, worker_id: str) -> Iterator[PrivateEngine]:
+    with private_engine(50 + _number(worker_id), image=prepared_image(), live_restore=True) as own:
+        yield own
+
+
 @pytest.fixture
-def live_restore(engine: None, tmp_path: Path, worker_id: str) -> Iterator[Installation]:
+def live_restore(_engine_with_live_restore: PrivateEngine, tmp_path: Path) -> Iterator[Installation]:
     """A CI system on an engine whose containers outlive it; nothing started yet."""
-    with private_engine(50 + _number(worker_id), live_restore=True) as own:
-        yield from _installation(own, tmp_path)
+    yield from _installation(_engine_with_live_restore, tmp_path)
 
 
 def _installation(engine: PrivateEngine, root: Path) -> Iterator[Installation]:
-    system = Installation(root, prefix="test-", engine=engine)
+    system = Installation(root, prefix="test-", engine=engine, image=prepared_image())
     yield system
     assert system.stop() == [], "containers were left over"

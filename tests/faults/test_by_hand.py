@@ -5,10 +5,10 @@ None of it is ever a failure of somebody's tests.
 
 from pathlib import Path
 
-import httpx
 import pytest
 
 from ci_controller import labels
+from tests.support import plain_http
 from tests.support.docker_cli import RUNNER_IMAGE, docker
 from tests.support.eventually import eventually
 from tests.support.installation import Daemon, Installation, make_project
@@ -100,7 +100,7 @@ def test_fault_28_the_image_is_gone_while_jobs_are_queued(installation: Installa
     """They stay queued, the reason is said, and they run once it is back."""
     system = installation
     image = f"ci-runner:{system.prefix}fault-28"
-    docker("tag", RUNNER_IMAGE, image)
+    docker("tag", system.image, image)
     try:
         system.start_controller(CI_RUNNER_IMAGE=image, CI_MAX_RUNNING_JOBS="1")
         server = system.start_server()
@@ -115,7 +115,7 @@ def test_fault_28_the_image_is_gone_while_jobs_are_queued(installation: Installa
         assert f"{image} is missing" in what_is_said(system, server, queued)
         assert system.job(server, queued)["status"] == "queued"
         assert [system.job(server, first)["success"], begun(system, queued)] == [True, []]
-        docker("tag", RUNNER_IMAGE, image)
+        docker("tag", system.image, image)
         until_ended(system, queued)
         job = system.job(server, queued)
         assert (job["success"], job["attempt"]) == (True, 1), job
@@ -130,7 +130,7 @@ def what_is_said(system: Installation, server: Daemon, job_id: str) -> str:
 
 
 def reasons(server: Daemon) -> str:
-    return str(httpx.get(f"{server.url}/ready").json()["reasons"])
+    return str(plain_http.get(f"{server.url}/ready").json()["reasons"])
 
 
 def test_faults_30_and_31_containers_of_others_and_orphans(

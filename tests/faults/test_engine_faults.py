@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.support import plain_http
 from tests.support.eventually import eventually
 from tests.support.installation import Daemon, Installation, make_project
 from tests.support.private_engine import PrivateEngine
@@ -93,7 +93,7 @@ def lost(system: Installation, job_id: str) -> list[tuple[Any, ...]]:
 
 
 def ready(server: Daemon) -> dict[str, Any]:
-    return httpx.get(f"{server.url}/ready").json()
+    return plain_http.get(f"{server.url}/ready").json()
 
 
 def test_fault_21_the_engine_is_stopped(private: Installation, tmp_path: Path) -> None:

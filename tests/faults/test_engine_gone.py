@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tests.support import plain_http
 from tests.support.engine_proxy import EngineInBetween, engine_in_between
 from tests.support.eventually import eventually
 from tests.support.installation import Daemon, Installation, make_project
@@ -61,7 +61,7 @@ def start(system: Installation, between: EngineInBetween, **settings: str) -> Da
 
 
 def names_the_engine(server: Daemon) -> bool:
-    return "docker engine" in str(httpx.get(f"{server.url}/ready").json()["reasons"])
+    return "docker engine" in str(plain_http.get(f"{server.url}/ready").json()["reasons"])
 
 
 def check_ran_once(system: Installation, server: Daemon, job_id: str) -> None:
@@ -137,7 +137,7 @@ def test_the_engine_hangs_while_a_job_runs_and_another_waits(
     until_printed(system, jobs[0], b"line 3\n")
     between.hang()
     eventually(lambda: names_the_engine(server), seconds=60, what="/ready naming the engine")
-    checks = httpx.get(f"{server.url}/ready").json()["checks"]
+    checks = plain_http.get(f"{server.url}/ready").json()["checks"]
     assert checks["controller"]["heartbeat_age_seconds"] < 15
     assert [system.job(server, job_id)["success"] for job_id in jobs] == [None, None]
     between.flow()

@@ -4,9 +4,9 @@ import os
 import signal
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tests.support import plain_http
 from tests.support.eventually import eventually
 from tests.support.installation import Daemon, Installation, make_project
 from tests.support.kill_loop import zipped
@@ -143,4 +143,4 @@ def stop_as_it_claims(system: Installation, server: Daemon, controller: Daemon) 
 
 
 def heartbeat_age(server: Daemon) -> float:
-    return httpx.get(f"{server.url}/ready").json()["checks"]["controller"]["heartbeat_age_seconds"]
+    return plain_http.get(f"{server.url}/ready").json()["checks"]["controller"]["heartbeat_age_seconds"]

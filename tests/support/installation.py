@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from click.testing import CliRunner
 
+from ci_admin.cli import cli
+from tests.support import plain_http
 from tests.support.docker_cli import RUNNER_IMAGE, containers_of, docker
 from tests.support.eventually import eventually
+from tests.support.plain_http import NO_TLS
 from tests.support.private_engine import PrivateEngine
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -74,6 +78,7 @@ class Installation:
     daemons: list[Daemon] = field(default_factory=list["Daemon"])
     keys: dict[str, str] = field(default_factory=dict[str, str])
     engine: PrivateEngine | None = None  # None: the host's
+    image: str = RUNNER_IMAGE  # that its jobs run in
 
     @property
     def database(self) -> Path:
@@ -87,7 +92,7 @@ class Installation:
             "HOME": str(self.root),
             "CI_DB_PATH": str(self.database),
             "CI_CONTAINER_PREFIX": self.prefix,
-            "CI_RUNNER_IMAGE": RUNNER_IMAGE,
+            "CI_RUNNER_IMAGE": self.image,
             "CI_CONFIG_FILE": str(self.root / "no-config"),
             **_UNLIMITED,
             **extra,
@@ -125,7 +130,7 @@ class Installation:
 
     def wait_ready(self, server: Daemon) -> None:
         """The server says that a controller serves its database."""
-        eventually(lambda: httpx.get(f"{server.url}/ready").status_code == 200, what="/ready")
+        eventually(lambda: plain_http.get(f"{server.url}/ready").status_code == 200, what="/ready")
 
     def start(self) -> Daemon:
         """A controller and a server run; returns the server."""
@@ -178,7 +183,7 @@ class Installation:
     def _answers(self, daemon: Daemon) -> bool:
         assert daemon.running, f"the server ended: {daemon.tail()}"
         try:
-            return httpx.get(f"{daemon.url}/health").status_code == 200
+            return plain_http.get(f"{daemon.url}/health").status_code == 200
         except httpx.TransportError:
             return False
 
@@ -192,12 +197,16 @@ class Installation:
         """Return an API key of that user, both made on first use."""
         if user not in self.keys:
             email = f"{user}@example.org"
-            created = self.admin("user", "create", "--name", user, "--email", email)
-            assert created.code == 0, created.err
-            issued = self.admin("key", "create", "--email", email, "--name", "test", "--json")
-            assert issued.code == 0, issued.err
-            self.keys[user] = find_key(json.loads(issued.out))
+            self._admin_in_process("user", "create", "--name", user, "--email", email)
+            issued = self._admin_in_process("key", "create", "--email", email, "--name", "test", "--json")
+            self.keys[user] = find_key(json.loads(issued))
         return self.keys[user]
+
+    def _admin_in_process(self, *args: str) -> str:
+        """Return what `ci-admin ARGS` prints, run in this process: every test needs a key, none its half second."""
+        done = CliRunner().invoke(cli, args, env=self.environment())
+        assert done.exit_code == 0, done.output + repr(done.exception)
+        return done.stdout
 
     def client_environment(self, server: Daemon, user: str = "ada") -> dict[str, str]:
         """Return the environment in which that user's `ci` talks to that server."""
@@ -232,9 +241,8 @@ class Installation:
 
     def http(self, server: Daemon, user: str = "ada") -> httpx.Client:
         """Return an HTTP client with that user's key."""
-        return httpx.Client(
-            base_url=server.url, headers={"Authorization": f"Bearer {self.key(user)}"}, timeout=60
-        )
+        headers = {"Authorization": f"Bearer {self.key(user)}"}
+        return httpx.Client(base_url=server.url, headers=headers, timeout=60, verify=NO_TLS)
 
     def job(self, server: Daemon, job_id: str, user: str = "ada") -> dict[str, Any]:
         """Return the job as the API shows it."""

@@ -103,7 +103,7 @@ class PrivateEngine:
         """Return the engine's `State` of a container."""
         return json.loads(self.docker("inspect", "--format", "{{json .State}}", container))
 
-    def load(self, image: str = RUNNER_IMAGE) -> None:
+    def load(self, image: str) -> None:
         """The engine has that image of the host's engine."""
         archive = self.root / "image.tar"
         docker("save", image, "--output", str(archive))
@@ -170,8 +170,10 @@ def _children(pid: int) -> set[int]:
 
 
 @contextmanager
-def private_engine(number: int, *, live_restore: bool = False) -> Generator[PrivateEngine]:
-    """A running private engine with the runner image; `number` (0-99) keeps those of parallel tests apart."""
+def private_engine(
+    number: int, *, image: str = RUNNER_IMAGE, live_restore: bool = False
+) -> Generator[PrivateEngine]:
+    """A running private engine with that image; `number` (0-99) keeps those of parallel tests apart."""
     assert os.geteuid() == 0, "a private engine needs root"
     name, subnet = f"ci-eng{number}", f"10.231.{number}"
     root = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))  # a socket's path has 108 bytes at most
@@ -179,7 +181,7 @@ def private_engine(number: int, *, live_restore: bool = False) -> Generator[Priv
     with _network(name, subnet):
         try:
             engine.start()
-            engine.load()
+            engine.load(image)
             yield engine
         finally:
             engine.close()

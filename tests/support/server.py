@@ -40,6 +40,7 @@ from ci_persistence.factory import Stores, open_repository, open_stores
 from ci_server.app import create_app
 from ci_server.http_protocol import GuardedProtocol
 from ci_server.settings import ServerSettings
+from tests.support.plain_http import NO_TLS
 
 # Tests ask as fast as they can; those of the limits set their own.
 UNLIMITED: Mapping[str, Any] = {
@@ -254,7 +255,9 @@ def serving(settings: ServerSettings) -> Generator[str, None, None]:
 def client(url: str, account: Account | None = None, **options: Any) -> httpx.AsyncClient:
     """Return an HTTP client, with the account's key if there is one."""
     headers = account.headers if account else {}
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False, **options)
+    return httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=20, trust_env=False, verify=NO_TLS, **options
+    )
 
 
 @dataclass(frozen=True)
