@@ -12,6 +12,9 @@ STAMP := $(VENV)/.installed
 # Options for pytest in `make test`, for example: make test PYTEST_ARGS="-n 0 -x tests/unit"
 PYTEST_ARGS ?= -n auto
 
+# Without compiled files every worker of pytest would compile every test anew, and every process of a test what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help venv docker runner-image demo test soak check format doctor bench bench-reliability clean
 
 help: ## list the targets

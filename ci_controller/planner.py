@@ -196,7 +196,7 @@ def _decide_stop(
     elif container.id in work.over_disk:
         message = work.over_disk[container.id]
         yield StopContainer(attempt, container.id, SIGKILL, Reason.DISK_LIMIT, message, "disk limit reached")
-    elif ran >= timeout + policy.stop_grace + policy.slack:
+    elif ran >= timeout + policy.deadline_grace:
         message = f"The job ran longer than its time-out of {timeout.total_seconds():g} s."
         yield StopContainer(attempt, container.id, SIGKILL, Reason.TIMEOUT, message, "past its deadline")
 

@@ -40,6 +40,7 @@ class Policy:
     interrupt_grace: timedelta = timedelta(seconds=10)
     terminate_grace: timedelta = timedelta(seconds=5)
     slack: timedelta = timedelta(seconds=10)  # for the harness to say its last word after that
+    isolation_patience: timedelta = timedelta(seconds=60)  # the harness's with the network; off its deadline
     stuck_after: timedelta = timedelta(seconds=60)  # who outlives its SIGKILL by that is given up
     orphan_grace: timedelta = timedelta(seconds=60)
     max_backoff: timedelta = timedelta(seconds=60)
@@ -49,6 +50,12 @@ class Policy:
     def stop_grace(self) -> timedelta:
         """How long a job has to end after a SIGINT, until the harness kills it."""
         return self.interrupt_grace + self.terminate_grace
+
+    @property
+    def deadline_grace(self) -> timedelta:
+        """How long a job may outlive its time-out by our clock, which runs on while the harness's waits."""
+        waited = self.isolation_patience if self.network == "none" else timedelta(0)
+        return self.stop_grace + self.slack + waited
 
     def timeout_of(self, job: Job) -> timedelta:
         """Return how long the job may run: what its submitter asked for (the server judged that), or our default."""

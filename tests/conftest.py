@@ -1,5 +1,6 @@
 """Fixtures of every test: a CI system of one's own, and one shared by the tests of a worker that break nothing."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from tests.support.docker_cli import require_engine
 from tests.support.installation import Daemon, Installation
 from tests.support.prepared_image import prepared_image
 from tests.support.secrets import assert_no_secrets
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto` is a worker more than there are cores: tests of real processes spend part of their time waiting."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ SETTINGS = {
     "CI_LOG_LIMIT": "256k",
     "CI_JOB_IDLE_TIMEOUT": "30s",
     "CI_MAX_ATTEMPTS": "1",
-    "CI_MAX_RUNNING_JOBS": "4",
+    "CI_MAX_RUNNING_JOBS": "6",  # of which those that only wait take some
 }
 
 EATER = "x = []\nwhile True: x.append(bytearray(10**7))"
@@ -52,6 +53,19 @@ def left(code: int) -> str:
 
 
 ENDS = {
+    "says nothing": Case(
+        HANGS,
+        "idle_timeout",
+        r"There was no output for 30 s while test_it\.py::test_hangs ran\.",
+        log=b"==> The stacks of all threads of pytest:\n",
+    ),
+    "takes too long": Case(
+        HANGS,
+        "timeout",
+        r"The time-out of 20 s passed while test_it\.py::test_hangs ran\.",
+        ("--timeout", "20"),
+        b" in test_hangs\n",
+    ),
     "passes": Case("def test_a(): pass", None, r"1 passed\."),
     "fails": Case("def test_a(): pass\ndef test_b(): assert 0", "tests_failed", r"1 failed, 1 passed\."),
     "cannot be collected": Case(
@@ -90,19 +104,6 @@ ENDS = {
         {"inner/pyproject.toml": "[project]\nname = 'x'\nversion = '1'\n", "inner/test_it.py": ""},
         "bad_archive",
         r"The project is inside the folder 'inner': .*",
-    ),
-    "takes too long": Case(
-        HANGS,
-        "timeout",
-        r"The time-out of 20 s passed while test_it\.py::test_hangs ran\.",
-        ("--timeout", "20"),
-        b" in test_hangs\n",
-    ),
-    "says nothing": Case(
-        HANGS,
-        "idle_timeout",
-        r"There was no output for 30 s while test_it\.py::test_hangs ran\.",
-        log=b"==> The stacks of all threads of pytest:\n",
     ),
     "eats memory": Case(
         "def test_big():\n " + EATER.replace("\n", "\n "),
@@ -306,12 +307,24 @@ def test_what_is_done_to_a_job_from_outside_is_said_and_blamed_on_nobody(
     assert [system.ci(server, "wait", job_id).code for job_id in (cancelled, killed)] == [143, 125]
 
 
+def waited(system: Installation, job_id: str) -> timedelta:
+    [(created,)] = system.query("SELECT created_at FROM jobs WHERE id = ?", job_id)
+    return datetime.now(UTC) - datetime.fromisoformat(created)
+
+
 def test_a_job_that_never_got_its_turn_says_so(installation: Installation, tmp_path: Path) -> None:
-    installation.start_controller(CI_MAX_RUNNING_JOBS="1", CI_QUEUE_TIMEOUT="1s")
+    """Controllers look for those twice a minute, and first of all when they begin."""
+    settings = {"CI_MAX_RUNNING_JOBS": "1", "CI_QUEUE_TIMEOUT": "1s"}
+    controller = installation.start_controller(**settings)
     server = installation.start_server()
     installation.wait_ready(server)
     first, _ = running(installation, server, tmp_path / "first")
     second = installation.submit(server, tmp_path / "first")
+    eventually(
+        lambda: waited(installation, second) > timedelta(seconds=1), what="more than a second in the queue"
+    )
+    assert controller.terminate() == 0
+    installation.start_controller(**settings)
     job = installation.wait(server, second)
     assert (job["status"], job["reason"]) == ("failed", "queue_timeout")
     assert job["message"]

@@ -17,7 +17,7 @@ from tests.simulation.world import World, simulated
 STEPS = int(os.environ.get("CI_SIMULATION_STEPS", "80"))
 ONE = os.environ.get("CI_SIMULATION_SEED")
 SOAK = os.environ.get("CI_SOAK") == "1"
-SEEDS = [int(ONE)] if ONE else range(100 if SOAK else 25)
+SEEDS = [int(ONE)] if ONE else range(100 if SOAK else 15)
 
 
 @contextmanager

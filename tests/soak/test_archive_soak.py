@@ -1,6 +1,8 @@
 """Row 68 for longer: archives that no run has seen, and the largest ones as a tar; `CI_SOAK=1` runs it."""
 
 import os
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +19,17 @@ pytestmark = [
     pytest.mark.skipif("CI_SOAK" not in os.environ, reason="long: set CI_SOAK=1"),
 ]
 
+MINUTES = float(os.environ.get("CI_SOAK_MINUTES", "30"))
+EXAMPLES = 20_000
+
 
 @pytest.mark.parametrize("archives", [written, mutated, built])
 def test_thousands_of_archives(archives: Callable[[], st.SearchStrategy[bytes]]) -> None:
+    """As many as the minutes allow, in runs that begin anew."""
     tally = Tally()
 
     @settings(
-        max_examples=20_000,
+        max_examples=500,
         database=None,
         deadline=None,
         suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
@@ -32,7 +38,10 @@ def test_thousands_of_archives(archives: Callable[[], st.SearchStrategy[bytes]])
     def tried(data: bytes) -> None:
         check(data, tally)
 
-    tried()
+    deadline = time.monotonic() + MINUTES * 60
+    while time.monotonic() < deadline and tally.accepted + tally.refused < EXAMPLES:
+        tried()
+    sys.stdout.write(f"{tally}\n")
     assert tally.accepted > 200
     assert tally.refused > 200
 

@@ -22,4 +22,4 @@ ROUNDS = int(os.environ.get("CI_SOAK_ROUNDS", "100"))
 
 def test_a_hundred_rounds_of_kill_9(installation: Installation) -> None:
     seed = int(os.environ.get("CI_SOAK_SEED", secrets.randbelow(10**6)))
-    survive(installation, Wave(rounds=ROUNDS, jobs=20, slots=20, seed=seed, longest_pause=3.0, endless=True))
+    survive(installation, Wave(rounds=ROUNDS, jobs=20, seed=seed, longest_pause=3.0, endless=True))

@@ -77,6 +77,7 @@ class Cast:
     running: Attempt
     ended: Job
     key: APIKey
+    cancel: int  # its row in the audit trail
 
     @property
     def fence(self) -> Fence:
@@ -117,6 +118,7 @@ WRITES: dict[str, Write] = {
         cast.story.lease, archives=[cast.ended.id], logs=[cast.ended.id], now=at(50)
     ),
     "remove_jobs": lambda cast: cast.repository.remove_jobs(cast.story.lease, [cast.ended.id]),
+    "remove_cancels": lambda cast: cast.repository.remove_cancels(cast.story.lease, [cast.cancel]),
 }
 
 
@@ -145,8 +147,10 @@ async def a_cast(directory: Path) -> AsyncGenerator[Cast]:
         running = await story.claim(13)
         await repository.mark_started(running.fence, "c2", "image", at(13))
         claimed = await story.claim(14)
+        await repository.request_cancel((await story.queue(14, id="cancelled")).id, None, "somebody", at(15))
+        [cancel] = await repository.audited_cancels()
         queued, ended = await story.job("queued"), await story.job("ended")
-        yield Cast(repository, story, queued, claimed, running, ended, key)
+        yield Cast(repository, story, queued, claimed, running, ended, key, cancel.id)
     finally:
         FailingConnection.left = 0
         await repository.close()

@@ -11,6 +11,7 @@ from ci_common.models import Attempt, JobOptions, Reason
 from ci_controller import labels
 from ci_controller.breaker import Trouble
 from ci_controller.container_runtime import ContainerState, ObservedContainer
+from ci_controller.harness.harness import ISOLATION_SECONDS
 from ci_controller.observed_state import Observed, Work, attempt_of
 from ci_controller.operations import (
     AdoptContainer,
@@ -176,6 +177,15 @@ def test_the_deadline_has_a_second_line(seconds: float, stops: bool) -> None:
     Who is still there then did not act on its own deadline: our first signal is the last one."""
     observed = world(running(since=seconds), container(), work=follows(container()))
     assert planned(observed) == ("stop a/1 by SIGKILL (timeout): past its deadline" if stops else "")
+
+
+@pytest.mark.parametrize(("seconds", "stops"), [(1884, False), (1885, True)])
+def test_the_wait_for_the_network_to_go_is_not_taken_for_a_stuck_harness(seconds: float, stops: bool) -> None:
+    """The harness takes that wait off its deadline; how long it took is only known to it."""
+    observed = world(running(since=seconds), container(), work=follows(container()))
+    isolating = replace(POLICY, network="none")
+    assert bool(plan(observed, NOW, isolating)) == stops
+    assert isolating.isolation_patience == timedelta(seconds=ISOLATION_SECONDS)
 
 
 def test_a_submitter_may_ask_for_another_time_out() -> None:
