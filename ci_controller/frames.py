@@ -41,8 +41,9 @@ class OutputFrame:
 
 @dataclass(frozen=True, slots=True)
 class EventFrame:
-    """Something that happened: `phase` (data.name), `begun` (the user's own code is about to run), `installed`
-    (the harness waits for its network to be taken away)."""
+    """Something that happened: `phase` (data.name), `begun` (the user's own code is about to run), `prepared`
+    (an environment stands and nothing else: the harness waits until it was kept), `installed` (the harness waits for
+    its network to be taken away)."""
 
     number: int
     type: str

@@ -6,27 +6,27 @@ modules beside it, over standard input into whatever image there is (`ci_control
 process.
 """
 
-# ruff: noqa: PTH110, PTH118, PTH120, PTH123 - pathlib is a tenth of a second of imports for nothing we need
+# ruff: noqa: PTH118, PTH123 - pathlib is a tenth of a second of imports for nothing we need
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import importlib.machinery
-import json
 import os
 import shlex
-import shutil
 import signal
-import subprocess
-import sys
-import sysconfig
 import time
 import traceback
+from collections.abc import Generator
 from typing import Any, NoReturn
 
-from ci_controller.harness.complaints import of_installer, of_pytest, plain_text
+from ci_controller.harness.ahead import Ahead, pytest_command
+from ci_controller.harness.complaints import of_pytest, plain_text
 from ci_controller.harness.ending import CRASHED, EXIT_CODES, HARNESS_FAILED, Ended
-from ci_controller.harness.intake import Feed, Tree, unpack
+from ci_controller.harness.installer import Installer
+from ci_controller.harness.intake import HEADER, WAITING, Feed, FeedEnded, Tree, unpack
+from ci_controller.harness.interpreter import Python
+from ci_controller.harness.leftovers import empty
 from ci_controller.harness.network import is_isolated
 from ci_controller.harness.output import Log
 from ci_controller.harness.runner import Runner
@@ -36,77 +36,93 @@ ISOLATION_SECONDS = 60
 USAGE_ERROR = 4  # pytest's one code that comes before any session
 STARTING = "while pytest was starting"
 UMASK = 0o022
-# What is installed: another user of the group, as another container has, can install over it.
-SHARED_UMASK = 0o002
-
-
-class Python:
-    """The environment that dependencies go into and pytest runs from: the image's own, or a fresh one over it."""
-
-    def __init__(self, program: str, packages: str) -> None:
-        self.program = program
-        self.packages = packages
-
-    @classmethod
-    def of_image(cls, home: str) -> Python:
-        """Return the interpreter that runs us, if its packages can be added to; else a new environment over it."""
-        packages = sysconfig.get_paths()["purelib"]
-        if os.access(packages, os.W_OK):
-            return cls(sys.executable, packages)
-        place = os.path.join(home, ".ci-venv")
-        subprocess.run(
-            [sys.executable, "-I", "-m", "venv", "--system-site-packages", place],
-            check=True,
-            cwd="/",  # nothing of the tree's may be imported here: it is before `begun`, and on our own stream
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=Signals.unblock,
-        )
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        return cls(os.path.join(place, "bin", "python"), os.path.join(place, "lib", version, "site-packages"))
-
-    def add_file(self, name: str, text: str) -> None:
-        """A file of ours stands among the packages."""
-        with open(os.path.join(self.packages, name), "w", encoding="utf-8") as file:
-            file.write(text)
 
 
 class Run:
     """Install, then pytest, as the header says."""
 
-    def __init__(self, header: dict[str, Any], log: Log, runner: Runner) -> None:
+    def __init__(
+        self, header: dict[str, Any], log: Log, runner: Runner, python: Python, ahead: Ahead | None
+    ) -> None:
         self._header = header
         self._log = log
         self._runner = runner
-        home = os.environ.get("HOME", "")
-        home = home if os.access(home, os.W_OK) else "/tmp"  # noqa: S108 - the container's own
-        self._python = Python.of_image(home)
-        self._environment = {**os.environ, "HOME": home, **header["environment"]}
-        bin_directory = os.path.dirname(self._python.program)
-        self._environment["PATH"] = bin_directory + os.pathsep + os.environ.get("PATH", os.defpath)
-        if os.path.exists(os.path.join(os.path.dirname(bin_directory), "pyvenv.cfg")):
-            self._environment["VIRTUAL_ENV"] = os.path.dirname(bin_directory)  # where `uv sync --active` goes
-        self._uv = shutil.which("uv", path=self._environment["PATH"])
+        self._python = python
+        self._ahead = ahead
+        self._environment = python.environment(header["environment"])
+        self._installer = Installer(python, self._environment, log, runner)
+        self._steps: list[dict[str, Any]] = header["steps"]
+        self._has_begun = False
+
+    def begin(self) -> None:
+        """It is said that from here on it is the user's own code: building a dependency is that, too."""
+        if not self._has_begun:
+            self._log.event("begun")
+            self._has_begun = True
+
+    @contextlib.contextmanager
+    def charged(self) -> Generator[None, None, None]:
+        """What fails meanwhile is the job's where packages of its own have run, unless it is for the feed."""
+        try:
+            yield
+        except FeedEnded:
+            raise
+        except BaseException:
+            if self._ahead is not None:
+                self.begin()
+            raise
+
+    def build(self, feed: Feed) -> None:
+        """What the tests need stands in the container, with nothing of the project's, and was kept by whoever feeds
+        us; raises Ended."""
+        unpack(Tree(feed), self._header["workspace"])
+        self.begin()
+        self._discard_ahead()
+        with self._installer.for_an_image():
+            self._installer.install(self._steps)
+            if not self._header["project_steps"]:
+                self._installer.ensure_pytest()
+            self._steps = []
+            self._empty_workspace()
+        self._log.event("prepared")
+        with self._runner.paused():
+            feed.wait()
+
+    def _empty_workspace(self) -> None:
+        try:
+            empty(self._header["workspace"])
+        except (OSError, RecursionError) as error:
+            raise Ended(
+                "install_failed", f"What the installation left cannot be removed: {error}."
+            ) from error
 
     def install(self) -> None:
         """Everything the tests need is installed; raises Ended."""
-        os.umask(SHARED_UMASK)
-        self._install_all()
-        os.umask(UMASK)
-        if self._header.get("isolate"):
+        steps = [*self._steps, *self._header["project_steps"]]
+        if steps:
+            self._discard_ahead()
+        if self._ahead is None:
+            self._add_files()
+            with self._installer.for_the_group():
+                self._installer.install(steps)
+                self._installer.ensure_pytest()
+        if self._header["isolate"]:
             self._isolate()
 
-    def _install_all(self) -> None:
-        paths: list[str] = [os.path.join(self._header["workspace"], path) for path in self._header["paths"]]
+    def _add_files(self) -> None:
         self._python.add_file("_ci_reporter.py", self._header["reporter"])
-        if paths:
-            self._python.add_file("_ci_paths.pth", "\n".join(paths) + "\n")
-        for step in self._header["steps"]:
-            self._install(step)
-        if not self._has_pytest():
-            step = {"title": "pytest", "uv": ["pip", "install", "pytest"], "pip": ["install", "pytest"]}
-            self._install(step, ", as nothing in the project brings it")
+        if self._paths():
+            self._python.add_file("_ci_paths.pth", "\n".join(self._paths()) + "\n")
+
+    def _paths(self) -> list[str]:
+        return [os.path.join(self._header["workspace"], path) for path in self._header["paths"]]
+
+    def _discard_ahead(self) -> None:
+        """No pytest waits any more, and nothing of it is left."""
+        if self._ahead is not None:
+            self._runner.discard(self._ahead.program)
+            self._ahead.remove_files()
+            self._ahead = None
 
     def _isolate(self) -> None:
         """The container has no network any more: whoever runs us takes it away once told that all is installed."""
@@ -116,45 +132,11 @@ class Run:
                 "not_isolated", f"The network was still there {ISOLATION_SECONDS} s after installing."
             )
 
-    def _install(self, step: dict[str, Any], because: str = "") -> None:
-        tool = "uv" if self._uv else "pip"
-        self._log.event("phase", name="install", title=step["title"])
-        self._log.say(f"Installing {step['title']} with {tool}{because}")
-        doing = f"while installing {step['title']}"
-        code = self._runner.run(self._install_command(step), self._environment, doing)
-        if code == 0:
-            return
-        if code == -signal.SIGKILL and self._runner.memory.kills():
-            raise Ended("oom", self._runner.memory.sentence("The installer was", doing))
-        raise Ended("install_failed", self._why_install_failed(step, tool, code), exit_code=code)
-
-    def _install_command(self, step: dict[str, Any]) -> list[str]:
-        if not self._uv:
-            return [self._python.program, "-m", "pip", *step["pip"]]
-        if step["uv"][:2] == ["pip", "install"]:
-            return [self._uv, "pip", "install", "--python", self._python.program, *step["uv"][2:]]
-        return [self._uv, *step["uv"]]
-
-    def _why_install_failed(self, step: dict[str, Any], tool: str, code: int) -> str:
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-        complaint = of_installer(plain_text(self._log.tail())).rstrip(".")
-        note = " A process was killed for memory meanwhile." if self._runner.memory.kills() else ""
-        return f"Installing {step['title']} failed: {complaint} ({tool} {how}).{note}"
-
-    def _has_pytest(self) -> bool:
-        if importlib.machinery.PathFinder.find_spec("pytest", [self._python.packages]) is not None:
-            return True
-        question = "import importlib.util as u, sys; sys.exit(u.find_spec('pytest') is None)"
-        command = [self._python.program, "-c", question]
-        return self._runner.run(command, self._environment, "while looking for pytest") == 0
-
     def test(self) -> NoReturn:
         """pytest has run; raises Ended with what became of it."""
-        arguments: list[str] = self._header["pytest_args"]
         self._log.event("phase", name="test", title="pytest")
-        self._log.say("Running " + shlex.join(["python", "-m", "pytest", *arguments]))
-        own = [self._python.program, "-m", "pytest", "-p", "_ci_reporter", "--color=yes"]
-        code = self._runner.run([*own, *arguments], self._environment, STARTING, reports=True)
+        self._log.say("Running " + shlex.join(["python", "-m", "pytest", *self._header["pytest_args"]]))
+        code = self._run_pytest()
         reports, memory = self._runner.reports, self._runner.memory
         if code == -signal.SIGKILL and memory.kills():
             raise Ended("oom", memory.sentence("pytest was", reports.doing), signal=int(signal.SIGKILL))
@@ -166,6 +148,18 @@ class Run:
             session_finished=reports.finished == code,
             collection_errors=reports.collection_errors,
         )
+
+    def _run_pytest(self) -> int:
+        """pytest has ended, the one ahead where it could be used; returns its exit code."""
+        self._runner.obey_stop()
+        token = self._runner.reports.token
+        if self._ahead is not None:
+            if self._ahead.go(self._environment, self._header, self._paths(), token):
+                return self._runner.follow(self._ahead.program, STARTING)
+            self._discard_ahead()
+            self._add_files()
+        command = [*pytest_command(self._python), *self._header["pytest_args"]]
+        return self._runner.run(command, self._environment, STARTING, reports=True)
 
     def _message(self, code: int) -> str | None:
         reports = self._runner.reports
@@ -202,17 +196,24 @@ def open_place(workspace: str) -> str:
 
 def run(log: Log, signals: Signals) -> NoReturn:
     """Everything, in its order; always ends by raising Ended."""
-    started = time.monotonic()
     feed = Feed(signals)
-    header = json.loads(feed.expect(b"H"))
-    header["workspace"] = open_place(header["workspace"])
-    unpack(Tree(feed), header["workspace"])
-    feed.expect(b"G")
+    waiting = feed.document(b"W", WAITING)
+    waiting["workspace"] = open_place(waiting["workspace"])
+    python = Python.of_image()
+    ahead = Ahead.start(python, waiting) if waiting["ahead"] else None
+    feed.wait()
+    started = time.monotonic()
+    header = {**waiting, **feed.document(b"H", HEADER)}
+    log.limit = header["log_limit"]
+    job = Run(header, log, Runner(header, log, signals, started), python, ahead)
+    with job.charged():
+        if header["build"]:
+            job.build(feed)
+        unpack(Tree(feed), header["workspace"])
+        feed.expect(b"G")
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    log.limit = header["log_limit"]
-    job = Run(header, log, Runner(header, log, signals, started))
-    log.event("begun")  # from here on it is the user's own code: building a dependency is that, too
+    job.begin()
     job.install()
     job.test()
 

@@ -24,43 +24,96 @@ CHUNK = 64 * 1024
 ITS_OWN_FAULT = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG)
 
 
+# What is known before there is a run, and what is known with it. Beside `environment`, the second adds to the first.
+WAITING: dict[str, Any] = {
+    "workspace": str,
+    "environment": dict,
+    "reporter": str,
+    "forerunner": str,
+    "ahead": bool,
+}
+HEADER: dict[str, Any] = {
+    "steps": list,
+    "project_steps": list,
+    "environment": dict,
+    "paths": list,
+    "pytest_args": list,
+    "timeout": (int, float),
+    "idle_timeout": (int, float),
+    "log_limit": int,
+    "isolate": bool,
+    "interrupt_grace": (int, float),
+    "terminate_grace": (int, float),
+    "build": bool,
+}
+
+
+class FeedEnded(Ended):
+    """The run is over because of what came in, or did not: that is no doing of the job's."""
+
+
 class Feed:
-    """Standard input as records; raises Ended when it breaks off, stalls, or we are told to stop meanwhile."""
+    """Standard input as records; raises FeedEnded when it breaks off, stalls, is garbled, or we are told to stop."""
 
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
+
+    def wait(self) -> None:
+        """There is something to read, or the end: that may take for ever."""
+        self._wait(None)
+
+    def document(self, kind: bytes, shape: dict[str, Any]) -> dict[str, Any]:
+        """Return the next record, a JSON object of that shape."""
+        document = _parsed(self.expect(kind))
+        wrong = [name for name, kinds in shape.items() if not isinstance(document.get(name), kinds)]
+        if wrong:
+            raise FeedEnded("not_started", f"The feed is garbled: {kind!r} without a proper {wrong[0]}.")
+        return document
 
     def record(self) -> tuple[bytes, bytes]:
         """Return the next record's type and payload."""
         head = self._read(5)
         size = int.from_bytes(head[1:], "big")
         if size > MAX_RECORD:
-            raise Ended("not_started", f"The feed is garbled: a record of {size} bytes.")
+            raise FeedEnded("not_started", f"The feed is garbled: a record of {size} bytes.")
         return head[:1], self._read(size)
 
     def expect(self, kind: bytes) -> bytes:
         """Return the payload of the next record, which is of that type."""
         found, payload = self.record()
         if found != kind:
-            raise Ended("not_started", f"The feed is garbled: {found!r} instead of {kind!r}.")
+            raise FeedEnded("not_started", f"The feed is garbled: {found!r} instead of {kind!r}.")
         return payload
 
     def _read(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            self._wait()
+            if not self._wait(FEED_SECONDS):
+                raise FeedEnded("not_started", f"The feed stalled for {FEED_SECONDS} s.")
             chunk = os.read(0, min(size - len(data), 1 << 20))
             if not chunk:
-                raise Ended("not_started", "The feed broke off before the run was to start.")
+                raise FeedEnded("not_started", "The feed broke off before the run was to start.")
             data += chunk
         return bytes(data)
 
-    def _wait(self) -> None:
-        ready, _, _ = select.select([0, self._signals.descriptor], [], [], FEED_SECONDS)
-        if self._signals.descriptor in ready and Signals.STOP in self._signals.read():
-            raise Ended("stopped", "Stopped before the run had started.")
-        if not ready:
-            raise Ended("not_started", f"The feed stalled for {FEED_SECONDS} s.")
+    def _wait(self, seconds: float | None) -> bool:
+        """Tell whether there is something to read; waits for that, each time for so long."""
+        while True:
+            ready, _, _ = select.select([0, self._signals.descriptor], [], [], seconds)
+            if self._signals.descriptor in ready and Signals.STOP in self._signals.read():
+                raise FeedEnded("stopped", "Stopped before the run had started.")
+            if not ready or 0 in ready:
+                return bool(ready)
+
+
+def _parsed(payload: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(payload)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise FeedEnded("not_started", "The feed is garbled: a record that is no JSON object.")
+    return cast("dict[str, Any]", document)
 
 
 class Tree:
@@ -78,13 +131,13 @@ class Tree:
         while not self._buffer and self._end is None:
             kind, payload = self._feed.record()
             if kind == b"E":
-                self._end = json.loads(payload)
+                self._end = _parsed(payload)
             elif kind == b"T":
                 self._digest.update(payload)
                 self._size += len(payload)
                 self._buffer = payload
             else:
-                raise Ended("not_started", f"The feed is garbled: {kind!r} within the tree.")
+                raise FeedEnded("not_started", f"The feed is garbled: {kind!r} within the tree.")
         data, self._buffer = self._buffer[:size], self._buffer[size:]
         return data
 
@@ -93,7 +146,7 @@ class Tree:
         while self.read(CHUNK):
             pass
         if self._end != {"bytes": self._size, "sha256": self._digest.hexdigest()}:
-            raise Ended("not_started", "The tree arrived damaged.")
+            raise FeedEnded("not_started", "The tree arrived damaged.")
 
 
 def unpack(tree: Tree, workspace: str) -> None:
@@ -104,7 +157,7 @@ def unpack(tree: Tree, workspace: str) -> None:
             for member in archive:
                 _unpack_member(archive, member, workspace)
     except tarfile.TarError as error:
-        raise Ended("not_started", f"The tree arrived damaged: {error}.") from error
+        raise FeedEnded("not_started", f"The tree arrived damaged: {error}.") from error
     except OSError as error:
         outcome = (
             "bad_archive" if error.errno in ITS_OWN_FAULT else "not_started"

@@ -1,23 +1,21 @@
 """Running programs one after the other, under the run's limits."""
 
-# ruff: noqa: PTH123 - pathlib is a tenth of a second of imports for nothing we need
-
 from __future__ import annotations
 
 import contextlib
 import os
 import select
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from ci_controller.harness.ending import Ended, amount, duration
 from ci_controller.harness.memory import Memory
 from ci_controller.harness.output import Log
+from ci_controller.harness.program import Program, read
 from ci_controller.harness.reports import Reports
-from ci_controller.harness.signals import CHUNK, IS_INIT, Signals
+from ci_controller.harness.signals import IS_INIT, Signals
 from ci_controller.harness.stacks import DUMP_SIGNAL, who_dumps
 
 SWEEP_SECONDS = 5  # for killed processes to be gone
@@ -50,65 +48,65 @@ class Runner:
 
         `doing` goes into the evidence ("while installing x"), until the program reports something itself.
         """
-        self._obey_earlier_stop()
-        output, reporting = _pipe(), _pipe()
-        passed = [reporting[1]] if reports else []
-        if reports:
-            task = f"{reporting[1]}:{os.getpid()}:{self.reports.token}"
-            environment = {**environment, "_CI_REPORT": task}
+        self.obey_stop()
+        program = Program()
+        task = program.task(self.reports.token) if reports else {}
+        passed = [program.reporter] if reports else []
+        program.start(command, {**environment, **task}, self._header["workspace"], passed)
+        return self.follow(program, doing)
+
+    def follow(self, program: Program, doing: str) -> int:
+        """The same for a program that was started before."""
         self.reports.doing = doing
         self._status = None
+        self._child = program.pid
         self._log.last_output = time.monotonic()
-        self._spawn(command, environment, output[1], passed)
-        os.close(output[1])
-        os.close(reporting[1])
+        self._reap()  # it may have ended before anybody looked
         readers: dict[int, Callable[[bytes], None]] = {
-            output[0]: self._take_output,
-            reporting[0]: self.reports.feed,
+            program.output: self._take_output,
+            program.reports: self.reports.feed,
         }
         self._watch(readers)
         self._sweep()
         self._drain(readers)
+        program.close()
         self._log.flush()
         if self._ending is not None:
             raise self._ending
         assert self._status is not None, "the program has ended"
         return self._status
 
+    def discard(self, program: Program) -> None:
+        """The program and everything it left running has been killed, its output is nobody's."""
+        self._child = program.pid
+        self._sweep()
+        program.close()
+
+    @contextlib.contextmanager
+    def paused(self) -> Generator[None, None, None]:
+        """The time that passes meanwhile is not the job's."""
+        began = time.monotonic()
+        yield
+        self._deadline += time.monotonic() - began
+
     def wait_until(self, holds: Callable[[], bool], seconds: float) -> bool:
         """It holds, or that much time passed; returns whether it does. The time is not the job's."""
-        began = time.monotonic()
-        while not (held := holds()) and time.monotonic() < began + seconds:
-            select.select([self._signals.descriptor], [], [], 0.05)
-            self._obey_earlier_stop()
-        self._deadline += time.monotonic() - began
+        give_up = time.monotonic() + seconds
+        with self.paused():
+            while not (held := holds()) and time.monotonic() < give_up:
+                select.select([self._signals.descriptor], [], [], 0.05)
+                self.obey_stop()
         return held
 
-    def _obey_earlier_stop(self) -> None:
-        """A stop that came when the last program had ended left it its result; here it takes effect."""
+    def obey_stop(self) -> None:
+        """Nobody told us to stop; raises Ended.
+
+        A stop that came when the last program had ended left it its result; here it takes effect.
+        """
         self._read_signals()
         if self._stop_asked:
             self._log.say("Stopping on request")
             raise Ended("stopped", "Stopped on request.")
-
-    def _spawn(self, command: list[str], environment: dict[str, str], output: int, passed: list[int]) -> None:
-        process = subprocess.Popen(
-            command,
-            cwd=self._header["workspace"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=passed,
-            start_new_session=True,
-            preexec_fn=Signals.unblock,  # safe: the only other thread holds no lock
-        )
-        self._child = process.pid
-        process.returncode = 0  # it is we who reap, not Popen
-        # When memory is short, the job goes before the one who reports it. The child itself could not say so:
-        # until it is another program it is as closed as we are.
-        with contextlib.suppress(OSError), open(f"/proc/{self._child}/oom_score_adj", "w") as file:
-            file.write("1000")
 
     def _watch(self, readers: dict[int, Callable[[bytes], None]]) -> None:
         """The child has ended, by itself or by us."""
@@ -118,7 +116,7 @@ class Runner:
             for descriptor in ready:
                 if descriptor == self._signals.descriptor:
                     self._take_signals()
-                elif data := _read(descriptor):
+                elif data := read(descriptor):
                     readers[descriptor](data)
                 elif data is not None:
                     open_ones.remove(descriptor)
@@ -231,24 +229,8 @@ class Runner:
 
     def _drain(self, readers: dict[int, Callable[[bytes], None]]) -> None:
         for descriptor, take in readers.items():
-            while data := _read(descriptor):
+            while data := read(descriptor):
                 take(data)
-            os.close(descriptor)
-
-
-def _pipe() -> tuple[int, int]:
-    """Return a pipe whose reading end does not block."""
-    ends = os.pipe()
-    os.set_blocking(ends[0], False)
-    return ends
-
-
-def _read(descriptor: int) -> bytes | None:
-    """Return what is there now: None for nothing yet, empty at the end."""
-    try:
-        return os.read(descriptor, CHUNK)
-    except BlockingIOError:
-        return None
 
 
 def _exit_code(status: int) -> int:

@@ -2,8 +2,8 @@
 
 import io
 import subprocess
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import BinaryIO
@@ -106,3 +106,50 @@ def rest_of(process: subprocess.Popen[bytes], lines: list[bytes]) -> Said:
     assert process.stdout is not None
     rest = process.stdout.read()
     return Said(b"".join(lines) + rest, process.wait(30))
+
+
+class OpenHarness:
+    """A harness whose input is open: what it is sent, and what it said so far."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self._lines: list[bytes] = []
+
+    def send(self, chunks: Iterable[bytes]) -> None:
+        """It was sent these bytes."""
+        assert self.process.stdin is not None
+        for chunk in chunks:
+            self.process.stdin.write(chunk)
+        self.process.stdin.flush()
+
+    def wait_for_log(self, text: bytes) -> None:
+        """Its log has come to contain that."""
+        self._read_until(lambda said: text in said.log)
+
+    def wait_for(self, event: str) -> None:
+        """It has said that event."""
+        self._read_until(lambda said: event in said.events)
+
+    def _read_until(self, holds: Callable[[Said], bool]) -> None:
+        assert self.process.stdout is not None
+        while not holds(said := Said(b"".join(self._lines), -1)):
+            line = self.process.stdout.readline()
+            assert line, f"it ended before that: {said.log.decode()}"
+            self._lines.append(line)
+
+    def rest(self) -> Said:
+        """Return all that it said, from its beginning, once its input has ended and it too."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        return rest_of(self.process, self._lines)
+
+
+@contextmanager
+def open_harness(command: list[str], env: Mapping[str, str] | None = None) -> Generator[OpenHarness]:
+    """Give a harness that was fed nothing yet; it is gone afterwards."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
+        try:
+            yield OpenHarness(process)
+        finally:
+            process.kill()

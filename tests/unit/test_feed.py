@@ -1,7 +1,9 @@
 """The feed: the harness behind its length, then records that carry the tree unchanged."""
 
 import hashlib
+import io
 import json
+import tarfile
 from dataclasses import replace
 from importlib import resources
 
@@ -9,7 +11,7 @@ import pytest
 
 from ci_common.errors import InvalidArchive
 from ci_controller.archive_tar import tar_stream
-from ci_controller.feed import BOOTSTRAP_COMMAND, HARNESS_MODULES, feed
+from ci_controller.feed import BOOTSTRAP_COMMAND, HARNESS_MODULES, Build, feed, prelude, run_feed
 from ci_controller.install_plan import InstallPlan, InstallStep
 from tests.support.harness import DEFAULTS, MemoryArchive
 
@@ -37,12 +39,49 @@ def test_it_begins_with_the_harness_itself() -> None:
 
 def test_no_module_of_the_harness_is_forgotten() -> None:
     there = {file.name for file in resources.files("ci_controller.harness").iterdir() if file.is_file()}
-    assert there == {f"{name}.py" for name in (*HARNESS_MODULES, "__init__", "reporter")}
+    assert there == {f"{name}.py" for name in (*HARNESS_MODULES, "__init__", "reporter", "forerunner")}
 
 
-def test_the_order_is_header_tree_end_go() -> None:
+def test_the_order_is_how_to_wait_header_tree_end_go() -> None:
     kinds = "".join(kind for kind, _ in records(b"".join(feed(DEFAULTS, LARGE))))
-    assert (kinds[0], set(kinds[1:-2]), kinds[-2:]) == ("H", {"T"}, "EG")
+    assert (kinds[:2], set(kinds[2:-2]), kinds[-2:]) == ("WH", {"T"}, "EG")
+
+
+def test_before_a_job_is_known_nothing_is_said_of_any() -> None:
+    [(kind, payload)] = records(b"".join(prelude({"A": "b"}, ahead=True)))
+    waiting = json.loads(payload)
+    assert (kind, waiting["environment"], waiting["ahead"]) == ("W", {"A": "b"}, True)
+    assert waiting.keys() == {"workspace", "environment", "reporter", "forerunner", "ahead"}
+
+
+def test_the_barrier_is_between_what_is_kept_and_the_tree() -> None:
+    sent: list[str] = []
+    chunks = run_feed(
+        DEFAULTS,
+        LARGE,
+        build=Build((("requirements.txt", b"x"), ("more/r.txt", b"y"))),
+        barrier=lambda: sent.append("|"),
+    )
+    for chunk in chunks:
+        sent += chunk[:1].decode()
+    assert "".join(sent).replace("TTTT", "T") == "HTE|TEG"
+
+
+def test_what_is_built_from_is_sent_like_a_tree() -> None:
+    found = records(bytes(4) + b"".join(run_feed(DEFAULTS, ARCHIVE, build=Build((("a/r.txt", b"x"),)))))
+    assert json.loads(found[0][1])["build"] is True
+    with tarfile.open(fileobj=io.BytesIO(found[1][1])) as tar:
+        assert tar.getnames() == ["a", "a/r.txt"]
+
+
+def test_a_barrier_that_fails_ends_the_feed_before_the_tree() -> None:
+    def barrier() -> None:
+        raise OSError("not kept")
+
+    sent: list[bytes] = []
+    with pytest.raises(OSError, match="not kept"):
+        sent.extend(run_feed(DEFAULTS, ARCHIVE, build=Build(()), barrier=barrier))
+    assert [chunk[:1] for chunk in sent] == [b"H", b"T", b"E"]
 
 
 @pytest.mark.parametrize("archive", [ARCHIVE, LARGE])
@@ -59,9 +98,15 @@ def test_many_small_files_are_sent_in_few_pieces() -> None:
 
 def test_the_header_says_what_to_run() -> None:
     plan = InstallPlan((InstallStep("x", ("pip", "install", "x"), ("install", "x")),), {"A": "b"}, ("src",))
-    spec = replace(DEFAULTS, install=plan, pytest_args=("-k", "ü"), timeout_seconds=7)
-    header = json.loads(records(b"".join(feed(spec, ARCHIVE)))[0][1])
-    assert header["steps"] == [{"title": "x", "uv": ["pip", "install", "x"], "pip": ["install", "x"]}]
+    spec = replace(
+        DEFAULTS, install=plan, project_steps=plan.steps, pytest_args=("-k", "ü"), timeout_seconds=7
+    )
+    header = json.loads(records(b"".join(feed(spec, ARCHIVE)))[1][1])
+    assert (
+        header["steps"]
+        == header["project_steps"]
+        == [{"title": "x", "uv": ["pip", "install", "x"], "pip": ["install", "x"]}]
+    )
     assert (header["environment"], header["paths"]) == ({"A": "b"}, ["src"])
     assert (header["pytest_args"], header["timeout"]) == (["-k", "ü"], 7)
 
@@ -75,5 +120,6 @@ def test_a_damaged_entry_breaks_the_feed_off_before_go() -> None:
 
 
 def test_the_command_holds_nothing_of_any_job() -> None:
-    assert BOOTSTRAP_COMMAND[:4] == ("python3", "-I", "-u", "-c")
-    compile(BOOTSTRAP_COMMAND[4], "bootstrap", "exec")
+    assert BOOTSTRAP_COMMAND[:2] == ("/bin/sh", "-c")
+    assert BOOTSTRAP_COMMAND[4:8] == ("-I", "-S", "-u", "-c")
+    compile(BOOTSTRAP_COMMAND[8], "bootstrap", "exec")

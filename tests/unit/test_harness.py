@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from ci_controller.feed import BOOTSTRAP_COMMAND, HARNESS_MODULES, RunSpec, feed
+from ci_controller.feed import HARNESS_MODULES, PYTHON_ARGUMENTS, RunSpec, feed
 from ci_controller.frames import EventFrame, Outcome, OutputFrame
 from ci_controller.harness import ending, memory, network, output, stacks
 from ci_controller.harness.reports import Reports
@@ -46,8 +46,8 @@ def spec(tmp_path: Path) -> RunSpec:
 
 
 @pytest.fixture
-def command(python: Path) -> list[str]:
-    return [str(python), *BOOTSTRAP_COMMAND[1:]]
+def command() -> list[str]:
+    return [sys.executable, *PYTHON_ARGUMENTS]
 
 
 @pytest.fixture
@@ -71,8 +71,9 @@ def run(command: list[str], spec: RunSpec, env: dict[str, str]) -> Callable[...,
 def records(header: RunSpec, tree: bytes) -> bytes:
     """Return a feed with a tree of one's own making, otherwise in order."""
     proper = b"".join(feed(header, MemoryArchive({})))
-    first = 4 + int.from_bytes(proper[:4], "big")
-    upto = first + 5 + int.from_bytes(proper[first + 1 : first + 5], "big")
+    upto = 4 + int.from_bytes(proper[:4], "big")
+    for _ in range(2):  # how to wait, and the header
+        upto += 5 + int.from_bytes(proper[upto + 1 : upto + 5], "big")
     end = json.dumps({"bytes": len(tree), "sha256": hashlib.sha256(tree).hexdigest()}).encode()
     parts = ((b"T", tree), (b"E", end), (b"G", b""))
     return proper[:upto] + b"".join(kind + len(data).to_bytes(4, "big") + data for kind, data in parts)
