@@ -5,7 +5,7 @@ What a container is made of is decided in `docker_payload`, how to talk to the e
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,26 +21,32 @@ from ci_controller.container_runtime import (
     ContainerSpec,
     ContainerState,
     DiskUse,
+    EnvironmentImage,
     ExitState,
     NetworkState,
+    NewImage,
     ObservedContainer,
 )
 from ci_controller.container_users import ContainerUsers, users_of
 from ci_controller.docker_engine import ContainerConflict, DockerEngine
+from ci_controller.docker_input import DockerInput
 from ci_controller.docker_payload import (
     RUNTIME_FIX,
+    committed_labels,
     container_payload,
+    environments_filter,
     needs_network,
     refuses_quota,
     refuses_runtime,
     with_quota,
 )
-from ci_controller.docker_streams import Feed, Watch, followed_output, present_output
+from ci_controller.docker_streams import Watch, followed_output, present_output
 from ci_controller.job_network import JobNetwork, NetworkOptions
 
 _THREADS: Final = 32
 _PATIENCE_SECONDS: Final = 10.0  # with something that another caller is just making or removing
 _PAUSE_SECONDS: Final = 0.05
+_NO_NAME: Final = "<none>:<none>"  # of an image whose reference another one has by now
 _STATES: Final = {
     "created": ContainerState.CREATED,
     "running": ContainerState.RUNNING,
@@ -85,6 +91,7 @@ class ContainerManager:
         job_runtime: str | None = None,
         call_timeout: float = 60.0,
         send_timeout: float = 60.0,
+        commit_timeout: float = 600.0,
     ) -> None:
         self.container_name_prefix = container_name_prefix
         self._job_log_bytes = job_log_bytes
@@ -92,6 +99,7 @@ class ContainerManager:
         self._send_timeout = send_timeout
         self._has_quotas: bool | None = None
         self._engine = DockerEngine(call_timeout, pool_size=_THREADS)
+        self._slow_engine = DockerEngine(commit_timeout, pool_size=1)  # copies whatever an installer wrote
         self._network = JobNetwork(self._engine, network or NetworkOptions())
         self._users = ContainerUsers(self._taken_users)
         # Never the loop's default executor: it is small, and feeds last as long as containers read.
@@ -162,22 +170,28 @@ class ContainerManager:
     async def create(self, spec: ContainerSpec) -> str:
         return await self._in_thread(lambda: self._create(spec))
 
-    async def start_and_feed(
-        self, container_id: str, chunks: Iterable[bytes], on_started: Callable[[], None]
-    ) -> None:
-        feed = Feed(self._engine, container_id, self._send_timeout)
+    async def start(self, container_id: str) -> DockerInput:
+        held = DockerInput(self._engine, container_id, self._threads, self._send_timeout)
+        return await held.open(lambda: self._network.enter(container_id))
 
-        def guarded() -> None:
-            self._network.enter(container_id)
-            on_started()
+    async def rename(self, container_id: str, name: str) -> None:
+        await self._in_thread(
+            lambda: self._named(name, container_id, lambda api: api.rename(container_id, name))
+        )
 
-        work = asyncio.ensure_future(self._in_thread(lambda: feed.run(chunks, guarded)))
+    async def commit(self, container_id: str, image: NewImage) -> str:
+        return await self._in_thread(lambda: self._commit(container_id, image))
+
+    async def environment_images(self, instance_id: str) -> Sequence[EnvironmentImage]:
+        wanted = environments_filter(instance_id)
+        return [_image(one) for one in await self._ask(lambda api: api.images(filters=wanted))]
+
+    async def remove_image(self, reference: str) -> None:
         try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            feed.abort()
-            await asyncio.gather(work, return_exceptions=True)  # its thread still reads the caller's chunks
-            raise
+            await self._act(reference, lambda api: api.remove_image(reference))
+        except ContainerError:
+            if await self.image_id(reference) is not None:
+                raise
 
     async def signal(self, container_id: str, signal: str) -> None:
         with suppress(ContainerGone, ContainerConflict):  # gone, or not running
@@ -252,6 +266,7 @@ class ContainerManager:
     def _shut_down(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._engine.close()
+        self._slow_engine.close()
         self._network.close()
 
     def _layer_sizes(self, instance_id: str) -> dict[str, int]:
@@ -275,11 +290,7 @@ class ContainerManager:
         payload = container_payload(
             spec, uid, self._job_log_bytes, self._network.options.bridge, resolv_conf, self.job_runtime
         )
-        try:
-            return self._post_bounded(spec, payload)
-        except ContainerConflict:
-            self._make_room(spec)
-            return self._post_bounded(spec, payload)
+        return self._post_bounded(spec, payload)
 
     def _taken_users(self) -> set[int]:
         """Return the users of all containers on the engine, of whatever installation."""
@@ -310,23 +321,27 @@ class ContainerManager:
 
     def _post(self, name: str, payload: dict[str, Any]) -> str:
         try:
-            return self._engine.act(name, lambda api: api.create_container_from_config(payload, name)["Id"])
+            return self._named(name, name, lambda api: api.create_container_from_config(payload, name)["Id"])
         except ContainerError as error:
             if refuses_runtime(str(error)):  # no fault of the job: it waits until the engine has the runtime
                 raise EngineUnavailable(f"{error}: {RUNTIME_FIX}") from error
             raise
 
-    def _make_room(self, spec: ContainerSpec) -> None:
-        """The name is free: a container of ours under it that was never started was removed."""
-        found = self._engine.find(lambda api: api.inspect_container(spec.name))
-        if found is None:
-            return
-        if not labels.are_ours(spec.labels, found["Config"]["Labels"] or {}):
-            raise ContainerError(f"a container named {spec.name} exists that is not ours")
-        if found["State"]["Status"] != "created":
-            raise ContainerError(f"the container {spec.name} was started before")
-        # Not by force: should somebody start it just now, this fails instead of killing it.
-        self._engine.act(spec.name, lambda api: api.remove_container(found["Id"], v=True))
+    def _named(self, name: str, container: str, action: Callable[[Any], Result]) -> Result:
+        """Return the result of a call that gives a container a name; the engine's refusal tells of others' ids."""
+        try:
+            return self._engine.act(container, action)
+        except ContainerConflict as error:
+            raise ContainerError(f"the name {name} is taken by another container") from error
+
+    def _commit(self, container_id: str, image: NewImage) -> str:
+        found = self._engine.act(container_id, lambda api: api.inspect_container(container_id))
+        named = committed_labels(found["Config"]["Labels"] or {}, image.labels)
+        repository, _, tag = image.reference.rpartition(":")
+        return self._slow_engine.act(
+            container_id,
+            lambda api: api.commit(container_id, repository, tag, conf={"Labels": named})["Id"],
+        )
 
     def _remove(self, container_id: str) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -368,7 +383,23 @@ def _observed(summary: dict[str, Any]) -> ObservedContainer:
     return ObservedContainer(
         id=summary["Id"],
         name=summary["Names"][0].removeprefix("/") if summary["Names"] else "",
-        labels=summary["Labels"] or {},
+        labels=_given(summary["Labels"]),
         state=_STATES[summary["State"]],
         created_at=datetime.fromtimestamp(summary["Created"], UTC),
     )
+
+
+def _image(summary: dict[str, Any]) -> EnvironmentImage:
+    names = [name for name in summary["RepoTags"] or () if name != _NO_NAME]
+    return EnvironmentImage(
+        id=summary["Id"],
+        reference=names[0] if names else summary["Id"],
+        labels=_given(summary["Labels"]),
+        size=summary["Size"],
+        created_at=datetime.fromtimestamp(summary["Created"], UTC),
+    )
+
+
+def _given(found: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the labels that say anything: what an image inherits cannot be taken off, only emptied."""
+    return {key: value for key, value in (found or {}).items() if value}

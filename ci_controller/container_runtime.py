@@ -1,11 +1,11 @@
 """The seam to the engine: what the core needs of Docker, in our own words, so that a fake can stand in.
 
-Calls are idempotent: create tolerates "exists", remove tolerates "gone". Only `docker_engine` imports the
-engine's library; its errors come out as EngineUnavailable (the engine as a whole: charge nobody),
-ContainerGone or ContainerError (this container alone).
+What takes something away tolerates "gone"; what makes something refuses a name that is taken. Only
+`docker_engine` imports the engine's library; its errors come out as EngineUnavailable (the engine as a whole:
+charge nobody), ContainerGone or ContainerError (this container alone).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,15 +24,14 @@ class ContainerError(Exception):
 class ContainerState(StrEnum):
     """What the engine says of a container."""
 
-    CREATED = "created"  # never started: it may hold half of anything, so it is never adopted
+    CREATED = "created"  # never started
     RUNNING = "running"
     EXITED = "exited"
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerSpec:
-    """Everything that is decided about a container before it exists. No user input reaches any field but
-    through labels' values that are our own ids."""
+    """Everything that is decided about a container before it exists. No user input reaches any field."""
 
     name: str
     image_id: str
@@ -43,6 +42,25 @@ class ContainerSpec:
     pids: int = 512
     disk_bytes: int = 4 * 1024**3  # of its writable layer; a single file is never larger
     network: str = "internet"  # or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """What an image made of a container is called, and all the labels it has."""
+
+    reference: str  # as `name:tag`
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentImage:
+    """One image of this installation that a container was made into."""
+
+    id: str
+    reference: str
+    labels: Mapping[str, str]
+    size: int  # in bytes, with what it was made on
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +110,27 @@ class DiskUse:
     )
 
 
+class ContainerInput(Protocol):
+    """The standard input of one running container, held open until it is closed: by us, or by our death."""
+
+    async def send(self, chunks: Iterable[bytes]) -> None:
+        """All of `chunks`, read in a worker thread, stand in the input, or the container has ended.
+
+        May be called again and again; what the chunks raise is raised here. A container that stopped reading
+        and ended early is no error: its own output says why. One that lives and takes nothing for long is a
+        ContainerError. A cancelled caller waits until its chunks are read no more, and the input has ended.
+        """
+        ...
+
+    async def finish(self) -> None:
+        """The container reads the end of its input behind what was sent."""
+        ...
+
+    def close(self) -> None:
+        """Nothing of ours is open any more: a container that was not told the end reads it now."""
+        ...
+
+
 class ContainerRuntime(Protocol):
     """The engine, asynchronously: each call returns when the engine has answered, bounded in time."""
 
@@ -121,22 +160,35 @@ class ContainerRuntime(Protocol):
     async def create(self, spec: ContainerSpec) -> str:
         """The container exists under its name with those labels; returns its id.
 
-        A container of ours with that name and labels that was never started is removed first and made
-        anew. Raises ContainerError when a foreign container has the name, and whenever one that was
-        started has it.
+        Raises ContainerError when any other container has the name.
         """
         ...
 
-    async def start_and_feed(
-        self, container_id: str, chunks: Iterable[bytes], on_started: Callable[[], None]
-    ) -> None:
-        """The container was started and all of `chunks` stand in its standard input, which is then closed.
+    async def start(self, container_id: str) -> ContainerInput:
+        """The container runs and waits for its input; a container on the jobs' network has its own end of it
+        guarded. Raises ContainerError where that cannot be, or it was started before.
 
-        `on_started` is called (in a worker thread) between the two; what it raises ends the feeding and is
-        raised here, and closing the input tells the container that nothing more will come. A container
-        that stopped reading and ended early is no error: its own output says why. A container on the jobs'
-        network whose own end of it cannot be guarded gets nothing: ContainerError.
+        The caller closes the input; whenever this raises, or its caller is cancelled, the input has ended.
         """
+        ...
+
+    async def rename(self, container_id: str, name: str) -> None:
+        """The container has that name; raises ContainerError when any other container has it."""
+        ...
+
+    async def commit(self, container_id: str, image: NewImage) -> str:
+        """An image holds what the container's files are now, under that reference; returns its id.
+
+        It has the labels given and none of the container's. The container stands still meanwhile.
+        """
+        ...
+
+    async def environment_images(self, instance_id: str) -> Sequence[EnvironmentImage]:
+        """Return every image of that installation that a container was made into, by the labels it was given."""
+        ...
+
+    async def remove_image(self, reference: str) -> None:
+        """No image has that reference; raises ContainerError while a container still uses it."""
         ...
 
     async def isolate(self, container_id: str) -> None:
@@ -191,3 +243,13 @@ class ContainerRuntime(Protocol):
         """While the context is open, `on_change` is called (in a thread) whenever a container of that
         installation changed state; it reconnects by itself. A hint, never the truth."""
         ...
+
+
+async def start_and_feed(runtime: ContainerRuntime, container_id: str, chunks: Iterable[bytes]) -> None:
+    """The container was started, and all of `chunks` and the end stand in its input: for one that waits for nobody."""
+    standard_input = await runtime.start(container_id)
+    try:
+        await standard_input.send(chunks)
+        await standard_input.finish()
+    finally:
+        standard_input.close()

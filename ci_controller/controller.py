@@ -178,7 +178,8 @@ class JobController:
         disks = self._disks
         work = replace(self._executor.work(), over_disk=disks.over_disk, low_disk=disks.low_disk)
         now = self._clock.now()
-        observed = await observe(self._jobs, self._runtime, self._policy.runner_image, work, now)
+        ours, image = self._executor.ours, self._policy.runner_image
+        observed = await observe(self._jobs, self._runtime, image, work, ours, now)
         operations = plan(observed, now, self._policy)
         self._look_at_network(observed.network)
         self._say(self._what_is_missing(observed))

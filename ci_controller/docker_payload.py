@@ -160,6 +160,17 @@ def guards_filter() -> dict[str, str]:
     return {"label": f"{labels.KIND}={labels.KIND_GUARD}"}
 
 
+def committed_labels(found: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels to commit a container with: an image gets those of its container, unless they are named."""
+    return {**dict.fromkeys(found, ""), **wanted}
+
+
+def environments_filter(instance_id: str) -> dict[str, list[str]]:
+    """Return the engine's filter for the images that an installation made of containers."""
+    kind = f"{labels.KIND}={labels.KIND_ENVIRONMENT}"
+    return {"label": [f"{labels.INSTANCE}={instance_id}", kind]}
+
+
 def networks_filter() -> dict[str, str]:
     """Return the engine's filter for the jobs' networks, of whatever installation."""
     return {"label": NETWORK_LABEL}

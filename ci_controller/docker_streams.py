@@ -1,9 +1,8 @@
-"""What is done with the engine's endless answers: a container's output, its input, and the engine's events."""
+"""What is done with the engine's endless answers: a container's output, and the engine's events."""
 
 import json
 import threading
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Final
@@ -11,10 +10,8 @@ from urllib.parse import quote
 
 import structlog
 
-from ci_common.crash_points import crash_point
 from ci_common.errors import EngineUnavailable
 from ci_controller import labels
-from ci_controller.container_runtime import ContainerError
 from ci_controller.docker_engine import DockerEngine, EngineStream
 
 log = structlog.get_logger(__name__)
@@ -23,8 +20,6 @@ _HEADER_BYTES: Final = 8  # the engine's framing of output: stream, three zeros,
 _EVENTS: Final = ["create", "start", "die", "destroy"]
 _FIRST_PAUSE: Final = 0.1  # seconds before a lost watch reconnects
 _LONGEST_PAUSE: Final = 5.0
-_STALL_SECONDS: Final = 0.5  # without progress, until we ask whether the container is still there
-_READING: Final = frozenset({"created", "running", "paused"})
 _OUTPUT: Final = MappingProxyType({"stdout": 1, "stderr": 1})
 
 
@@ -111,74 +106,6 @@ class StreamHolder:
             self._aborted = True
             if self._stream is not None:
                 self._stream.abort()
-
-
-class Feed:
-    """Starts one container with its standard input attached, and fills that."""
-
-    def __init__(self, engine: DockerEngine, container: str, send_timeout: float) -> None:
-        self._engine = engine
-        self._container = container
-        self._send_timeout = send_timeout
-        self._holder = StreamHolder()
-
-    def run(self, chunks: Iterable[bytes], on_started: Callable[[], None]) -> None:
-        """The container was started and has got all of `chunks`, unless it left or `abort` was called."""
-        self._check_never_started()
-        # Before the start: a container whose input nobody ever attached would wait for it for ever.
-        stream = self._engine.attach_input(self._container)
-        try:
-            if self._holder.take(stream):
-                self._start()
-                crash_point("after_start")
-                on_started()
-                self._send_all(stream, chunks)
-        finally:
-            stream.close()  # to the container this is the end of its input
-
-    def abort(self) -> None:
-        """The container's input has ended and `run` returns."""
-        self._holder.abort()
-
-    def _check_never_started(self) -> None:
-        # The engine would start an exited container a second time, and attaching to a running one and
-        # leaving again would end an input that somebody else may still fill.
-        if self._status() != "created":
-            raise ContainerError("the container was started before")
-
-    def _start(self) -> None:
-        self._engine.act(self._container, lambda api: api.start(self._container))
-
-    def _status(self) -> str:
-        return self._engine.act(
-            self._container, lambda api: api.inspect_container(self._container)["State"]["Status"]
-        )
-
-    def _send_all(self, stream: EngineStream, chunks: Iterable[bytes]) -> None:
-        for chunk in chunks:
-            if not self._send(stream, chunk):
-                return
-            crash_point("during_feed")
-        stream.end_input()
-
-    def _send(self, stream: EngineStream, chunk: bytes) -> bool:
-        """Return whether the container took all of it; False: it has ended, or `abort` was called."""
-        view, taken_at = memoryview(chunk), time.monotonic()
-        while view:
-            try:
-                view, taken_at = view[stream.send(view, _STALL_SECONDS) :], time.monotonic()
-            except TimeoutError:
-                # The engine does not break the pipe when a container leaves with its input unread.
-                if self._status() not in _READING:
-                    return False
-                self._check_patience(time.monotonic() - taken_at)
-            except OSError:
-                return False
-        return True
-
-    def _check_patience(self, stalled_for: float) -> None:
-        if stalled_for > self._send_timeout:
-            raise ContainerError(f"the container took none of its input for {self._send_timeout:.0f} s")
 
 
 class Watch:

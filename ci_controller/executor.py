@@ -1,12 +1,12 @@
 """Carries out operations: one short idempotent method each, no decisions about what should be.
 
 Between any two durable effects the process may die; what it leaves behind is read by the next plan. The
-order is: claim, create, start, record the start, feed; later drain, seal, record the verdict, remove.
+order is: claim, create, start, record whose it is, rename, feed; later drain, seal, record the verdict, remove.
 """
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 import structlog
@@ -18,9 +18,8 @@ from ci_common.errors import CIError, EngineUnavailable, InvalidArchive, Storage
 from ci_common.models import Attempt, JobVerdict, LogSeal, Reason
 from ci_controller import labels
 from ci_controller.breaker import Breaker
-from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerRuntime, ContainerSpec
+from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerRuntime
 from ci_controller.disk_guard import explained
-from ci_controller.feed import BOOTSTRAP_COMMAND
 from ci_controller.followers import Followers
 from ci_controller.job_source import JobSource
 from ci_controller.lease import Lease, Superseded
@@ -45,6 +44,7 @@ from ci_controller.policy import Policy
 from ci_controller.stopwatch import Stopwatches
 from ci_controller.upload import Upload
 from ci_controller.verdict import Lost, decide, without_network
+from ci_controller.waiting import WaitingContainer, WaitingContainers
 from ci_controller.work import KeyedOperation, Workshop
 
 log = structlog.get_logger(__name__)
@@ -72,6 +72,7 @@ class Executor:
         self._wake = wake
         self._workshop = Workshop(clock, wake, doubt)
         self._followers = Followers(jobs, runtime, clock, policy.log_limit, wake)
+        self._waiting = WaitingContainers(jobs, runtime, policy, lease)
         self._breaker = Breaker(clock)
         self._signals: dict[AttemptKey, tuple[str, float]] = {}  # the last one sent, and its monotonic time
         self._stopwatches = Stopwatches(clock)
@@ -91,6 +92,10 @@ class Executor:
             trouble=self._breaker.trouble,
             irremovable=self._workshop.refused(),
         )
+
+    def ours(self) -> frozenset[str]:
+        """Return the names of containers that no row has and that nobody may remove: they are being made, or wait."""
+        return self._waiting.names()
 
     def _sent_signals(self) -> dict[AttemptKey, SentSignal]:
         now, monotonic = self._clock.now(), self._clock.monotonic()
@@ -162,78 +167,65 @@ class Executor:
 
     async def _start(self, operation: StartContainer) -> None:
         """Whatever keeps an attempt from its start ends it: no open attempt holds a slot without a container."""
-        attempt, recorded = operation.attempt, threading.Event()
-        try:
-            await self._open_and_feed(operation, recorded)
-        except InvalidArchive as error:
-            if recorded.is_set():
-                await self._record_stop(attempt, Reason.BAD_ARCHIVE, error.detail)
-            else:
+        attempt, recorded = operation.attempt, False
+        async with AsyncExitStack() as held:
+            try:
+                upload = await held.enter_async_context(self._opened(attempt))
+                container = await held.enter_async_context(self._waiting.handed_out(operation.image_id))
+                await self._record_start(attempt, container)
+                recorded = True
+                await self._rename(attempt, container)
+            except InvalidArchive as error:
                 await self._finish(attempt, verdicts.verdict(Reason.BAD_ARCHIVE, error.detail), None)
-        except Exception as error:
-            # Once it is recorded the next plan sees what became of the container.
-            if recorded.is_set() or not (message := _why_not_started(attempt, error)):
-                raise
-            if isinstance(error, EngineUnavailable):
-                self._breaker.failed(error.detail)
-            await self._release(attempt, Reason.INFRA, message, None)
+            except Exception as error:
+                if not (message := _why_not_started(attempt, error)):
+                    raise
+                if isinstance(error, EngineUnavailable):
+                    self._breaker.failed(error.detail)
+                seal = await self._sealed(attempt) if recorded else None
+                await self._release(attempt, Reason.INFRA, message, seal)
+            else:
+                await self._feed(attempt, container, upload)
 
-    async def _open_and_feed(self, operation: StartContainer, recorded: threading.Event) -> None:
-        upload = await asyncio.to_thread(Upload.open, self._jobs, operation.attempt, self._policy)
+    @asynccontextmanager
+    async def _opened(self, attempt: Attempt) -> AsyncGenerator[Upload]:
+        upload = await asyncio.to_thread(Upload.open, self._jobs, attempt, self._policy)
         try:
-            await self._create_and_feed(operation, upload, recorded)
+            yield upload
         finally:
             await asyncio.to_thread(upload.close)
 
-    async def _create_and_feed(
-        self, operation: StartContainer, upload: Upload, recorded: threading.Event
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self._lease.require()
-        crash_point("before_create")
-        container_id = await self._runtime.create(self._spec(operation))
-        crash_point("after_create")
-
-        def on_started() -> None:
-            """In the engine's worker thread: the row says so before the first byte is fed."""
-            start = self._record_start(operation, container_id, recorded)
-            asyncio.run_coroutine_threadsafe(start, loop).result()
-
-        self._lease.require()
-        await self._runtime.start_and_feed(container_id, upload.chunks(), on_started)
-        crash_point("after_feed")
-
-    async def _record_start(
-        self, operation: StartContainer, container_id: str, recorded: threading.Event
-    ) -> None:
-        """The row says that it runs, so that a claimed attempt has run nothing of the user's; it is followed."""
+    async def _record_start(self, attempt: Attempt, container: WaitingContainer) -> None:
+        """The row says whose container it is, so that a claimed attempt has run nothing of the user's."""
         self._breaker.reset()
-        fence = operation.attempt.fence
-        if not await self._jobs.started(fence, container_id, operation.image_id, self._clock.now()):
+        if not await self._jobs.started(attempt.fence, container.id, container.image_id, self._clock.now()):
             raise Superseded("the attempt is not ours any more")
-        recorded.set()
-        self._stopwatches.start(key_of(operation.attempt))
+        self._stopwatches.start(key_of(attempt))
         crash_point("after_mark_started")
-        await self._followers.follow(operation.attempt, container_id)
+
+    async def _rename(self, attempt: Attempt, container: WaitingContainer) -> None:
+        """The container is called after its job, so what is called otherwise was never fed."""
+        self._lease.require()
+        name = labels.job_name(self._policy.container_prefix, *key_of(attempt))
+        await self._runtime.rename(container.id, name)
+        crash_point("after_rename")
+
+    async def _feed(self, attempt: Attempt, container: WaitingContainer, upload: Upload) -> None:
+        """The container has got everything, or its input ends early; the next plan sees what became of it."""
+        await self._followers.follow(attempt, container.id)
+        try:
+            await container.input.send(upload.chunks())
+            await container.input.finish()
+        except InvalidArchive as error:
+            await self._record_stop(attempt, Reason.BAD_ARCHIVE, error.detail)
+        else:
+            crash_point("after_feed")
 
     async def _adopt(self, operation: AdoptContainer) -> None:
         attempt = operation.attempt
         if attempt.started_at is not None:
             self._stopwatches.start(key_of(attempt), self._clock.now() - attempt.started_at)
         await self._followers.follow(attempt, operation.container_id)
-
-    def _spec(self, operation: StartContainer) -> ContainerSpec:
-        job_id, number = key_of(operation.attempt)
-        return ContainerSpec(
-            name=labels.container_name(self._policy.container_prefix, job_id, number),
-            image_id=operation.image_id,
-            command=BOOTSTRAP_COMMAND,
-            labels=labels.run_labels(self._jobs.instance_id, job_id, number, self._jobs.epoch),
-            memory_bytes=self._policy.memory_bytes,
-            cpus=self._policy.cpus,
-            pids=self._policy.pids,
-            disk_bytes=self._policy.disk_bytes,
-        )
 
     async def _isolate(self, operation: IsolateContainer) -> None:
         self._lease.require()
@@ -307,8 +299,10 @@ class Executor:
         await self._release(operation.attempt, Reason.INFRA, operation.message, seal)
 
     async def _seal_if_started(self, attempt: Attempt) -> LogSeal | None:
-        if attempt.started_at is None:
-            return None
+        return await self._sealed(attempt) if attempt.started_at else None
+
+    async def _sealed(self, attempt: Attempt) -> LogSeal | None:
+        """The log is sealed as it is, and nobody knows whether it is whole; None where the disk does not take it."""
         try:
             return await self._followers.seal(attempt, truncated=True)
         except (StorageFull, OSError) as error:

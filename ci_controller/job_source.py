@@ -4,7 +4,7 @@ Everything the core knows of desired state passes through a `JobSource`; an agen
 one that speaks HTTP. Writes about an attempt are fenced: False or None means that somebody else acted.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -56,8 +56,8 @@ class JobSource(Protocol):
         """Return every open attempt of ours, with cancel requests as they stand now; raises Superseded."""
         ...
 
-    async def ended(self, attempts: Collection[AttemptKey]) -> frozenset[AttemptKey]:
-        """Return those of the attempts that exist and have ended."""
+    async def ended(self, containers: Collection[str]) -> Mapping[str, AttemptKey]:
+        """Return the attempts that ended in these containers, by container; those of others are not in it."""
         ...
 
     async def started(self, fence: Fence, container_id: str, image_id: str, now: datetime) -> bool:
@@ -150,10 +150,11 @@ class RepositoryJobSource:
             raise Superseded("another controller took over")
         return attempts
 
-    async def ended(self, attempts: Collection[AttemptKey]) -> frozenset[AttemptKey]:
-        if not attempts:
-            return frozenset()
-        return frozenset(AttemptKey(*pair) for pair in await self._repository.ended_attempts(attempts))
+    async def ended(self, containers: Collection[str]) -> Mapping[str, AttemptKey]:
+        if not containers:
+            return {}
+        found = await self._repository.ended_attempts(containers)
+        return {container: AttemptKey(*pair) for container, pair in found.items()}
 
     async def started(self, fence: Fence, container_id: str, image_id: str, now: datetime) -> bool:
         return await self._repository.mark_started(fence, container_id, image_id, now)

@@ -1,8 +1,8 @@
 """One complete picture of desired and actual state, or an error: we never decide on a partial view."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final
@@ -49,6 +49,7 @@ class Work:
     low_disk: str | None = None  # why nothing is claimed: some disk has too little room
     trouble: Trouble | None = None  # why the engine made no container when it was last asked to
     irremovable: frozenset[str] = frozenset()  # containers that the engine did not remove when last asked to
+    ours: frozenset[str] = frozenset()  # names of containers that are being made, wait or are being assigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +58,32 @@ class Observed:
 
     attempts: tuple[Attempt, ...] = ()
     containers: tuple[ObservedContainer, ...] = ()
-    ended: frozenset[AttemptKey] = frozenset()  # attempts of containers that exist, whose row says they ended
+    # By container: the attempt that ran in it, whose row says it ended.
+    ended: Mapping[str, AttemptKey] = field(default_factory=lambda: MappingProxyType({}))
     claimable: int = 0
     image_id: str | None = None  # of the runner image; None: the engine does not have it
     network: NetworkState = field(default_factory=NetworkState)  # of the fence around the jobs
     work: Work = field(default_factory=Work)
 
 
-def attempt_of(container: ObservedContainer) -> AttemptKey | None:
-    """Return the attempt that a container's labels name, None when it runs none."""
-    job_id, attempt = container.labels.get(labels.JOB), container.labels.get(labels.ATTEMPT, "")
-    if container.labels.get(labels.KIND) != labels.KIND_RUN or not job_id or not attempt.isdecimal():
-        return None
-    return AttemptKey(job_id, int(attempt))
+def may_run(container: ObservedContainer) -> bool:
+    """Tell whether a container is of the kind that runs an attempt; another one is a newer release's, perhaps."""
+    return container.labels.get(labels.KIND) == labels.KIND_RUN
 
 
 async def observe(
-    jobs: JobSource, runtime: ContainerRuntime, runner_image: str, work: Work, now: datetime
+    jobs: JobSource,
+    runtime: ContainerRuntime,
+    runner_image: str,
+    work: Work,
+    ours: Callable[[], frozenset[str]],
+    now: datetime,
 ) -> Observed:
     """Return the present state, whole; raises EngineUnavailable or the database's error instead of a part.
 
     `work` was looked at before, and containers are listed before rows are read: a container is never
-    older news than the row that explains it, and what was in flight meanwhile is left alone.
+    older news than the row that explains it, and what was in flight meanwhile is left alone. `ours` is
+    looked at between the two: a container has its name there before it exists, and until a row has it.
     """
     try:
         async with asyncio.timeout(_ENGINE_PATIENCE):
@@ -87,6 +92,7 @@ async def observe(
             )
     except TimeoutError as error:
         raise EngineUnavailable(f"no listing came within {_ENGINE_PATIENCE:g} s") from error
+    work = replace(work, ours=ours())
     attempts = tuple(await jobs.held())
     claimable = await jobs.count_claimable(now)
     ended = await jobs.ended(_unheld(containers, attempts))
@@ -94,17 +100,23 @@ async def observe(
 
 
 def containers_by_attempt(observed: Observed) -> dict[AttemptKey, ObservedContainer]:
-    """Return the one container of each open attempt: the recorded one, else one with its labels."""
-    found: dict[AttemptKey, ObservedContainer] = {}
-    recorded = {attempt.container_id for attempt in observed.attempts if attempt.container_id}
-    unrecorded = {key_of(attempt) for attempt in observed.attempts if not attempt.container_id}
-    for container in observed.containers:
-        key = attempt_of(container)
-        if key is None:
-            continue
-        if container.id in recorded or (key in unrecorded and _never_started(found.get(key))):
-            found[key] = container
-    return found
+    """Return the container of each open attempt whose row has one that exists."""
+    present = {container.id: container for container in observed.containers}
+    return {
+        key_of(attempt): present[attempt.container_id]
+        for attempt in observed.attempts
+        if attempt.container_id in present
+    }
+
+
+def unheld(observed: Observed) -> list[ObservedContainer]:
+    """Return the containers that no open attempt has, nor anybody in this process is about to give to one."""
+    held = {attempt.container_id for attempt in observed.attempts}
+    return [
+        container
+        for container in observed.containers
+        if may_run(container) and container.id not in held and container.name not in observed.work.ours
+    ]
 
 
 def ghosts(observed: Observed) -> list[str]:
@@ -116,12 +128,5 @@ def ghosts(observed: Observed) -> list[str]:
     )
 
 
-def _never_started(container: ObservedContainer | None) -> bool:
-    """Of two containers with the same labels the started one counts."""
-    return container is None or container.state is ContainerState.CREATED
-
-
-def _unheld(containers: Iterable[ObservedContainer], attempts: Iterable[Attempt]) -> set[AttemptKey]:
-    held = {key_of(attempt) for attempt in attempts}
-    named = {key for container in containers if (key := attempt_of(container))}
-    return named - held
+def _unheld(containers: Iterable[ObservedContainer], attempts: Iterable[Attempt]) -> set[str]:
+    return {container.id for container in containers} - {attempt.container_id for attempt in attempts}

@@ -11,7 +11,7 @@ from ci_common.models import Attempt, Reason
 
 
 class AttemptKey(NamedTuple):
-    """Which attempt: what a container's labels and a row have in common."""
+    """Which attempt: the key of its row."""
 
     job_id: str
     attempt: int
@@ -38,7 +38,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class StartContainer:
-    """The attempt's container is created, started and fed, and its output is followed."""
+    """A container is created, started, recorded as the attempt's, named after it and fed; its output is followed."""
 
     attempt: Attempt
     image_id: str
@@ -131,7 +131,7 @@ class RemoveContainer:
     container_id: str
     name: str
     cause: str
-    attempt: AttemptKey | None = None  # that ran in it
+    attempt: AttemptKey | None = None  # that ran in it and has ended
 
     def __str__(self) -> str:
         return f"remove {self.name}: {self.cause}"
@@ -156,7 +156,7 @@ class StopKey:
     attempt: AttemptKey
 
 
-WorkKey = AttemptKey | StopKey | str  # a string: the id of a container that no open attempt needs
+WorkKey = AttemptKey | StopKey | str  # a string: the id of a container that no open attempt has
 
 
 def work_key(operation: AttemptOperation | RemoveContainer) -> WorkKey:
@@ -176,7 +176,7 @@ def log_fields(attempt: Attempt) -> dict[str, str | int]:
 
 
 def fields_of(operation: Operation) -> dict[str, str | int]:
-    """Return what a log line about an operation carries: of a container that is left over, what its labels say."""
+    """Return what a log line about an operation carries: of a container that is left over, whose it was."""
     match operation:
         case Claim():
             return {}

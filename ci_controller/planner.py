@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from ci_common.models import Attempt, Reason, StopIntent
+from ci_controller import labels
 from ci_controller.container_runtime import ContainerState, ObservedContainer
-from ci_controller.observed_state import Observed, SentSignal, Work, attempt_of, containers_by_attempt
+from ci_controller.observed_state import Observed, SentSignal, Work, containers_by_attempt, unheld
 from ci_controller.operations import (
     AdoptContainer,
     AttemptOperation,
@@ -70,12 +71,7 @@ def _claims(observed: Observed, policy: Policy) -> Iterator[Operation]:
 
 def _strays(observed: Observed) -> int:
     """How many containers still use the machine although no open attempt has them."""
-    held = {key_of(attempt) for attempt in observed.attempts}
-    return sum(
-        1
-        for container in observed.containers
-        if container.state is ContainerState.RUNNING and (key := attempt_of(container)) and key not in held
-    )
+    return sum(container.state is ContainerState.RUNNING for container in unheld(observed))
 
 
 # -- attempts ----------------------------------------------------------------------------------------------
@@ -85,7 +81,7 @@ def _about_attempt(
     attempt: Attempt, container: ObservedContainer | None, observed: Observed, now: datetime, policy: Policy
 ) -> Iterable[AttemptOperation]:
     if attempt.started_at is None:
-        return [_prepare(attempt, container, observed, policy)]
+        return [_prepare(attempt, observed, policy)]
     if container is None or container.state is ContainerState.CREATED:
         cause = "its container is gone after the stop" if attempt.stop else "its container is gone"
         return [_given_up(attempt, "Its container vanished from the engine.", cause)]
@@ -94,20 +90,14 @@ def _about_attempt(
     return _supervise(attempt, attempt.started_at, container, observed.work, now, policy)
 
 
-def _prepare(
-    attempt: Attempt, container: ObservedContainer | None, observed: Observed, policy: Policy
-) -> AttemptOperation:
-    """Of a claimed attempt, which was never fed: that happens only once it is recorded as started."""
+def _prepare(attempt: Attempt, observed: Observed, policy: Policy) -> AttemptOperation:
+    """Of a claimed attempt, which no container is recorded of: nothing was fed for it, by whomever."""
     if attempt.job.cancel_requested_at:
         return FinishAttempt(attempt, Reason.CANCELLED, _by(attempt), "cancel requested before it started")
-    if container and container.state is not ContainerState.CREATED:
-        cause = "its container was started but never fed"
-        return ReleaseAttempt(attempt, "The controller went away before the tree was handed over.", cause)
     if observed.image_id is None:
         message = f"The runner image {policy.runner_image} is not on the engine."
         return ReleaseAttempt(attempt, message, "the runner image is missing")
-    cause = "claimed, its container was never started: made anew" if container else "claimed, no container"
-    return StartContainer(attempt, observed.image_id, cause)
+    return StartContainer(attempt, observed.image_id, "claimed, no container")
 
 
 def _given_up(attempt: Attempt, message: str, cause: str) -> AttemptOperation:
@@ -209,10 +199,9 @@ def _by(attempt: Attempt) -> str:
 
 
 def _removals(observed: Observed, now: datetime, policy: Policy) -> Iterator[Operation]:
-    held = {key_of(attempt) for attempt in observed.attempts}
-    for container in observed.containers:
-        key = attempt_of(container)
-        if key in held or key in observed.work.busy:
+    for container in unheld(observed):
+        key = observed.ended.get(container.id)
+        if key in observed.work.busy:
             continue
         if cause := _why_remove(container, observed, now, policy):
             yield RemoveContainer(container.id, container.name, cause, key)
@@ -221,10 +210,9 @@ def _removals(observed: Observed, now: datetime, policy: Policy) -> Iterator[Ope
 def _why_remove(
     container: ObservedContainer, observed: Observed, now: datetime, policy: Policy
 ) -> str | None:
-    key = attempt_of(container)
-    if key is None:
-        return None  # not of a kind that runs attempts: a newer release's, perhaps
-    if key in observed.ended:
+    if container.id in observed.ended:
         return "its attempt has ended"
+    if labels.is_waiting_name(policy.container_prefix, container.name):
+        return "it was never fed, and whoever made it has gone"
     is_late = now - container.created_at >= policy.orphan_grace
     return "an orphan: no attempt knows it" if is_late else None

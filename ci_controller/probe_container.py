@@ -8,7 +8,7 @@ from typing import Final
 
 from ci_controller import labels
 from ci_controller.container_manager import ContainerManager
-from ci_controller.container_runtime import ContainerSpec
+from ci_controller.container_runtime import ContainerSpec, start_and_feed
 
 PROBE_SECONDS: Final = 60.0
 STALE_AFTER: Final = timedelta(minutes=10)  # far beyond any probe whose doctor lives
@@ -57,7 +57,7 @@ async def run_program(manager: ContainerManager, spec: ContainerSpec, program: b
 
 
 async def _run(manager: ContainerManager, container: str, program: bytes) -> Ran:
-    await manager.start_and_feed(container, [program], lambda: None)
+    await start_and_feed(manager, container, [program])
     while await manager.exit_state(container) is None:  # noqa: ASYNC110 - the engine is asked, nobody tells
         await asyncio.sleep(_POLL_SECONDS)
     output = await asyncio.to_thread(_output, manager, container)

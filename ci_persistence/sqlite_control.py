@@ -113,10 +113,11 @@ def open_attempts(db: sqlite3.Connection) -> list[Attempt]:
     ]
 
 
-def ended_attempts(db: sqlite3.Connection, attempts: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
-    """Return those of the pairs that exist and have ended."""
-    query = "SELECT 1 FROM attempts WHERE job_id = ? AND number = ? AND ended_at IS NOT NULL"
-    return {pair for pair in attempts if db.execute(query, pair).fetchone() is not None}
+def ended_attempts(db: sqlite3.Connection, containers: Collection[str]) -> dict[str, tuple[str, int]]:
+    """Return the attempts that were recorded in these containers and have ended, by container."""
+    query = "SELECT job_id, number FROM attempts WHERE container_id = ? AND ended_at IS NOT NULL"
+    rows = {container: db.execute(query, (container,)).fetchone() for container in containers}
+    return {container: (row["job_id"], row["number"]) for container, row in rows.items() if row}
 
 
 def expire_queued(

@@ -6,7 +6,7 @@ modules beside it, over standard input into whatever image there is (`ci_control
 process.
 """
 
-# ruff: noqa: PTH118, PTH123 - pathlib is a tenth of a second of imports for nothing we need
+# ruff: noqa: PTH110, PTH118, PTH123 - pathlib is a tenth of a second of imports for nothing we need
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
 from ci_controller.container_manager import ContainerManager
+from ci_controller.container_runtime import start_and_feed
 from ci_controller.probe_container import PROBE_SECONDS, clean_up, probe_spec
 
 _POLL_SECONDS: Final = 0.05
@@ -41,7 +42,7 @@ async def _peer(manager: ContainerManager, image_id: str) -> AsyncGenerator[str]
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             container = await asyncio.shield(creating)
-            await manager.start_and_feed(container, [_PEER], lambda: None)
+            await start_and_feed(manager, container, [_PEER])
             while not (found := await asyncio.to_thread(_said, manager, container)):  # noqa: ASYNC110 - only the engine knows
                 await asyncio.sleep(_POLL_SECONDS)
         yield found

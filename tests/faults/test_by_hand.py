@@ -147,16 +147,16 @@ def test_faults_30_and_31_containers_of_others_and_orphans(
     job_id = system.submit(server, project)
     instance = system.instance_id()
     assert instance
-    orphan = create(f"{system.prefix}orphan", labels.run_labels(instance, "no-such-job", 1, 1))
-    foreign = create(labels.container_name(system.prefix, job_id, 1), {})
-    other = create(f"{system.prefix}other", labels.run_labels("another", job_id, 1, 1))
+    orphan = create(f"{system.prefix}orphan", labels.run_labels(instance, 1))
+    foreign = create(labels.job_name(system.prefix, job_id, 1), {})
+    other = create(f"{system.prefix}other", labels.run_labels("another", 1))
     try:
         system.start_controller()
         until_ended(system, job_id)
         job = system.job(server, job_id)
         assert (job["success"], job["attempt"]) == (True, 2), job
         [(message,)] = system.query("SELECT message FROM attempts WHERE job_id = ? AND number = 1", job_id)
-        assert "exists that is not ours" in message
+        assert "is taken by another container" in message
         assert begun(system, job_id) == [None], "it cost its owner nothing"
         eventually(lambda: system.containers() == [orphan], what="the removal of the job's own container")
         assert docker("inspect", "--format", "{{.State.Status}}", foreign, other).split() == ["created"] * 2

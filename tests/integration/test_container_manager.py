@@ -17,7 +17,7 @@ import pytest
 from ci_common.errors import EngineUnavailable
 from ci_controller import labels
 from ci_controller.container_manager import ContainerManager
-from ci_controller.container_runtime import ContainerError, ContainerState
+from ci_controller.container_runtime import ContainerError, ContainerState, start_and_feed
 from ci_controller.container_users import GROUP
 from ci_controller.job_network import NetworkOptions
 from ci_controller.log_recorder import LogRecorder
@@ -68,6 +68,8 @@ for n in range(1, 20_001):
     sys.stdout.write('{"n":%d,"t":"o","d":"LgAA"}\\n' % n)
     sys.stdout.flush()
 """
+WRITE = "open('/workspace/module', 'w').write('installed'); open('/workspace/large', 'wb').write(bytes(5_000_000))"
+READ = "print(open('/workspace/module').read())"
 IGNORE_INPUT = "import time\nwhile True: time.sleep(1)"
 
 
@@ -141,7 +143,7 @@ async def test_a_log_that_the_engine_rotates_holds_no_raw_frames_and_says_what_i
     small = ContainerManager("contract-", job_log_bytes=1000)
     container = await small.create(engine.spec(FRAMES))
     writer = FileLogStore(tmp_path).writer("job", 1)
-    await small.start_and_feed(container, [], lambda: None)
+    await start_and_feed(small, container, [])
     await asyncio.to_thread(_record, manager.follow_output(container), LogRecorder(writer, 10**7))
     # Where the live reading ends is the engine's whim; the last one, as after every exit, is what counts.
     last = LogRecorder(writer, 10**7)
@@ -165,7 +167,7 @@ async def test_a_command_that_does_not_exist_is_the_containers_error(engine: Eng
     spec = replace(engine.spec(ECHO), command=("/no/such/program",))
     container = await engine.runtime.create(spec)
     with pytest.raises(ContainerError, match="no such file"):
-        await engine.runtime.start_and_feed(container, [], lambda: None)
+        await start_and_feed(engine.runtime, container, [])
     assert (await engine.only()).state is ContainerState.CREATED
 
 
@@ -173,27 +175,37 @@ async def test_a_container_that_does_not_read_is_given_up_in_time(engine: Engine
     manager = ContainerManager(send_timeout=0.3)
     container = await manager.create(engine.spec(IGNORE_INPUT))
     with pytest.raises(ContainerError, match="input"):
-        await manager.start_and_feed(container, [b"x" * 1_000_000] * 20, lambda: None)
+        await start_and_feed(manager, container, [b"x" * 1_000_000] * 20)
     await manager.close()
 
 
-async def test_cancelling_a_feed_ends_the_containers_input(engine: Engine) -> None:
-    reached, go_on = threading.Event(), threading.Event()
-
-    def chunks() -> Iterator[bytes]:
-        yield b"12345"
-        reached.set()
-        assert go_on.wait(20)
-        yield b"never arrives"
-
+async def test_a_cancelled_start_leaves_no_input_open(engine: Engine) -> None:
+    """Whenever it comes: the container was never started, or reads the end of its input."""
     container = await engine.runtime.create(engine.spec(COUNT))
-    feeding = asyncio.create_task(engine.runtime.start_and_feed(container, chunks(), lambda: None))
-    await asyncio.to_thread(reached.wait, 20)
-    feeding.cancel()
-    assert await engine.output(container) == b"got 5\n"  # while the thread still holds the chunks
-    go_on.set()
+    starting = asyncio.create_task(engine.runtime.start(container))
+    await asyncio.sleep(0)  # it is on its way
+    starting.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await feeding
+        await starting
+    if (await engine.only()).state is not ContainerState.CREATED:
+        assert await engine.output(container) == b"got 0\n"
+
+
+async def test_an_image_holds_what_the_containers_files_were(engine: Engine) -> None:
+    image = engine.image("files")
+    made = await engine.runtime.commit(await _ended(engine, WRITE), image)
+    container = await engine.runtime.create(replace(engine.spec(READ), image_id=made))
+    await start_and_feed(engine.runtime, container, [])
+    assert await engine.output(container) == b"installed\n"
+    [found] = await engine.runtime.environment_images(engine.instance_id)
+    base = int(docker("image", "inspect", "--format", "{{.Size}}", engine.image_id))
+    assert 5_000_000 <= found.size - base <= 6_000_000
+
+
+async def _ended(engine: Engine, program: str) -> str:
+    container = await engine.start(program)
+    assert (await engine.exit(container)).exit_code == 0
+    return container
 
 
 async def test_a_closed_manager_leaves_nothing_open(engine: Engine) -> None:
@@ -259,7 +271,7 @@ async def network(engine: Engine) -> AsyncIterator[str]:
 
 async def test_several_creators_of_the_network_end_with_one(engine: Engine, network: str) -> None:
     managers = [ContainerManager(network=NetworkOptions(network)) for _ in range(4)]
-    specs = [replace(engine.spec(ECHO, attempt), network="internet") for attempt in range(1, 5)]
+    specs = [replace(engine.spec(ECHO), network="internet") for _ in range(4)]
     await asyncio.gather(*(manager.create(spec) for manager, spec in zip(managers, specs, strict=True)))
     for manager in managers:
         await manager.close()
@@ -275,7 +287,7 @@ async def test_a_network_that_is_gone_at_the_start_is_an_error_not_a_gone_contai
     container = await manager.create(replace(engine.spec(ECHO), network="internet"))
     docker("network", "rm", network)
     with pytest.raises(ContainerError, match=network):
-        await manager.start_and_feed(container, [], lambda: None)
+        await start_and_feed(manager, container, [])
     assert (await engine.only()).state is ContainerState.CREATED
     await manager.create(replace(engine.spec(ECHO), network="internet"))  # makes both anew
     await manager.close()
@@ -291,15 +303,15 @@ async def test_a_foreign_network_of_that_name_is_not_used(engine: Engine, networ
 
 async def test_containers_on_the_network_cannot_reach_each_other(engine: Engine, network: str) -> None:
     manager = ContainerManager(network=NetworkOptions(network))
-    listener, caller = replace(engine.spec(LISTEN), network="internet"), engine.spec(CALL, attempt=2)
+    listener, caller = replace(engine.spec(LISTEN), network="internet"), engine.spec(CALL)
     listening = await manager.create(listener)
-    await manager.start_and_feed(listening, [], lambda: None)
+    await start_and_feed(manager, listening, [])
     await engine.until(listening, b"listening\n")
     [address] = json.loads(
         docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", listening)
     ).values()
     calling = await manager.create(replace(caller, network="internet"))
-    await manager.start_and_feed(calling, [address["IPAddress"].encode()], lambda: None)
+    await start_and_feed(manager, calling, [address["IPAddress"].encode()])
     assert await engine.output(calling) == b"unreachable\n"
     await manager.close()
 
@@ -307,7 +319,7 @@ async def test_containers_on_the_network_cannot_reach_each_other(engine: Engine,
 async def test_a_container_on_the_jobs_network_has_an_interface(engine: Engine) -> None:
     spec = replace(engine.spec(LIMITS), network="internet")
     container = await engine.runtime.create(spec)
-    await engine.runtime.start_and_feed(container, [], lambda: None)
+    await start_and_feed(engine.runtime, container, [])
     assert json.loads(await engine.output(container))["interfaces"] == ["eth0", "lo"]
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from ci_common.models import JobStatus, Reason
 from ci_controller.container_runtime import ExitState
 from ci_controller.frames import Outcome
-from tests.support.controlled import GO, Frames
+from tests.support.controlled import Frames
 from tests.support.fake_runtime import Script, Step, UntilSignal
 
 
@@ -44,15 +44,17 @@ def _lines(job_id: str) -> list[bytes]:
     return [f"{job_id} line {number} é\n".encode() for number in range(4)]
 
 
+def not_started() -> Iterator[Step]:
+    """Do what every container does whose input broke off."""
+    yield Frames().trailer(Outcome.NOT_STARTED, message="The feed broke off.")
+    yield ExitState(100)
+
+
 def script_of(job_id: str, kind: Kind) -> Script:
-    """Return what the container of that job does."""
+    """Return what the container of that job does once it has got everything."""
 
     def script(fed: bytes) -> Iterator[Step]:
         frames = Frames()
-        if not fed.endswith(GO):
-            yield frames.trailer(Outcome.NOT_STARTED, message="The feed broke off.")
-            yield ExitState(100)
-            return
         yield frames.begun()
         for line in _lines(job_id):
             yield frames.output(line)

@@ -2,17 +2,24 @@
 
 import asyncio
 import itertools
+import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Final
 
 from ci_common.clock import Clock
 from ci_common.errors import EngineUnavailable
-from ci_controller import labels
-from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState, ObservedContainer
+from ci_controller.container_runtime import (
+    ContainerInput,
+    ContainerSpec,
+    ContainerState,
+    ExitState,
+    ObservedContainer,
+)
 from ci_controller.operations import AttemptKey
+from tests.simulation.behaviour import not_started
 from tests.simulation.faults import Faults
 from tests.support.controlled import GO
 from tests.support.fake_runtime import FakeContainer, FakeContainerRuntime, Script, Step, UntilSignal
@@ -21,10 +28,10 @@ Behaviour = Callable[[str], Script]  # of a job, by its id
 _CATCHES_UP: Final = 2  # chunks between two readings: with all of a job's late, five readings find the last
 
 
-def key_of(container: FakeContainer) -> AttemptKey:
-    """Return the attempt a container runs."""
-    named = container.spec.labels
-    return AttemptKey(named[labels.JOB], int(named[labels.ATTEMPT]))
+def key_of(container: FakeContainer) -> AttemptKey | None:
+    """Return the attempt that a container is named after, None while it waits for one."""
+    found = re.fullmatch(r"job-(.+)-(\d+)", container.spec.name)
+    return AttemptKey(found[1], int(found[2])) if found else None
 
 
 class SimulatedEngine(FakeContainerRuntime):
@@ -41,14 +48,15 @@ class SimulatedEngine(FakeContainerRuntime):
         self._behaviour = behaviour
         self._steps: dict[str, Iterator[Step]] = {}
         self._go_on = asyncio.Event()
+        self._makers: dict[str, str] = {}  # who made a container, by the name it had at first
         self._late: dict[str, list[bytes]] = {}  # printed, and not in the engine's log yet; by container
 
     # -- what the world does to it -------------------------------------------------------------------------
 
     def running(self) -> list[FakeContainer]:
-        """Return the containers that run, in the order of their names."""
-        found = self.containers
-        return [found[name] for name in sorted(found) if found[name].state is ContainerState.RUNNING]
+        """Return the containers that run, always in the same order."""
+        found = [one for one in self.containers.values() if one.state is ContainerState.RUNNING]
+        return sorted(found, key=lambda one: self._whom(one.spec.name))
 
     def advance(self, container: FakeContainer) -> None:
         """The container does one more thing, if its turn has come."""
@@ -91,17 +99,22 @@ class SimulatedEngine(FakeContainerRuntime):
         found = await super().list(instance_id)
         if self.faults.strikes("listing fails", ""):
             raise EngineUnavailable("the listing broke off")
-        return [one for one in found if not self.faults.strikes("hidden", one.name)]
+        return [one for one in found if not self.faults.strikes("hidden", self._whom(one.name))]
 
     async def create(self, spec: ContainerSpec) -> str:
+        maker = asyncio.current_task()
+        assert maker is not None
+        self._makers[spec.name] = maker.get_name()
         await self._slowly("create", spec.name)
         return await super().create(spec)
 
-    async def start_and_feed(
-        self, container_id: str, chunks: Iterable[bytes], on_started: Callable[[], None]
-    ) -> None:
+    async def start(self, container_id: str) -> ContainerInput:
         await self._slowly("start", self._name(container_id))
-        await super().start_and_feed(container_id, chunks, on_started)
+        return await super().start(container_id)
+
+    async def rename(self, container_id: str, name: str) -> None:
+        await self._slowly("rename", name)
+        await super().rename(container_id, name)
 
     async def signal(self, container_id: str, signal: str) -> None:
         await self._slowly("signal", self._name(container_id))
@@ -124,8 +137,12 @@ class SimulatedEngine(FakeContainerRuntime):
         found = self._containers.get(container_id)
         return found.spec.name if found else ""
 
+    def _whom(self, name: str) -> str:
+        """Return what a fault is about: names of containers that wait are random, the same seed has others."""
+        return self._makers.get(name, name)
+
     async def _slowly(self, call: str, name: str) -> None:
-        if self.faults.strikes("slow", f"{call} {name}"):
+        if self.faults.strikes("slow", f"{call} {self._whom(name)}"):
             self.stalled += 1
             try:
                 await self._go_on.wait()
@@ -134,19 +151,22 @@ class SimulatedEngine(FakeContainerRuntime):
 
     def _answer(self, call: str, container: str = "") -> None:
         super()._answer(call, container)
-        key = f"{call} {self._name(container) or container}"
+        key = f"{call} {self._whom(self._name(container) or container)}"
         if call in self.refuses or self.faults.strikes("refused", key):
             raise EngineUnavailable(f"{call}: no answer")
 
     def _reply(self, call: str, container: str) -> None:
         super()._reply(call, container)
-        if self.faults.strikes("reply lost", f"{call} {container}"):
+        if self.faults.strikes("reply lost", f"{call} {self._whom(container)}"):
             raise EngineUnavailable(f"the reply to {call} was lost")
 
     def _begin(self, container: FakeContainer) -> None:
+        if not container.fed.endswith(GO):
+            self._steps[container.id] = not_started()
+            return
         key = key_of(container)
-        if container.fed.endswith(GO):
-            self.runs[key] += 1
+        assert key is not None, "what is fed has its job's name"
+        self.runs[key] += 1
         self._steps[container.id] = iter(self._behaviour(key.job_id)(container.fed))
 
     def read_output(self, container_id: str) -> AbstractContextManager[Iterator[bytes]]:
@@ -158,16 +178,16 @@ class SimulatedEngine(FakeContainerRuntime):
     def _write(self, container: FakeContainer, data: bytes) -> None:
         with self._changed:
             late = self._late.setdefault(container.id, [])
-            if not late and not self.faults.strikes("output late", container.spec.name):
+            if not late and not self.faults.strikes("output late", self._whom(container.spec.name)):
                 super()._write(container, data)
             else:
                 late.append(data)  # behind what is late comes nothing in time
 
     def _notify(self, container: FakeContainer) -> None:
-        for _ in range(self.faults.copies(container.spec.name)):
+        for _ in range(self.faults.copies(self._whom(container.spec.name))):
             super()._notify(container)
 
     def _follow(self, container: FakeContainer, left: threading.Event) -> Iterator[bytes]:
         whole = super()._follow(container, left)
-        cut = self.faults.strikes("output cut", container.spec.name)
+        cut = self.faults.strikes("output cut", self._whom(container.spec.name))
         return itertools.islice(whole, 2) if cut else whole

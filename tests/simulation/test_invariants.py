@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from ci_common.errors import JobFinished
 from ci_common.models import Fence, Idempotency, Job, JobFilter, JobVerdict, LogSeal, QueueLimits, Reason
 from ci_common.verdict import verdict
-from ci_controller.container_runtime import ExitState
+from ci_controller.container_runtime import ContainerInput, ExitState, start_and_feed
 from ci_persistence.sqlite_connection import connect
 from tests.simulation import invariants
 from tests.simulation.behaviour import Kind
@@ -134,17 +134,35 @@ def claims_twice(plot: Plot) -> None:
     plot.repository(claim_jobs=claim_jobs)
 
 
-def starts_a_second_container(plot: Plot) -> None:
-    async def start_and_feed(
-        real: Any, container_id: str, chunks: Iterable[bytes], started: Callable[[], None]
-    ) -> None:
-        fed = tuple(chunks)
-        spec = next(one.spec for one in real.containers.values() if one.id == container_id)
-        await real.start_and_feed(container_id, fed, started)
-        twin = await real.create(replace(spec, name=f"{spec.name}-twin"))
-        await real.start_and_feed(twin, fed, lambda: None)
+@dataclass
+class FeedsATwin:
+    """A container's input; whoever fills it fills that of a second container of the same attempt."""
 
-    plot.engine(start_and_feed=start_and_feed)
+    engine: Any
+    container_id: str
+    held: ContainerInput
+    fed: tuple[bytes, ...] = ()
+
+    async def send(self, chunks: Iterable[bytes]) -> None:
+        self.fed += tuple(chunks)
+        await self.held.send(self.fed)
+
+    async def finish(self) -> None:
+        await self.held.finish()
+        spec = next(one.spec for one in self.engine.containers.values() if one.id == self.container_id)
+        job, _, number = spec.name.rpartition("-")
+        twin = await self.engine.create(replace(spec, name=f"{job}-0{number}"))
+        await start_and_feed(self.engine, twin, self.fed)
+
+    def close(self) -> None:
+        self.held.close()
+
+
+def starts_a_second_container(plot: Plot) -> None:
+    async def start(real: Any, container_id: str) -> ContainerInput:
+        return FeedsATwin(real, container_id, await real.start(container_id))
+
+    plot.engine(start=start)
 
 
 def removes_before_the_verdict(plot: Plot) -> None:

@@ -23,13 +23,12 @@ from ci_common.errors import JobFinished, QueueFull, TooManyRequests, Unauthoriz
 from ci_common.models import Idempotency, Job, QueueLimits, User
 from ci_common.settings import StorageSettings
 from ci_controller.controller import JobController
-from ci_controller.operations import AttemptKey
 from ci_controller.policy import Policy
 from ci_persistence.factory import open_stores
 from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 from tests.simulation.behaviour import Kind, script_of
-from tests.simulation.engine import SimulatedEngine, key_of
+from tests.simulation.engine import SimulatedEngine
 from tests.simulation.faults import Faults
 from tests.support.controlled import ControlledSystem, Life, ProcessDied, mortal
 from tests.support.database import new_database
@@ -103,10 +102,11 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What was recorded of an attempt when the removal of its container was asked for."""
+    """What was recorded of a container when its removal was asked for."""
 
-    key: AttemptKey
-    row: sqlite3.Row | None
+    container_id: str
+    name: str
+    row: sqlite3.Row | None  # of the attempt that has it
 
 
 @dataclass
@@ -130,7 +130,7 @@ class World:
     cancelled: set[str] = field(default_factory=set[str])  # a cancel was asked for
     finals: dict[str, Job] = field(default_factory=dict[str, Job])  # terminal, as they were first seen
     jumped: bool = False
-    removed: list[Removal] = field(default_factory=list["Removal"])  # on request, since the last look
+    removed: list[Removal] = field(default_factory=list["Removal"])  # on request, ever
     archive: str = ""
     steps: int = 0  # of its life before it recovers
 
@@ -255,10 +255,10 @@ class World:
 
     def note_removal(self, container: FakeContainer) -> None:
         """At that moment, not after the step: by then the rest of the work may have been done."""
-        key = key_of(container)
         with closing(connect(self.database, busy_timeout_ms=5000)) as db:
-            query = "SELECT * FROM attempts WHERE job_id = ? AND number = ?"
-            self.removed.append(Removal(key, db.execute(query, key).fetchone()))
+            query = "SELECT * FROM attempts WHERE container_id = ?"
+            row = db.execute(query, (container.id,)).fetchone()
+        self.removed.append(Removal(container.id, container.spec.name, row))
 
     # -- the engine and the clock --------------------------------------------------------------------------
 

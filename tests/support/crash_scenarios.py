@@ -25,10 +25,13 @@ from ci_common.api_keys import generate_api_key, hash_api_key, key_prefix
 from ci_common.clock import utcnow
 from ci_common.crash_points import CrashPoint, told_of_crash_points
 from ci_common.models import APIKey, Job, JobFilter, JobStatus, new_id
+from ci_common.stores import BlobStore
 from ci_controller.frames import Outcome
+from ci_persistence.factory import open_stores
 from ci_server.app import create_app
 from ci_server.settings import ServerSettings
 from tests.support.admin_crashes import a_key_is_made, a_user_is_made
+from tests.support.blobs import manifest_of, records
 from tests.support.controlled import (
     GO,
     OUTPUT,
@@ -175,7 +178,7 @@ async def a_job_is_submitted(path: Path, point: CrashPoint, nth: int) -> bool:
 async def _nothing_is_left_but(path: Path, system: ControlledSystem, job: Job) -> None:
     """What a dead server left behind is pruned once it is old, and the job's own upload stays."""
     long_ago = time.time() - 86_400
-    for file in _uploads(path):
+    for file in (*_uploads(path), *_server(path).data_path.joinpath("blobs").iterdir()):
         os.utime(file, (long_ago, long_ago))
     controller = system.controller()
     await controller.start()
@@ -222,6 +225,57 @@ async def _submit(path: Path, secret: str) -> str:
     return answer.json()["job_id"]
 
 
+async def a_tree_is_submitted(path: Path, point: CrashPoint, nth: int) -> bool:
+    """The same of a tree whose contents came apart; the client sends what it sent again, all of it."""
+    async with controlled_system(path, a_run()) as system:
+        secret = await _issue_key(system)
+        arguments = (path, secret, f"{point}:{nth}")
+        child = multiprocessing.get_context("spawn").Process(target=_submit_tree_and_die, args=arguments)
+        child.start()
+        await asyncio.to_thread(child.join)
+        died = child.exitcode == _CRASHED
+        child.close()
+        job_id = await _submit_tree(path, secret)
+        jobs = (await system.repository.list_jobs(JobFilter())).jobs
+        assert [job.id for job in jobs] == [job_id], "one job, however often it is submitted"
+        async with system.running(0.05):
+            job = await system.finished(job_id)
+        assert job.success
+        await _nothing_is_left_but(path, system, job)
+        packs = {pack.name for pack in await system.repository.packs()}
+        stored = {item.name for item in _blobs(path).items()}
+        assert stored == packs, "no pack without a row, no row without its pack"
+        assert len(packs) == 1
+        return died
+
+
+def _blobs(path: Path) -> BlobStore:
+    return open_stores(_server(path)).archives.blobs
+
+
+def _submit_tree_and_die(path: Path, secret: str, crash_at: str) -> None:
+    """The entry of the other process."""
+    os.environ["CI_CRASH_AT"] = crash_at
+    asyncio.run(_submit_tree(path, secret))
+
+
+async def _submit_tree(path: Path, secret: str) -> str:
+    app = create_app(_server(path))
+    contents = {"test_a.py": b"def test_a(): pass\n", "b.txt": b"text"}
+    headers = {"Authorization": f"Bearer {secret}", "Idempotency-Key": _KEY}
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://server", headers=headers
+        ) as http,
+    ):
+        media = {"Content-Type": "application/vnd.ci.blobs"}
+        (await http.put("/blobs", content=records(*contents.values()), headers=media)).raise_for_status()
+        answer = await http.post("/submit-manifest", json={"files": manifest_of(contents)})
+    answer.raise_for_status()
+    return answer.json()["job_id"]
+
+
 # -- the list ----------------------------------------------------------------------------------------------
 
 _RUN: Final = Scenario(two_jobs_run)
@@ -235,6 +289,7 @@ SCENARIOS: Final[Mapping[CrashPoint, Scenario]] = MappingProxyType(
         "after_create": _RUN,
         "after_start": _RUN,
         "after_mark_started": _RUN,
+        "after_rename": _RUN,
         "during_feed": _RUN,
         "after_feed": _RUN,
         "after_mark_begun": _RUN,
@@ -247,6 +302,8 @@ SCENARIOS: Final[Mapping[CrashPoint, Scenario]] = MappingProxyType(
         "before_remove": _RUN,
         "after_remove": _RUN,
         "during_upload": Scenario(a_job_is_submitted),
+        "after_pack_saved": Scenario(a_tree_is_submitted, hits=1),
+        "after_pack_added": Scenario(a_tree_is_submitted, hits=1),
         "after_archive_saved": Scenario(a_job_is_submitted, hits=1),
         "after_job_created": Scenario(a_job_is_submitted, hits=1),
         "during_audited_write": Scenario(a_user_is_made, hits=1),

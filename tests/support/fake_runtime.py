@@ -8,7 +8,7 @@
 
     runtime = FakeContainerRuntime(script=script)
 
-A script runs in a thread of its own once its container's input is closed, and gets all that was fed. SIGKILL,
+A script runs in a thread of its own once its container's input has ended, and gets all that was fed. SIGKILL,
 `end()` and removal end a container whatever its script waits for. Switches: `down`, `endless` (following an
 output goes on when its container has ended), `lose_reply_of()`, `vanish()`, `end()`; what happened can be read
 from `calls` and `containers`.
@@ -21,11 +21,11 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 from ci_common.clock import Clock, SystemClock
 from ci_common.crash_points import crash_point
@@ -34,16 +34,18 @@ from ci_controller import labels
 from ci_controller.container_runtime import (
     ContainerError,
     ContainerGone,
+    ContainerInput,
     ContainerSpec,
     ContainerState,
     DiskUse,
+    EnvironmentImage,
     ExitState,
     NetworkState,
+    NewImage,
     ObservedContainer,
 )
 from ci_controller.container_users import free_user
 
-Result = TypeVar("Result")
 _POLL_SECONDS: Final = 0.005  # how soon a waiting script sees that its container was killed
 
 
@@ -90,6 +92,47 @@ class FakeContainer:
         return ObservedContainer(self.id, self.spec.name, carried, self.state, self.created_at)
 
 
+class FakeInput:
+    """What was sent stands in the container's `fed`; at the end of the input its script begins."""
+
+    def __init__(
+        self, container: FakeContainer, threads: Executor, begin: Callable[[FakeContainer], None]
+    ) -> None:
+        self._container = container
+        self._threads = threads
+        self._begin = begin
+        self._lock = threading.Lock()
+        self._has_ended = False
+
+    async def send(self, chunks: Iterable[bytes]) -> None:
+        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        sending = loop.run_in_executor(self._threads, lambda: context.run(self._send, chunks))
+        try:
+            await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            self.close()
+            await asyncio.gather(sending, return_exceptions=True)
+            raise
+
+    async def finish(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            ended, self._has_ended = self._has_ended, True
+        if not ended:
+            self._begin(self._container)
+
+    def _send(self, chunks: Iterable[bytes]) -> None:
+        for chunk in chunks:
+            with self._lock:
+                if self._has_ended or self._container.state is not ContainerState.RUNNING:
+                    return
+                self._container.fed += chunk
+            crash_point("during_feed")
+
+
 class FakeContainerRuntime:
     """A `ContainerRuntime` without an engine."""
 
@@ -111,6 +154,7 @@ class FakeContainerRuntime:
         self.root = tempfile.gettempdir()
         self.calls: list[tuple[str, str]] = []  # (method, container's name), in order
         self._containers: dict[str, FakeContainer] = {}
+        self._made: dict[str, EnvironmentImage] = {}  # of containers, by id
         self._changed = threading.Condition(threading.RLock())
         self._lost_replies: defaultdict[str, int] = defaultdict(int)
         self._watchers: dict[int, tuple[str, Callable[[], None]]] = {}
@@ -126,8 +170,8 @@ class FakeContainerRuntime:
         with self._changed:
             return {container.spec.name: container for container in self._containers.values()}
 
-    def lose_reply_of(self, call: Literal["create", "start"]) -> None:
-        """The next such call takes effect, but its caller gets EngineUnavailable. A start is not fed."""
+    def lose_reply_of(self, call: Literal["create", "start", "rename"]) -> None:
+        """The next such call takes effect, but its caller gets EngineUnavailable; the input of a start has ended."""
         self._lost_replies[call] += 1
 
     def vanish(self, container_id: str) -> None:
@@ -153,8 +197,9 @@ class FakeContainerRuntime:
 
     async def image_id(self, reference: str) -> str | None:
         self._answer("image_id")
-        known = {**self.images, **{image: image for image in self.images.values()}}
-        return known.get(reference)
+        made = {one.reference: one.id for one in self._made.values()}
+        known = {**self.images, **{image: image for image in self.images.values()}, **made}
+        return reference if reference in self._made else known.get(reference)
 
     async def list(self, instance_id: str) -> list[ObservedContainer]:
         self._answer("list")
@@ -174,21 +219,65 @@ class FakeContainerRuntime:
 
     async def create(self, spec: ContainerSpec) -> str:
         self._answer("create", spec.name)
-        if spec.image_id not in self.images.values():
+        if spec.image_id not in {*self.images.values(), *self._made}:
             raise ContainerError(f"no such image: {spec.image_id}")
+        made = self._made.get(spec.image_id)
+        labelled = replace(spec, labels={**made.labels, **spec.labels}) if made else spec
         with self._changed:
-            self._make_room(spec)
+            self._require_free(spec.name)
             uid = free_user({other.uid for other in self._containers.values()}, min)
-            container = FakeContainer(f"{next(self._ids):064x}", spec, uid, self._clock.now())
+            container = FakeContainer(self._new_id(), labelled, uid, self._clock.now())
             self._containers[container.id] = container
         self._reply("create", spec.name)
         return container.id
 
-    async def start_and_feed(
-        self, container_id: str, chunks: Iterable[bytes], on_started: Callable[[], None]
-    ) -> None:
-        container = self._find(container_id, "start_and_feed")
-        await self._in_thread(lambda: self._start_and_feed(container, chunks, on_started))
+    async def start(self, container_id: str) -> ContainerInput:
+        container = self._find(container_id, "start")
+        with self._changed:
+            if container.state is not ContainerState.CREATED:
+                raise ContainerError(f"the container {container.spec.name} was started before")
+            container.state = ContainerState.RUNNING
+        self._notify(container)
+        held = FakeInput(container, self._threads, self._begin)
+        try:
+            self._reply("start", container.spec.name)
+        except EngineUnavailable:
+            held.close()
+            raise
+        return held
+
+    async def rename(self, container_id: str, name: str) -> None:
+        container = self._find(container_id, "rename")
+        with self._changed:
+            self._require_free(name)
+            container.spec = replace(container.spec, name=name)
+        self._reply("rename", name)
+
+    async def commit(self, container_id: str, image: NewImage) -> str:
+        container = self._find(container_id, "commit")
+        made = EnvironmentImage(
+            f"sha256:{self._new_id()}",
+            image.reference,
+            dict(image.labels),
+            container.layer_bytes,
+            self._clock.now(),
+        )
+        for older in [one for one in self._made.values() if one.reference == image.reference]:
+            self._made[older.id] = replace(older, reference=older.id)
+        self._made[made.id] = made
+        return made.id
+
+    async def environment_images(self, instance_id: str) -> Sequence[EnvironmentImage]:
+        self._answer("environment_images")
+        wanted = {(labels.INSTANCE, instance_id), (labels.KIND, labels.KIND_ENVIRONMENT)}
+        return [one for one in self._made.values() if wanted <= set(one.labels.items())]
+
+    async def remove_image(self, reference: str) -> None:
+        self._answer("remove_image")
+        for image in [one for one in self._made.values() if reference in (one.id, one.reference)]:
+            if any(one.spec.image_id == image.id for one in self._containers.values()):
+                raise ContainerError(f"the image {reference} is used by a container")
+            del self._made[image.id]
 
     async def signal(self, container_id: str, signal: str) -> None:
         self._answer("signal", container_id)
@@ -254,9 +343,8 @@ class FakeContainerRuntime:
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
+    def _new_id(self) -> str:
+        return f"{next(self._ids):064x}"
 
     def _running(self, instance_id: str) -> Sequence[FakeContainer]:
         self._answer("layer_sizes")
@@ -286,16 +374,9 @@ class FakeContainerRuntime:
                 raise ContainerGone(container_id)
             return self._containers[container_id]
 
-    def _make_room(self, spec: ContainerSpec) -> None:
-        """The name is free: a container of ours under it that never started was removed."""
-        found = self.containers.get(spec.name)
-        if found is None:
-            return
-        if not labels.are_ours(spec.labels, found.spec.labels):
-            raise ContainerError(f"a container named {spec.name} exists that is not ours")
-        if found.state is not ContainerState.CREATED:
-            raise ContainerError(f"the container {spec.name} was started before")
-        self._drop(found)
+    def _require_free(self, name: str) -> None:
+        if name in self.containers:
+            raise ContainerError(f"the name {name} is taken by another container")
 
     def _drop(self, container: FakeContainer) -> None:
         with self._changed:
@@ -313,26 +394,6 @@ class FakeContainerRuntime:
             )
             self._changed.notify_all()
         self._notify(container)
-
-    def _start_and_feed(
-        self, container: FakeContainer, chunks: Iterable[bytes], on_started: Callable[[], None]
-    ) -> None:
-        with self._changed:
-            if container.state is not ContainerState.CREATED:
-                raise ContainerError(f"the container {container.spec.name} was started before")
-            container.state = ContainerState.RUNNING
-        self._notify(container)
-        try:
-            self._reply("start", container.spec.name)
-            crash_point("after_start")
-            on_started()
-            for chunk in chunks:
-                if container.state is not ContainerState.RUNNING:
-                    break
-                container.fed += chunk
-                crash_point("during_feed")
-        finally:
-            self._begin(container)
 
     def _begin(self, container: FakeContainer) -> None:
         """The input has ended, and the script runs."""

@@ -7,23 +7,28 @@ containers run the small programs below; `FAKE_SCRIPTS` says how the fake acts t
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Final, Literal
 
 import pytest
 
+from ci_common.clock import utcnow
 from ci_controller import labels
 from ci_controller.container_runtime import (
     ContainerError,
     ContainerGone,
+    ContainerInput,
     ContainerRuntime,
     ContainerSpec,
     ContainerState,
     ExitState,
+    NewImage,
     ObservedContainer,
+    start_and_feed,
 )
 from ci_controller.container_users import USERS
 from tests.support.fake_runtime import Script, Step, UntilIsolated, UntilSignal
@@ -84,21 +89,42 @@ class Engine:
     image_id: str
     instance_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
-    def spec(self, program: str, attempt: int = 1) -> ContainerSpec:
-        job_id = f"{self.instance_id[:8]}-job"
+    def spec(self, program: str) -> ContainerSpec:
         return ContainerSpec(
-            name=labels.container_name("contract-", job_id, attempt),
+            name=labels.waiting_name("contract-"),
             image_id=self.image_id,
             command=command(program),
-            labels=labels.run_labels(self.instance_id, job_id, attempt, epoch=1),
+            labels=labels.run_labels(self.instance_id, epoch=1),
             memory_bytes=64 * 1024**2,
             network="none",
         )
 
     async def start(self, program: str, feed: tuple[bytes, ...] = ()) -> str:
         container = await self.runtime.create(self.spec(program))
-        await self.runtime.start_and_feed(container, feed, lambda: None)
+        await start_and_feed(self.runtime, container, feed)
         return container
+
+    @asynccontextmanager
+    async def held(self, program: str) -> AsyncGenerator[tuple[str, ContainerInput]]:
+        """A container runs with its input held open; gives both."""
+        container = await self.runtime.create(self.spec(program))
+        held = await self.runtime.start(container)
+        try:
+            yield container, held
+        finally:
+            held.close()
+
+    def job_name(self, attempt: int = 1) -> str:
+        return labels.job_name("contract-", self.instance_id[:8], attempt)
+
+    def image(self, tag: str) -> NewImage:
+        """An environment image of this installation, to be made."""
+        named = {
+            labels.INSTANCE: self.instance_id,
+            labels.KIND: labels.KIND_ENVIRONMENT,
+            "ci.environment": tag,
+        }
+        return NewImage(f"ci-contract-{self.instance_id[:8]}:{tag}", named)
 
     async def only(self) -> ObservedContainer:
         [container] = await self.runtime.list(self.instance_id)
@@ -135,6 +161,8 @@ class Engine:
     async def remove_all(self) -> None:
         for container in await self.runtime.list(self.instance_id):
             await self.runtime.remove(container.id)
+        for image in await self.runtime.environment_images(self.instance_id):
+            await self.runtime.remove_image(image.reference)
 
 
 class RuntimeContract:
@@ -171,25 +199,34 @@ class RuntimeContract:
         await engine.runtime.create(engine.spec(ECHO))
         assert await engine.runtime.list(str(uuid.uuid4())) == []
 
-    async def test_creating_again_replaces_a_container_that_never_started(self, engine: Engine) -> None:
-        first = await engine.runtime.create(engine.spec(ECHO))
-        later = replace(engine.spec(ECHO), labels={**engine.spec(ECHO).labels, labels.EPOCH: "2"})
-        second = await engine.runtime.create(later)
-        assert first != second
-        assert (await engine.only()).id == second
-
-    async def test_creating_over_a_started_container_is_refused(self, engine: Engine) -> None:
-        container = await engine.start(EXIT_3)
-        with pytest.raises(ContainerError, match="started"):
-            await engine.runtime.create(engine.spec(EXIT_3))
+    async def test_a_name_that_is_taken_is_refused_and_its_container_left_alone(self, engine: Engine) -> None:
+        spec = engine.spec(ECHO)
+        container = await engine.runtime.create(spec)
+        with pytest.raises(ContainerError, match=f"{spec.name} is taken"):
+            await engine.runtime.create(spec)
         assert (await engine.only()).id == container
 
-    async def test_a_foreign_container_with_the_name_is_never_touched(self, engine: Engine) -> None:
-        foreign = replace(engine.spec(ECHO), labels={labels.INSTANCE: engine.instance_id})
-        container = await engine.runtime.create(foreign)
-        with pytest.raises(ContainerError, match="not ours"):
-            await engine.runtime.create(engine.spec(ECHO))
-        assert (await engine.only()).id == container
+    @pytest.mark.parametrize("starts", [False, True])
+    async def test_a_container_gets_another_name(self, engine: Engine, *, starts: bool) -> None:
+        container = await engine.runtime.create(engine.spec(UNTIL_KILLED))
+        if starts:
+            await start_and_feed(engine.runtime, container, [])
+        await engine.runtime.rename(container, engine.job_name())
+        found = await engine.only()
+        assert (found.id, found.name) == (container, engine.job_name())
+
+    async def test_a_name_that_a_stranger_has_is_not_given(self, engine: Engine) -> None:
+        stranger = replace(engine.spec(ECHO), name=engine.job_name(), labels={"somebody": "else"})
+        foreign = await engine.runtime.create(stranger)
+        try:
+            spec = engine.spec(ECHO)
+            container = await engine.runtime.create(spec)
+            with pytest.raises(ContainerError, match=f"{engine.job_name()} is taken"):
+                await engine.runtime.rename(container, engine.job_name())
+            assert (await engine.only()).name == spec.name
+            assert await engine.runtime.exit_state(foreign) is None
+        finally:
+            await engine.runtime.remove(foreign)
 
     async def test_an_unknown_image_is_the_containers_error(self, engine: Engine) -> None:
         with pytest.raises(ContainerError):
@@ -205,31 +242,66 @@ class RuntimeContract:
         container = await engine.start(COUNT, (b"x" * 3_000_000,) * 3)
         assert await engine.output(container) == b"got 9000000\n"
 
-    async def test_on_started_is_called_in_a_thread_when_the_container_runs_unfed(
-        self, engine: Engine
-    ) -> None:
-        events: list[str] = []
+    async def test_a_started_container_waits_as_long_as_its_input_is_held(self, engine: Engine) -> None:
+        async with engine.held(COUNT) as (container, held):
+            await held.send([b"123"])
+            assert (await engine.only()).state is ContainerState.RUNNING
+            assert await engine.runtime.exit_state(container) is None
+            await held.send([])
+            await held.send(iter([b"4", b"56"]))
+            await held.finish()
+            assert await engine.output(container) == b"got 6\n"
+
+    async def test_an_input_that_is_closed_has_ended(self, engine: Engine) -> None:
+        async with engine.held(COUNT) as (container, held):
+            await held.send([b"123"])
+        assert await engine.output(container) == b"got 3\n"
+        held.close()  # again, which changes nothing
+
+    async def test_chunks_are_read_in_a_worker_thread(self, engine: Engine) -> None:
+        threads: list[threading.Thread] = []
 
         def chunks() -> Iterator[bytes]:
-            events.append("fed")
+            threads.append(threading.current_thread())
             yield b"x"
 
-        container = await engine.runtime.create(engine.spec(COUNT))
-        await engine.runtime.start_and_feed(
-            container, chunks(), lambda: events.append(threading.current_thread().name)
-        )
-        assert len(events) == 2
-        assert events[0] != threading.main_thread().name
-        assert events[1] == "fed"
+        async with engine.held(COUNT) as (_, held):
+            await held.send(chunks())
+        assert threads != [threading.main_thread()]
 
-    async def test_an_error_of_on_started_ends_the_input_and_is_raised(self, engine: Engine) -> None:
-        def refuse() -> None:
-            raise LookupError("the fence is stale")
+    async def test_a_container_may_be_renamed_between_its_start_and_its_feed(self, engine: Engine) -> None:
+        async with engine.held(ECHO) as (container, held):
+            await engine.runtime.rename(container, engine.job_name())
+            await held.send([b"text\n"])
+            await held.finish()
+            assert await engine.output(container) == b"text\n"
 
-        container = await engine.runtime.create(engine.spec(COUNT))
-        with pytest.raises(LookupError):
-            await engine.runtime.start_and_feed(container, [b"never sent"], refuse)
-        assert await engine.output(container) == b"got 0\n"
+    async def test_cancelling_a_feed_ends_the_input_and_waits_for_its_chunks(self, engine: Engine) -> None:
+        reached, go_on = threading.Event(), threading.Event()
+
+        def chunks() -> Iterator[bytes]:
+            yield b"12345"
+            reached.set()
+            assert go_on.wait(SECONDS)
+            yield b"never arrives"
+
+        async with engine.held(COUNT) as (container, held):
+            sending = asyncio.create_task(held.send(chunks()))
+            assert await asyncio.to_thread(reached.wait, SECONDS)
+            sending.cancel()
+            assert await engine.output(container) == b"got 5\n"  # while the thread still holds the chunks
+            assert not sending.done()
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+
+    async def test_what_is_sent_to_a_container_that_has_ended_is_no_error(self, engine: Engine) -> None:
+        async with engine.held(UNTIL_KILLED) as (container, held):
+            await engine.runtime.signal(container, "SIGKILL")
+            await engine.exit(container)
+            await held.send((b"x" * 100_000,) * 20)
+            await held.send([b"more"])
+            await held.finish()
 
     async def test_an_error_of_the_chunks_ends_the_input_and_is_raised(self, engine: Engine) -> None:
         def broken() -> Iterator[bytes]:
@@ -238,7 +310,7 @@ class RuntimeContract:
 
         container = await engine.runtime.create(engine.spec(COUNT))
         with pytest.raises(LookupError):
-            await engine.runtime.start_and_feed(container, broken(), lambda: None)
+            await start_and_feed(engine.runtime, container, broken())
         assert await engine.output(container) == b"got 7\n"
 
     async def test_a_container_that_leaves_early_is_no_error(self, engine: Engine) -> None:
@@ -317,7 +389,7 @@ class RuntimeContract:
 
     async def test_a_container_can_be_taken_off_the_network(self, engine: Engine) -> None:
         container = await engine.runtime.create(replace(engine.spec(UNTIL_ISOLATED), network="internet"))
-        await engine.runtime.start_and_feed(container, [], lambda: None)
+        await start_and_feed(engine.runtime, container, [])
         await engine.until(container, b"ready\n")
         await engine.runtime.isolate(container)
         assert await engine.output(container) == b"ready\nisolated\n"
@@ -328,7 +400,7 @@ class RuntimeContract:
         self, engine: Engine, network: Literal["internet", "none"]
     ) -> None:
         container = await engine.runtime.create(replace(engine.spec(EXIT_3), network=network))
-        await engine.runtime.start_and_feed(container, [], lambda: None)
+        await start_and_feed(engine.runtime, container, [])
         assert not (await engine.exit(container)).off_network
 
     async def test_isolating_what_has_no_network_or_is_gone_is_no_error(self, engine: Engine) -> None:
@@ -392,7 +464,11 @@ class RuntimeContract:
         with pytest.raises(ContainerGone):
             await engine.runtime.layer_size(container)
         with pytest.raises(ContainerGone):
-            await engine.runtime.start_and_feed(container, [], lambda: None)
+            await engine.runtime.start(container)
+        with pytest.raises(ContainerGone):
+            await engine.runtime.rename(container, engine.job_name())
+        with pytest.raises(ContainerGone):
+            await engine.runtime.commit(container, engine.image("gone"))
         for reading in (engine.runtime.follow_output, engine.runtime.read_output):
             with pytest.raises(ContainerGone), reading(container):
                 pass
@@ -400,14 +476,14 @@ class RuntimeContract:
     async def test_starting_twice_is_refused(self, engine: Engine) -> None:
         container = await engine.start(EXIT_3)
         await engine.exit(container)
-        with pytest.raises(ContainerError):
-            await engine.runtime.start_and_feed(container, [], lambda: None)
+        with pytest.raises(ContainerError, match="started before"):
+            await engine.runtime.start(container)
 
     async def test_a_watch_tells_of_starts_and_ends(self, engine: Engine) -> None:
         changed = threading.Event()
         container = await engine.runtime.create(engine.spec(EXIT_3))
         with engine.runtime.watch(engine.instance_id, changed.set):
-            await self._told(changed, lambda: engine.runtime.start_and_feed(container, [], lambda: None))
+            await self._told(changed, lambda: start_and_feed(engine.runtime, container, []))
             await self._told(changed, lambda: engine.runtime.remove(container))
 
     async def _told(self, changed: threading.Event, action: Callable[[], object]) -> None:
@@ -424,3 +500,63 @@ class RuntimeContract:
         before = len(calls)
         await engine.exit(await engine.start(EXIT_3))
         assert len(calls) == before
+
+    # -- images made of containers -------------------------------------------------------------------------
+
+    async def test_a_running_container_is_made_into_an_image_and_runs_on(self, engine: Engine) -> None:
+        image = engine.image("a")
+        async with engine.held(COUNT) as (container, held):
+            made = await engine.runtime.commit(container, image)
+            await held.send([b"123"])
+            await held.finish()
+            assert await engine.output(container) == b"got 3\n"
+        [found] = await engine.runtime.environment_images(engine.instance_id)
+        assert (found.id, found.reference, dict(found.labels)) == (made, image.reference, dict(image.labels))
+        assert found.size >= 0
+        assert utcnow() - found.created_at < timedelta(minutes=5)
+        assert await engine.runtime.image_id(image.reference) == made
+
+    async def test_an_image_has_no_label_of_its_container_and_a_container_of_it_keeps_its_own(
+        self, engine: Engine
+    ) -> None:
+        """Not even those of the image before it: what is committed may itself come of an image that was made."""
+        named = dict(engine.image("a").labels)
+        first = await engine.runtime.commit(
+            await engine.start(EXIT_3), replace(engine.image("a"), labels={**named, "x": "y"})
+        )
+        spec = replace(engine.spec(ECHO), image_id=first)
+        container = await engine.runtime.create(spec)
+        found = next(one for one in await engine.runtime.list(engine.instance_id) if one.id == container)
+        assert dict(found.labels).items() >= dict(spec.labels).items()
+        await engine.runtime.commit(container, engine.image("b"))
+        images = {one.reference: one for one in await engine.runtime.environment_images(engine.instance_id)}
+        assert dict(images[engine.image("b").reference].labels) == dict(engine.image("b").labels)
+
+    async def test_images_of_other_installations_are_not_listed(self, engine: Engine) -> None:
+        await engine.runtime.commit(await engine.start(EXIT_3), engine.image("a"))
+        assert list(await engine.runtime.environment_images(str(uuid.uuid4()))) == []
+
+    async def test_a_reference_goes_to_the_newest_image_and_the_older_one_can_still_be_removed(
+        self, engine: Engine
+    ) -> None:
+        container = await engine.start(EXIT_3)
+        older = await engine.runtime.commit(container, engine.image("a"))
+        newer = await engine.runtime.commit(container, engine.image("a"))
+        found = {one.id: one.reference for one in await engine.runtime.environment_images(engine.instance_id)}
+        assert found == {older: older, newer: engine.image("a").reference}
+        await engine.runtime.remove_image(older)
+        assert [one.id for one in await engine.runtime.environment_images(engine.instance_id)] == [newer]
+
+    async def test_an_image_can_be_removed_once_no_container_is_of_it(self, engine: Engine) -> None:
+        image = engine.image("a")
+        made = await engine.runtime.commit(await engine.start(EXIT_3), image)
+        container = await engine.runtime.create(replace(engine.spec(EXIT_3), image_id=made))
+        await start_and_feed(engine.runtime, container, [])
+        await engine.exit(container)
+        with pytest.raises(ContainerError):
+            await engine.runtime.remove_image(image.reference)
+        assert await engine.runtime.image_id(image.reference) == made
+        await engine.runtime.remove(container)
+        await engine.runtime.remove_image(image.reference)
+        assert await engine.runtime.image_id(image.reference) is None
+        await engine.runtime.remove_image(image.reference)  # gone is no error

@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,9 +14,9 @@ import pytest
 
 from ci_common.clock import utcnow
 from ci_common.errors import ControllerRunning, DatabaseBusy, EngineUnavailable
-from ci_common.models import JobStatus, Reason
+from ci_common.models import JobFilter, JobStatus, Reason
 from ci_controller import labels
-from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState
+from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState, start_and_feed
 from ci_controller.container_users import NONE_FREE, USERS
 from ci_controller.frames import Outcome
 from ci_controller.lease import Superseded
@@ -27,6 +27,7 @@ from tests.support.controlled import (
     ControlledSystem,
     Faulty,
     Frames,
+    Held,
     LateListing,
     a_run,
     controlled_system,
@@ -67,7 +68,7 @@ async def test_step_by_step(system: ControlledSystem) -> None:
     controller = system.controller()
     await controller.start()
     job_id = await system.submit()
-    name = labels.container_name("", job_id, 1)
+    name = labels.job_name("", job_id, 1)
     steps: list[str] = []
 
     async def step() -> bool:
@@ -443,8 +444,8 @@ async def test_a_missing_image_keeps_jobs_queued_and_says_what_to_do(system: Con
         assert (await system.finished(job_id)).attempt == 1
 
 
-@pytest.mark.parametrize("call", ["create", "start"])
-async def test_a_lost_reply(system: ControlledSystem, call: Literal["create", "start"]) -> None:
+@pytest.mark.parametrize("call", ["create", "start", "rename"])
+async def test_a_lost_reply(system: ControlledSystem, call: Literal["create", "start", "rename"]) -> None:
     system.runtime.lose_reply_of(call)
     async with system.running(interval=0.05):
         job = await system.finished(await system.submit())
@@ -459,7 +460,7 @@ async def test_a_vanished_container_is_run_again_and_then_given_up(system: Contr
         for attempt in (1, 2):
             await system.printed(job_id, attempt)
             await eventually(lambda: begun(system, attempt))  # noqa: B023
-            system.runtime.vanish(system.runtime.containers[labels.container_name("", job_id, attempt)].id)
+            system.runtime.vanish(system.runtime.containers[labels.job_name("", job_id, attempt)].id)
         job = await system.finished(job_id)
     assert (job.status, job.reason, job.attempt) == (JobStatus.DEAD_LETTERED, Reason.INFRA, 2)
     assert system.log(job_id, 2) == OUTPUT
@@ -476,7 +477,7 @@ async def test_a_name_taken_by_a_stranger_costs_an_attempt_but_no_job(system: Co
     await controller.start()
     job_id = await system.submit()
     await controller.reconcile_once()
-    name = labels.container_name("", job_id, 1)
+    name = labels.job_name("", job_id, 1)
     stranger = await system.runtime.create(ContainerSpec(name, await image(system), ("sleep",), {"a": "b"}))
     await controller.reconcile_once()
     await controller.idle()
@@ -500,11 +501,108 @@ async def image(system: ControlledSystem) -> str:
     return found
 
 
+# -- containers that wait for their job --------------------------------------------------------------------
+
+
+async def test_a_container_waits_is_recorded_renamed_and_fed_in_this_order(system: ControlledSystem) -> None:
+    system.runtime.script = a_run(threading.Event())
+    engine = Held(system.runtime, "rename")
+    async with system.running(runtime=engine):
+        job_id = await system.submit()
+        await engine.reached.wait()
+        [container] = system.runtime.containers.values()
+        assert labels.is_waiting_name("", container.spec.name)
+        assert not {word for word in (job_id, system.user.id) if word in str(container.spec)}
+        [attempt] = await system.repository.open_attempts()
+        assert (attempt.container_id, container.fed) == (container.id, b"")
+        engine.go_on.set()
+        await system.printed(job_id)
+        assert container.spec.name == labels.job_name("", job_id, 1)
+        names = [name for call, name in system.runtime.calls if call in ("create", "start", "rename")]
+        assert len(set(names)) == 1, "it had no other name before"
+        system.runtime.end(container.id, ExitState(0))
+
+
+@pytest.mark.parametrize("call", ["create", "start", "rename"])
+async def test_what_is_being_made_or_assigned_is_left_alone_however_long_it_takes(
+    system: ControlledSystem, call: str
+) -> None:
+    """It is no orphan, it takes no slot, and nobody who lists jobs sees more than the one."""
+    engine = Held(system.runtime, call)
+    policy = replace(system.policy, orphan_grace=timedelta(0))
+    async with system.running(interval=60, runtime=engine, policy=policy) as controller:
+        job_id = await system.submit()
+        await engine.reached.wait()
+        for _ in range(3):
+            assert await controller.reconcile_once() == []
+        assert len(system.runtime.containers) == (call != "create")
+        assert [job.id for job in (await system.repository.list_jobs(JobFilter())).jobs] == [job_id]
+        engine.go_on.set()
+        job = await system.finished(job_id)
+    assert (job.success, job.attempt) == (True, 1)
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_what_nobody_fed_is_removed_at_once(system: ControlledSystem, *, started: bool) -> None:
+    """Somebody made it who has gone. The grace of orphans is a minute, and this test does not wait that long."""
+    instance = await system.repository.instance_id()
+    never_fed = ContainerSpec("waiting-1", await image(system), ("sleep",), labels.run_labels(instance, 1))
+    strange = replace(never_fed, name="waiting-2", labels=labels.run_labels("else", 1))
+    for spec in (never_fed, strange):
+        container = await system.runtime.create(spec)
+        if started:
+            await start_and_feed(system.runtime, container, [])
+
+    async def gone() -> bool:
+        return set(system.runtime.containers) == {"waiting-2"}
+
+    async with system.running(interval=0.05):
+        await eventually(gone)
+        assert (await system.finished(await system.submit())).success
+
+
+@pytest.mark.parametrize("call", ["open_attempts", "ended_attempts", "list"])
+async def test_on_a_partial_view_nothing_is_removed(system: ControlledSystem, call: str) -> None:
+    instance = await system.repository.instance_id()
+    spec = ContainerSpec("waiting-1", await image(system), ("sleep",), labels.run_labels(instance, 1))
+    await system.runtime.create(spec)
+    repository = Faulty(system.repository, **{call: DatabaseBusy("the database is locked")})
+    engine = Faulty(system.runtime, **{call: EngineUnavailable("the listing broke off")})
+    controller = system.controller(repository=repository, runtime=engine)
+    await controller.start()
+    assert await controller.make_pass() is False
+    assert await controller.idle()
+    assert [*repository.raised, *engine.raised] == [call]
+    assert set(system.runtime.containers) == {"waiting-1"}
+    await controller.close()
+
+
+async def test_a_container_that_cannot_get_its_name_is_never_fed_and_costs_nothing(
+    system: ControlledSystem,
+) -> None:
+    engine = Faulty(system.runtime, rename=EngineUnavailable("no answer"))
+    controller = system.controller(runtime=engine)
+    await controller.start()
+    job_id = await system.submit()
+    for _ in range(2):  # claim, start
+        await controller.reconcile_once()
+        await controller.idle()
+    [container] = system.runtime.containers.values()
+    assert container.fed == b""
+    job = await system.job(job_id)
+    assert (job.status, job.message) == (JobStatus.QUEUED, "no answer")
+    [removal] = await controller.reconcile_once()
+    assert render([removal]) == f"remove {container.spec.name}: its attempt has ended"
+    await controller.idle()
+    assert not system.runtime.containers
+    await controller.close()
+
+
 # -- orphans -----------------------------------------------------------------------------------------------
 
 
 async def test_foreign_containers_are_never_touched(system: ControlledSystem) -> None:
-    foreign = ContainerSpec("job-x-1", await image(system), ("sleep",), labels.run_labels("else", "x", 1, 1))
+    foreign = ContainerSpec("job-x-1", await image(system), ("sleep",), labels.run_labels("else", 1))
     container_id = await system.runtime.create(foreign)
     async with system.running(policy=replace(system.policy, orphan_grace=timedelta(0))):
         assert (await system.finished(await system.submit())).success
@@ -513,7 +611,7 @@ async def test_foreign_containers_are_never_touched(system: ControlledSystem) ->
 
 async def test_an_orphan_of_ours_is_removed_after_its_grace(system: ControlledSystem) -> None:
     instance = await system.repository.instance_id()
-    spec = ContainerSpec("job-x-1", await image(system), ("sleep",), labels.run_labels(instance, "x", 1, 1))
+    spec = ContainerSpec("job-x-1", await image(system), ("sleep",), labels.run_labels(instance, 1))
     await system.runtime.create(spec)
 
     async def gone() -> bool:
@@ -539,7 +637,7 @@ async def test_a_stop_leaves_the_job_running_and_the_successor_adopts_it(system:
         job = await system.finished(job_id)
     assert (job.success, job.attempt) == (True, 1)
     assert system.log(job_id) == OUTPUT
-    assert ("create", container.spec.name) in system.runtime.calls
+    assert [call for call, _ in system.runtime.calls].count("create") == 1
 
 
 async def test_who_was_taken_over_stops_and_its_writes_affect_nothing(system: ControlledSystem) -> None:
@@ -561,6 +659,74 @@ async def test_who_was_taken_over_stops_and_its_writes_affect_nothing(system: Co
         await second.idle()
     assert (job.success, job.attempt) == (True, 1)
     assert await system.verdicts(job_id) == ["completed"]
+
+
+@pytest.mark.parametrize("where", ["start", "mark_started"])
+async def test_who_was_taken_over_assigns_nothing_and_removes_nothing(
+    system: ControlledSystem, where: str
+) -> None:
+    """It stood still between two steps; its successor did without it, and what it made was removed at once."""
+    fed = times_fed(system)
+    engine, repository = Held(system.runtime, where), Held(system.repository, where)
+    stale = system.controller(runtime=engine, repository=repository)
+    await stale.start()
+    job_id = await system.submit()
+    for _ in range(2):  # claim, start
+        await stale.reconcile_once()
+    await eventually(lambda: is_set(engine.reached, repository.reached))
+    async with system.running(interval=0.05):
+        job = await system.finished(job_id)
+        assert job.success
+        engine.go_on.set()
+        repository.go_on.set()
+        await stale.idle()
+        with pytest.raises(Superseded):
+            await stale.reconcile_once()
+        await eventually(lambda: is_empty(system))
+    assert await system.job(job_id) == job
+    assert fed() == 1
+    await stale.close()
+
+
+async def test_what_was_assigned_just_before_a_takeover_is_fed_once_and_adopted(
+    system: ControlledSystem,
+) -> None:
+    fed = times_fed(system)
+    engine = Held(system.runtime, "rename")
+    stale = system.controller(runtime=engine)
+    await stale.start()
+    job_id = await system.submit()
+    for _ in range(2):  # claim, start
+        await stale.reconcile_once()
+    await engine.reached.wait()
+    async with system.running(interval=0.05):
+        engine.go_on.set()
+        job = await system.finished(job_id)
+        await stale.idle()
+    assert (job.success, job.attempt, fed()) == (True, 1, 1)
+    await stale.close()
+
+
+async def is_set(*events: asyncio.Event) -> bool:
+    return any(event.is_set() for event in events)
+
+
+async def is_empty(system: ControlledSystem) -> bool:
+    return not system.runtime.containers
+
+
+def times_fed(system: ControlledSystem) -> Callable[[], int]:
+    """Count the containers that got anything at all."""
+    fed: list[bytes] = []
+    script = system.runtime.script
+
+    def counted(data: bytes) -> Iterable[Step]:
+        if data:
+            fed.append(data)
+        return script(data)
+
+    system.runtime.script = counted
+    return lambda: len(fed)
 
 
 async def test_what_waited_too_long_in_the_queue_fails(system: ControlledSystem) -> None:

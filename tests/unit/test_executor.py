@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -35,8 +35,9 @@ EFFECTS = (
     "create",
     "start",
     "mark_started",
+    "rename",
     "feed",
-    "end of feed",
+    "finish",
     "mark_begun",
     "write",
     "write_events",
@@ -97,6 +98,22 @@ async def test_death_after_an_effect(system: ControlledSystem, effect: str, nth:
     assert job.log_size == len(OUTPUT)
     assert await system.verdicts(job_id) == ["completed"]
     assert runs() == 1
+
+
+@pytest.mark.parametrize(
+    ("effect", "attempt"),
+    [("create", 1), ("start", 1), ("mark_started", 2), ("rename", 2), ("feed", 2), ("finish", 1)],
+)
+async def test_death_before_the_end_of_the_feed_costs_nothing(
+    system: ControlledSystem, effect: str, attempt: int
+) -> None:
+    """A container that no row has is made anew; one that was recorded says itself that it was not fed."""
+    job_id = await system.submit()
+    policy = replace(system.policy, max_attempts=1)
+    assert await lives_until_it_dies(system, Life(effect), job_id)
+    async with system.running(0.05, policy=policy):
+        job = await system.finished(job_id)
+    assert (job.success, job.attempt) == (True, attempt)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The system under chaos: one controller, two servers, an engine that can be cut off, and the book of what was done."""
 
 import random
+import re
 import subprocess
 import threading
 import time
@@ -16,6 +17,7 @@ from tests.support.installation import Daemon, Done, Installation
 
 SLOTS: Final = 3
 KEPT: Final = 60  # jobs and logs after a prune
+_ASSIGNED: Final = re.compile(r"^(\S+) \S*?job-(\S+)-(\d+)$", re.MULTILINE)  # a container's id, and its name
 # A bridge of its own, so that its rules can be flushed without harm to others on this host. The address is one
 # of those that no network has (RFC 5737).
 ENVIRONMENT: Final = {
@@ -147,7 +149,7 @@ class Plant:
         return done
 
     def containers(self) -> list[tuple[str, str, str]]:
-        """Return id, job and attempt of every running container of the system."""
+        """Return id, job and attempt of every running container of the system that was assigned a job."""
         instance = self.system.instance_id()
         said = self.system.docker(
             "ps",
@@ -157,10 +159,9 @@ class Plant:
             "--filter",
             "label=ci.kind=run",
             "--format",
-            '{{.ID}} {{.Label "ci.job"}} {{.Label "ci.attempt"}}',
+            "{{.ID}} {{.Names}}",
         )
-        found = (line.split() for line in said.splitlines())
-        return [(one[0], one[1], one[2]) for one in found]
+        return _ASSIGNED.findall(said)
 
     def still_runs(self) -> None:
         """Nobody ended but whom we ended; raises AssertionError."""
