@@ -182,6 +182,7 @@ class JobOptions:
 
     pytest_args: tuple[str, ...] = ()
     timeout_seconds: float | None = None  # None: the controller's default
+    fresh: bool = False  # everything is installed anew, whatever is kept of earlier jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,8 @@ class Job:
     not_before: datetime | None = None  # back-off after an attempt that was released
     cancel_requested_at: datetime | None = None
     cancel_requested_by: str | None = None  # an e-mail address, or "operator (<login name>)"
-    image_id: str | None = None  # what the current attempt runs in
+    image_id: str | None = None  # what the container of the current attempt was made from
+    image_cached: bool | None = None  # whether it was an environment kept from an earlier job
     log_size: int | None = None  # bytes of the sealed log of the final attempt
     log_sha256: str | None = None
     log_truncated: bool | None = None  # `LogSeal.truncated` of that log
@@ -348,6 +350,14 @@ class FinishedJob:
     archive_ref: str
     archive_pruned: bool = False
     log_pruned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUse:
+    """What the attempts tell of an image that containers were made from."""
+
+    last_at: datetime  # when the latest of them started
+    is_open: bool  # whether an attempt that has not ended runs in it
 
 
 @dataclass(frozen=True, slots=True)

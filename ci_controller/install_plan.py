@@ -3,14 +3,16 @@
 Nothing here touches a container: the harness carries the plan out, with uv where the image has it, else with pip.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, Final, cast
 
 from ci_common.errors import InvalidArchive
 from ci_common.stores import Archive
+from ci_controller.requirement_files import is_remote, is_remote_requirement
 from ci_controller.untrusted_metadata import Metadata, read_metadata
 
 Paths = Collection[str]  # of every file of the tree
@@ -35,6 +37,13 @@ _FILE_FORMS: Final = (
 # need the project itself "at least" in some version.
 _PRETENDED_VERSION: Final = "9999.0"
 
+_NOTHING_BY_PIP: Final = ("--version",)  # pip installs no lock of another tool: its own step does it all
+_POETRY_BACKENDS: Final = ("poetry.core.masonry.api", "poetry.masonry.api")
+_WHERE_PACKAGES_ARE: Final = frozenset(
+    {"url", "git", "index-url", "extra-index-url", "default-index", "find-links"}
+)
+_EXTRAS_OF: Final = re.compile(r"\s*([\w.-]+)\s*\[([\w\s,.-]+)\]\s*")
+
 _ENVIRONMENT: Final = MappingProxyType(
     {
         "CI": "true",
@@ -57,6 +66,19 @@ class InstallStep:
     title: str
     uv: tuple[str, ...]
     pip: tuple[str, ...]
+    ahead: "Ahead | None" = None  # None: it needs the tree
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What of a step can be done before the tree is there, and from which of its files.
+
+    The rest is done with the tree: mostly the whole step, which finds what it needs and installs the project.
+    """
+
+    files: tuple[str, ...]
+    step: InstallStep | None  # None: nothing
+    rest: InstallStep | None = None  # None: nothing is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +88,9 @@ class InstallPlan:
     steps: tuple[InstallStep, ...] = ()
     environment: Mapping[str, str] = field(default_factory=lambda: _ENVIRONMENT)
     paths: tuple[str, ...] = ()
+    settings: (
+        tuple[str, ...] | None
+    ) = ()  # files that every command obeys; None: they speak of more of the tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +117,7 @@ def install_plan(files: Paths, metadata: Metadata) -> InstallPlan:
     _refuse_what_cannot_be_tested(files)
     project = _project(files, metadata)
     row = next(row for row in _TABLE if row.fits(project))
-    return InstallPlan(row.steps(project), _environment(files), _paths(project))
+    return InstallPlan(row.steps(project), _environment(files), _paths(project), _settings(project))
 
 
 def _refuse_what_cannot_be_tested(files: Paths) -> None:
@@ -175,7 +200,12 @@ def _from_uv_lock(project: _Project) -> tuple[InstallStep, ...]:
     chosen = (*_options("--extra", project.extras), *_options("--group", project.groups))
     # --active: into the image's environment, not a .venv; --inexact: keep what is there.
     uv = ("sync", "--frozen", "--active", "--inexact", *chosen)
-    return (InstallStep("uv.lock", uv, _own_step(project).pip), *_requirement_files(project))
+    step = InstallStep("uv.lock", uv, _own_step(project).pip)
+    early = InstallStep("uv.lock", (*uv, "--no-install-local"), _dependencies_step(project).pip)
+    pinned = (name for name in (".python-version", ".python-versions") if name in project.files)
+    rest = step if project.is_installable or _has_local_packages(project) else None
+    ahead = Ahead(("pyproject.toml", "uv.lock", *pinned), early, rest)
+    return (replace(step, ahead=ahead), *_requirement_files(project))
 
 
 def _from_pylock(project: _Project) -> tuple[InstallStep, ...]:
@@ -187,7 +217,24 @@ def _from_poetry(project: _Project) -> tuple[InstallStep, ...]:
     extras = _options("--extras", project.extras)
     uv = ("tool", "run", "poetry", "install", "--no-interaction", "--no-ansi", *extras)
     title = "poetry.lock" if "poetry.lock" in project.files else "the project with poetry"
-    return (InstallStep(title, uv, _own_step(project).pip), *_requirement_files(project))
+    step = InstallStep(title, uv, _own_step(project).pip)
+    return (replace(step, ahead=_ahead_of_poetry(project, step)), *_requirement_files(project))
+
+
+def _ahead_of_poetry(project: _Project, step: InstallStep) -> Ahead | None:
+    if _names_local_package(_needs_in_poetrys_way(project)):
+        return None
+    poetry = _table(_table(project.pyproject, "tool"), "poetry")
+    early = replace(step, uv=(*step.uv, "--no-root"), pip=_dependencies_step(project).pip)
+    files = (name for name in ("poetry.lock", "poetry.toml") if name in project.files)
+    if poetry.get("package-mode") is False:
+        rest = None
+    elif _table(project.pyproject, "build-system").get("build-backend") in _POETRY_BACKENDS:
+        # What poetry itself would do, without fetching poetry.
+        rest = InstallStep("the project", ("pip", "install", "--no-deps", "-e", "."), step.pip)
+    else:
+        rest = step
+    return Ahead(("pyproject.toml", *files), early, rest)
 
 
 def _from_project(project: _Project) -> tuple[InstallStep, ...]:
@@ -209,7 +256,8 @@ def _requirement_files(project: _Project) -> tuple[InstallStep, ...]:
 
 
 def _requirement_files_step(names: tuple[str, ...]) -> InstallStep:
-    return _pip_step(", ".join(names), *_options("-r", names))
+    step = _pip_step(", ".join(names), *_options("-r", names))
+    return replace(step, ahead=Ahead(names, step))
 
 
 def _own_step(project: _Project) -> InstallStep:
@@ -218,16 +266,123 @@ def _own_step(project: _Project) -> InstallStep:
     if project.is_installable:
         extras = f"[{','.join(project.extras)}]" if project.extras else ""
         title = "the project" + (f" with {_and(project.extras + project.groups)}" if extras or groups else "")
-        return _pip_step(title, "-e", f".{extras}", *groups)
-    return _pip_step("the dependencies in pyproject.toml", *groups, *_dependencies(project))
+        step = _pip_step(title, "-e", f".{extras}", *groups)
+        return replace(step, ahead=_ahead_of_package(project, step))
+    step = _pip_step("the dependencies in pyproject.toml", *groups, *_dependencies(project))
+    return replace(step, ahead=Ahead(("pyproject.toml",), step) if _needs_no_tree(project) else None)
+
+
+def _ahead_of_package(project: _Project, step: InstallStep) -> Ahead | None:
+    if not _table(project.pyproject, "project") or not _needs_no_tree(project):
+        return None
+    if not (_dependencies(project) or project.groups):
+        return Ahead((), None, step)
+    return Ahead(("pyproject.toml",), _dependencies_step(project), step)
+
+
+def _dependencies_step(project: _Project) -> InstallStep:
+    """Return the step for what the project states as its needs, without the project."""
+    chosen = (*_options("--extra", project.extras), *_options("--group", project.groups))
+    uv = ("pip", "install", "-r", "pyproject.toml", *chosen)
+    wanted = (*_options("--group", project.groups), *_dependencies(project))
+    pip = ("install", *wanted) if wanted and _needs_no_tree(project) else _NOTHING_BY_PIP
+    return InstallStep("the dependencies in pyproject.toml", uv, pip)
 
 
 def _dependencies(project: _Project) -> tuple[str, ...]:
+    """Return the requirements in `[project]`, with those of the chosen extras and of the extras these name."""
     table = _table(project.pyproject, "project")
-    extras = _table(table, "optional-dependencies")
-    found = [table.get("dependencies"), *(extras.get(name) for name in project.extras)]
-    lists = [cast(list[object], value) for value in found if isinstance(value, list)]
-    return tuple(item for items in lists for item in items if isinstance(item, str))
+    extras = {_folded(name): value for name, value in _table(table, "optional-dependencies").items()}
+    waiting, seen = [*map(_folded, project.extras)], set[str]()
+    found = list(_strings(table.get("dependencies")))
+    own = _folded(str(table.get("name", "")))
+    while waiting:
+        if (extra := waiting.pop(0)) in seen:
+            continue
+        seen.add(extra)
+        for text in _strings(extras.get(extra)):
+            itself = _EXTRAS_OF.fullmatch(text)
+            if itself and _folded(itself[1]) == own:
+                waiting += [_folded(name) for name in itself[2].split(",")]
+            else:
+                found.append(text)
+    return tuple(dict.fromkeys(found))
+
+
+# -- what needs the tree -----------------------------------------------------------------------------------------
+
+
+def _settings(project: _Project) -> tuple[str, ...] | None:
+    uv = _table(_table(project.pyproject, "tool"), "uv")
+    if "uv.toml" in project.files or _speaks_of_files(uv):
+        return None
+    return ("pyproject.toml",) if uv else ()
+
+
+def _needs_no_tree(project: _Project) -> bool:
+    """Tell whether what the project needs is all stated in pyproject.toml, and all of it comes from elsewhere."""
+    dynamic = _strings(_table(project.pyproject, "project").get("dynamic"))
+    if "dependencies" in dynamic or "optional-dependencies" in dynamic:
+        return False
+    tools = _table(project.pyproject, "tool")
+    grouped = [
+        text for value in _table(project.pyproject, "dependency-groups").values() for text in _strings(value)
+    ]
+    return (
+        all(is_remote_requirement(text) for text in (*_dependencies(project), *grouped))
+        and not _names_local_package(_table(tools, "uv").get("sources"))
+        and not _names_local_package(_needs_in_poetrys_way(project))
+    )
+
+
+def _needs_in_poetrys_way(project: _Project) -> list[object]:
+    poetry = _table(_table(project.pyproject, "tool"), "poetry")
+    return [poetry.get(name) for name in ("dependencies", "dev-dependencies", "group")]
+
+
+def _has_local_packages(project: _Project) -> bool:
+    """Tell whether `uv sync` has anything to build from the tree."""
+    uv = _table(_table(project.pyproject, "tool"), "uv")
+    is_package = "build-system" in project.pyproject or uv.get("package") is True
+    return is_package or "workspace" in uv or _names_local_package(uv.get("sources"))
+
+
+def _names_local_package(value: object) -> bool:
+    """Tell whether a table of sources has one that is a path or a member of the workspace."""
+    return any(key in {"path", "workspace", "file"} for key, _ in _pairs(value))
+
+
+def _speaks_of_files(settings: object) -> bool:
+    return any(
+        (key in _WHERE_PACKAGES_ARE and not is_remote(text)) or "file:" in text
+        for key, text in _pairs(settings)
+        if isinstance(text, str)
+    )
+
+
+def _pairs(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every key below with what is there; what lists hold counts under the list's key."""
+    waiting = [(key, value)]
+    while waiting:
+        key, value = waiting.pop()
+        yield key, value
+        if isinstance(value, dict):
+            waiting += cast(dict[str, object], value).items()
+        elif isinstance(value, list):
+            waiting += [(key, one) for one in cast(list[object], value)]
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    return (
+        tuple(item for item in cast(list[object], value) if isinstance(item, str))
+        if isinstance(value, list)
+        else ()
+    )
+
+
+def _folded(name: str) -> str:
+    """Return a package's or an extra's name as it is compared."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def _pip_step(title: str, *arguments: str) -> InstallStep:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final, Literal
 
 from ci_common.models import Job
+from ci_controller.image_retention import DEFAULT_IMAGE_LIMITS, ImageLimits
 from ci_controller.retention import DEFAULT_RETENTION, Retention
 
 Network = Literal["internet", "none"]
@@ -45,6 +46,7 @@ class Policy:
     orphan_grace: timedelta = timedelta(seconds=60)
     max_backoff: timedelta = timedelta(seconds=60)
     retention: Retention = DEFAULT_RETENTION
+    environments: ImageLimits = DEFAULT_IMAGE_LIMITS
 
     @property
     def stop_grace(self) -> timedelta:

@@ -13,7 +13,7 @@ from typing import Final
 from ci_common.crash_points import crash_point
 from ci_common.models import ControllerLease, FinishedJob
 from ci_common.repository import JobRepository
-from ci_common.stores import ArchiveStore, LogStore, StoredItem
+from ci_common.stores import ArchiveStore, BlobStore, LogStore, StoredItem
 from ci_controller.retention import (
     ABANDONED_AFTER,
     Prunable,
@@ -22,6 +22,7 @@ from ci_controller.retention import (
     abandoned,
     choose,
     choose_cancels,
+    choose_packs,
 )
 
 _ROWS_AT_ONCE: Final = 200  # a transaction of milliseconds: nobody waits for a prune
@@ -71,6 +72,13 @@ class Pruner:
         cancels = choose_cancels(await self._repository.audited_cancels(), retention.cancels, now)
         return PrunePlan((*choose(stored, retention, now), *cancels), tuple(leftovers), stored)
 
+    async def plan_packs(self, now: datetime) -> list[Prunable]:
+        """Return what would go of the contents of files; nothing is changed.
+
+        Apart from the plan: what jobs need is known only after their archives were marked.
+        """
+        return [*await self._chosen_packs(now, under_pressure=False), *await self._left_packs()]
+
     async def prune(self, now: datetime, *, under_pressure: bool = False) -> list[Prunable]:
         """What the rules choose is gone; returns it. Nothing goes, and nothing is returned, when the lease is stale."""
         await asyncio.to_thread(self._archives.remove_unfinished, ABANDONED_AFTER.total_seconds())
@@ -84,7 +92,36 @@ class Pruner:
         for start in range(0, len(jobs), _ROWS_AT_ONCE):
             await self._repository.remove_jobs(self._lease, jobs[start : start + _ROWS_AT_ONCE])
         await self._remove_cancels([int(name) for name in _names(plan.chosen, "cancel")])
-        return list(plan.everything)
+        return [*plan.everything, *await self._prune_packs(now, under_pressure=under_pressure)]
+
+    async def _prune_packs(self, now: datetime, *, under_pressure: bool) -> list[Prunable]:
+        """Packs that are not to be kept, and files that no row names, are gone and returned."""
+        store = self._archives.blobs
+        await asyncio.to_thread(store.remove_unfinished, ABANDONED_AFTER.total_seconds())
+        chosen = await self._chosen_packs(now, under_pressure=under_pressure)
+        # The rows first: what has none is never read, and the next prune finds its file.
+        removed = set(await self._repository.remove_packs(self._lease, [one.name for one in chosen]))
+        if removed:
+            crash_point("after_packs_removed")
+        left = [one for one in await self._left_packs() if one.name not in removed]
+        gone = [*(one for one in chosen if one.name in removed), *left]
+        await asyncio.to_thread(_delete_packs, store, [one.name for one in gone])
+        return gone
+
+    async def _chosen_packs(self, now: datetime, *, under_pressure: bool) -> list[Prunable]:
+        keep = (self._retention.under_pressure() if under_pressure else self._retention).blobs
+        return choose_packs(await self._repository.packs(), keep, now)
+
+    async def _left_packs(self) -> list[Prunable]:
+        """Return files of which no row came, or whose row went with a process that died."""
+        items = await asyncio.to_thread(lambda: list(self._archives.blobs.items()))
+        old = [item for item in items if item.age > ABANDONED_AFTER.total_seconds()]
+        known = await self._repository.known_packs([item.name for item in old])
+        return [
+            Prunable("blobs", item.name, item.size, "no row names it")
+            for item in old
+            if item.name not in known
+        ]
 
     async def _remove_cancels(self, ids: Sequence[int]) -> None:
         for start in range(0, len(ids), _ROWS_AT_ONCE):
@@ -135,6 +172,11 @@ class Pruner:
             for item in items
             if item.name in marked | unknown
         ]
+
+
+def _delete_packs(store: BlobStore, names: Iterable[str]) -> None:
+    for name in names:
+        store.delete(name)
 
 
 def _delete_all(archives: ArchiveStore, refs: Iterable[str], logs: LogStore, jobs: Iterable[str]) -> None:

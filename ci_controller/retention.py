@@ -1,24 +1,28 @@
 """What is kept and for how long: pure rules from a listing to what goes and why. No I/O, no clock.
 
 Archives, logs and the rows of jobs each have an age, a number and (the first two) a size they may reach; whatever
-exceeds one of them goes, the oldest first. The newest few of each stay whatever the other three say. Of the audit
-trail, cancels have an age and a number for each person; what changed users, keys or the installation stays for ever.
+exceeds one of them goes, the oldest first. The newest few of each stay whatever the other three say. Contents of
+files, which can be sent again, have an age and sizes. Of the audit trail, cancels have an age and a number for each
+person; what changed users, keys or the installation stays for ever.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final, Literal
 
+from ci_common.blobs import PackUse
 from ci_common.models import AuditedCancel, FinishedJob
 
-Kind = Literal["archive", "log", "job", "upload", "cancel"]
+Kind = Literal["archive", "log", "job", "upload", "blobs", "cancel"]
 
 ABANDONED_AFTER: Final = timedelta(hours=1)  # longer than any server stands between an upload and its row
 DEFAULT_ARCHIVE_BYTES: Final = 20 * 1024**3
 DEFAULT_LOG_BYTES: Final = 20 * 1024**3
+DEFAULT_BLOB_BYTES: Final = 20 * 1024**3
+DEFAULT_BLOB_BYTES_PER_USER: Final = 10 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,15 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepBlobs:
+    """How much is kept of the contents of files that came apart from their trees."""
+
+    age: timedelta = timedelta(days=14)  # since a job was last submitted that needs them
+    size: int = DEFAULT_BLOB_BYTES
+    size_per_user: int = DEFAULT_BLOB_BYTES_PER_USER
+
+
+@dataclass(frozen=True, slots=True)
 class Retention:
     """What the operator decided to keep of terminal jobs, and of cancels; nothing of any other job is ever pruned."""
 
@@ -39,10 +52,15 @@ class Retention:
     logs: Keep = Keep(timedelta(days=30), 100_000, DEFAULT_LOG_BYTES, minimum=100)
     jobs: Keep = Keep(timedelta(days=90), 100_000, minimum=100)
     cancels: Keep = Keep(timedelta(days=365), 1000)  # in the audit trail, of each person
+    blobs: KeepBlobs = KeepBlobs()
 
     def under_pressure(self) -> "Retention":
-        """Return what is kept while a disk is nearly full: of archives, which nobody reads again, the minimum."""
-        return replace(self, archives=replace(self.archives, age=timedelta(0), count=0))
+        """Return what is kept while a disk is nearly full: of archives, which nobody reads again, the minimum.
+
+        Of contents, which can be sent again, what jobs need.
+        """
+        archives = replace(self.archives, age=timedelta(0), count=0)
+        return replace(self, archives=archives, blobs=replace(self.blobs, age=timedelta(0)))
 
 
 DEFAULT_RETENTION: Final = Retention()
@@ -102,6 +120,34 @@ def choose_cancels(cancels: Iterable[AuditedCancel], keep: Keep, now: datetime) 
             gone.append(Prunable("cancel", str(one.id), 0, f"more than {keep.count} of one person are kept"))
         places[one.actor] += 1
     return gone
+
+
+def choose_packs(packs: Sequence[PackUse], keep: KeepBlobs, now: datetime) -> list[Prunable]:
+    """Return the packs that go, of those listed with the one used last first.
+
+    One that a job needs is chosen for its size only: its contents count as missing then, so that they come anew,
+    and it goes itself when no job needs it any more. A young one may belong to a submission that is on its way.
+    """
+    filled = 0
+    filled_of: defaultdict[str, int] = defaultdict(int)
+    chosen: list[Prunable] = []
+    for pack in packs:
+        filled += pack.size
+        filled_of[pack.user_id] += pack.size
+        why = _why_pack(pack, filled, filled_of[pack.user_id], keep, now)
+        if why and now - pack.created_at > ABANDONED_AFTER:
+            chosen.append(Prunable("blobs", pack.name, pack.size, why))
+    return chosen
+
+
+def _why_pack(pack: PackUse, filled: int, filled_of_user: int, keep: KeepBlobs, now: datetime) -> str | None:
+    if filled_of_user > keep.size_per_user:
+        return f"those of one user take more than {keep.size_per_user} bytes"
+    if filled > keep.size:
+        return f"they take more than {keep.size} bytes"
+    if not pack.needed and now - pack.used_at > keep.age:
+        return f"unused for more than {describe(keep.age)}"
+    return None
 
 
 def abandoned(ages: Mapping[str, timedelta], in_use: Collection[str]) -> set[str]:

@@ -9,10 +9,19 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 from ci_common.settings import ServiceSettings
+from ci_controller.image_retention import ImageLimits
 from ci_controller.job_network import NetworkOptions, bridge_for
 from ci_controller.network_rules import Destination
 from ci_controller.policy import DEFAULTS, RECONCILE_INTERVAL, Network, Policy
-from ci_controller.retention import DEFAULT_ARCHIVE_BYTES, DEFAULT_LOG_BYTES, Keep, Retention
+from ci_controller.retention import (
+    DEFAULT_ARCHIVE_BYTES,
+    DEFAULT_BLOB_BYTES,
+    DEFAULT_BLOB_BYTES_PER_USER,
+    DEFAULT_LOG_BYTES,
+    Keep,
+    KeepBlobs,
+    Retention,
+)
 
 _SIZES: Final = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _DURATIONS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -32,6 +41,7 @@ def parse_duration(value: Any) -> Any:
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
+SizeOrNothing = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -187,6 +197,34 @@ class ControllerSettings(ServiceSettings):
         default=DEFAULTS.retention.cancels.count,
         description="Cancels of one person that the audit trail tells of at most; the oldest go.",
     )
+    keep_blobs: Duration = Field(
+        default=DEFAULTS.retention.blobs.age,
+        description="How long contents of files are kept that no job has needed; then clients send them again.",
+    )
+    keep_blobs_bytes: Size = Field(
+        default=DEFAULT_BLOB_BYTES, description="Bytes that contents of files may take in all; or `20GiB`."
+    )
+    keep_blobs_bytes_per_user: Size = Field(
+        default=DEFAULT_BLOB_BYTES_PER_USER, description="The same of one user's."
+    )
+    environment_bytes: SizeOrNothing = Field(
+        default=DEFAULTS.environments.size,
+        description="Bytes that kept environments (what jobs install) may take beyond the runner image, in all; or"
+        " `10GiB`. `0`: none is kept.",
+    )
+    environment_bytes_per_user: SizeOrNothing = Field(
+        default=DEFAULTS.environments.size_per_user,
+        description="The same of one user's; the one used last stays whatever its size. `0`: none is kept.",
+    )
+    environment_age: Duration = Field(
+        default=DEFAULTS.environments.age,
+        description="How long after it was built an environment is used; then everything is installed anew.",
+    )
+
+    @property
+    def environments(self) -> ImageLimits:
+        """What is kept of environments, as the rules want it."""
+        return ImageLimits(self.environment_bytes, self.environment_bytes_per_user, self.environment_age)
 
     @property
     def retention(self) -> Retention:
@@ -198,6 +236,7 @@ class ControllerSettings(ServiceSettings):
             logs=Keep(self.keep_logs, self.keep_logs_max, self.keep_logs_bytes, self.keep_logs_min),
             jobs=Keep(self.keep_jobs, self.keep_jobs_max, minimum=self.keep_jobs_min),
             cancels=Keep(self.keep_cancels, self.keep_cancels_max),
+            blobs=KeepBlobs(self.keep_blobs, self.keep_blobs_bytes, self.keep_blobs_bytes_per_user),
         )
 
     @property
@@ -233,4 +272,5 @@ class ControllerSettings(ServiceSettings):
             job_idle_timeout=self.job_idle_timeout,
             queue_timeout=self.queue_timeout,
             retention=self.retention,
+            environments=self.environments,
         )
