@@ -26,7 +26,7 @@ _SHOWN = 20  # ids on the terminal; `--json` has all
 def backup(directory: Path, with_logs: bool, db_path: Path | None, as_json: bool) -> None:
     """Back up a running installation into DIRECTORY, which is made: nobody has to stop, nobody waits.
 
-    In it are a consistent snapshot of the database and the archives of unfinished jobs. It appears under its
+    In it are a consistent snapshot of the database and the uploads of unfinished jobs. It appears under its
     name only when it is complete. A plain copy of the database file is no backup.
     """
     from ci_common.settings import StorageSettings, read_settings

@@ -33,7 +33,7 @@ def check_sqlite(version: str = sqlite3.sqlite_version, *, has_bug: bool = HAS_W
 
 
 def check_disk(settings: StorageSettings) -> Check:
-    """Tell whether there is room for archives and logs."""
+    """Tell whether there is room for archives, contents of files and logs."""
     place = _nearest_existing(settings.data_path)
     free = shutil.disk_usage(place).free
     detail = f"{free / _GIB:.1f} GiB free for {settings.data_path}"

@@ -20,7 +20,7 @@ from ci_common.repository import JobRepository
 )
 @with_database
 def prune(dry_run: bool, vacuum: bool, db_path: Path | None, as_json: bool) -> None:
-    """Remove archives, logs, ended jobs and audited cancels that exceed what CI_KEEP_… says.
+    """Remove uploads, logs, ended jobs and audited cancels that exceed what CI_KEEP_… says.
 
     The controller does the same every hour.
 
@@ -39,7 +39,8 @@ def prune(dry_run: bool, vacuum: bool, db_path: Path | None, as_json: bool) -> N
     async def work(repository: JobRepository) -> list[Prunable]:
         pruner = Pruner(repository, stores.logs, stores.archives, settings.retention)
         if dry_run:
-            return list((await pruner.plan(utcnow())).everything)
+            plan = await pruner.plan(utcnow())
+            return [*plan.everything, *await pruner.plan_packs(utcnow())]
         gone = await pruner.prune(utcnow())
         if vacuum:
             await repository.rewrite()

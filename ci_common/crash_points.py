@@ -19,6 +19,7 @@ CrashPoint = Literal[
     "after_create",
     "after_start",
     "after_mark_started",
+    "after_rename",
     "during_feed",
     "after_feed",
     "after_mark_begun",
@@ -33,6 +34,7 @@ CrashPoint = Literal[
     # the controller or ci-admin, between marks, files and rows
     "after_prune_marked",
     "after_prune_files",
+    "after_packs_removed",
     # the controller or ci-admin, at each statement of a migration and behind its commit
     "during_migration",
     "after_migration",
@@ -42,6 +44,8 @@ CrashPoint = Literal[
     "after_restore_set_aside",
     # the server
     "during_upload",
+    "after_pack_saved",
+    "after_pack_added",
     "after_archive_saved",
     "after_job_created",
     # ci-admin; the first also the server, which audits cancels

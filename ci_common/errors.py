@@ -5,8 +5,10 @@ a command ends with (sysexits where pytest's own 0-6 do not apply). The message 
 understands, with the way out.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Final
+
+_MOST_NAMED: Final = 10_000  # hashes in one answer: 700 KB
 
 
 class CIError(Exception):
@@ -54,6 +56,15 @@ class InvalidArchive(CIError):
 
     code = "invalid_archive"
     title = "Invalid archive"
+    http_status = 422
+    exit_code = 65
+
+
+class InvalidBlob(CIError):
+    """An uploaded blob is not what it says; `sha256` in the problem document names it."""
+
+    code = "invalid_blob"
+    title = "Invalid blob"
     http_status = 422
     exit_code = 65
 
@@ -138,6 +149,22 @@ class AlreadyExists(Conflict):
 
     code = "already_exists"
     title = "Already exists"
+
+
+class MissingBlobs(Conflict):
+    """The server lacks contents that the tree names; upload those in `missing`, then submit again."""
+
+    code = "missing_blobs"
+    title = "Contents missing"
+
+    @classmethod
+    def of(cls, hashes: Collection[bytes]) -> "MissingBlobs":
+        """Return the error that names them, as many as one answer holds."""
+        named = [sha256.hex() for sha256 in sorted(hashes)[:_MOST_NAMED]]
+        detail = (
+            f"{len(hashes)} contents of the tree are not here; send them with PUT /blobs, then submit again."
+        )
+        return cls(detail, missing=named, missing_count=len(hashes))
 
 
 class InvalidOffset(CIError):

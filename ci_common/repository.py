@@ -7,9 +7,10 @@ else's looks like what does not exist. Drivers' errors come out as `ci_common.er
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, timedelta
 
+from ci_common.blobs import BlobPlace, Pack, PackUse
 from ci_common.models import (
     OPERATOR,
     APIKey,
@@ -22,6 +23,7 @@ from ci_common.models import (
     Fence,
     FinishedJob,
     Idempotency,
+    ImageUse,
     Job,
     JobEvent,
     JobFilter,
@@ -147,12 +149,18 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def create_job(
-        self, job: Job, idempotency: Idempotency | None = None, limits: QueueLimits | None = None
+        self,
+        job: Job,
+        idempotency: Idempotency | None = None,
+        limits: QueueLimits | None = None,
+        packs: Collection[str] = (),
     ) -> Job:
         """The job is queued and durable. The loser of two equal idempotency keys gets the winner's job.
 
-        Raises IdempotencyConflict when the key stood for something else, Unauthorized when the owner is
-        no longer active, and what `check_room` raises: however many submit at once, the limits hold.
+        Its archive needs those packs, by name, which stay for as long as it is kept. Raises IdempotencyConflict
+        when the key stood for something else, Unauthorized when the owner is no longer active, MissingBlobs when
+        a pack is not there (or not the owner's), and what `check_room` raises: however many submit at once, the
+        limits hold.
         """
 
     @abstractmethod
@@ -201,6 +209,27 @@ class JobRepository(ABC):
     async def get_events(self, job_id: str, from_index: int = 0) -> list[JobEvent]:
         """Return the timeline from that index on."""
 
+    # -- contents of files, each under the hash of its bytes -----------------------------------------------
+
+    @abstractmethod
+    async def find_blobs(self, user_id: str, hashes: Collection[bytes]) -> Mapping[bytes, BlobPlace]:
+        """Return where those of the contents lie that this user has stored; nobody else's are ever told of."""
+
+    @abstractmethod
+    async def add_pack(self, user_id: str, pack: Pack, now: datetime) -> int:
+        """What is in the pack can be found from now on; returns how much of it the user had not stored already.
+
+        0: nothing, and the pack is not known afterwards. Raises Unauthorized when the owner is no longer active.
+        """
+
+    @abstractmethod
+    async def forget_packs(self, user_id: str, names: Collection[str]) -> None:
+        """What lies in those packs of the user counts as missing from now on; jobs that need them keep them."""
+
+    @abstractmethod
+    async def pack_bytes(self, user_id: str) -> int:
+        """Return how many bytes the user's packs take."""
+
     # -- the controller ----------------------------------------------------------------------------------
 
     @abstractmethod
@@ -234,8 +263,8 @@ class JobRepository(ABC):
         included), in one consistent read."""
 
     @abstractmethod
-    async def ended_attempts(self, attempts: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
-        """Return those of the (job id, attempt) pairs that exist and have ended."""
+    async def ended_attempts(self, containers: Collection[str]) -> Mapping[str, tuple[str, int]]:
+        """Return the attempts (job id, number) that were recorded in these containers and have ended, by container."""
 
     @abstractmethod
     async def expire_queued(
@@ -246,9 +275,11 @@ class JobRepository(ABC):
     # -- writes of an attempt's holder, all fenced ---------------------------------------------------------
 
     @abstractmethod
-    async def mark_started(self, fence: Fence, container_id: str, image_id: str, now: datetime) -> bool:
+    async def mark_started(
+        self, fence: Fence, container_id: str, image_id: str, now: datetime, cached: bool | None = None
+    ) -> bool:
         """The job is running in that container and deadlines count from now; again with the same
-        container: no change, True."""
+        container: no change, True. `cached`: whether the image has the dependencies of an earlier job."""
 
     @abstractmethod
     async def mark_begun(self, fence: Fence, now: datetime) -> bool:
@@ -326,6 +357,24 @@ class JobRepository(ABC):
     @abstractmethod
     async def archive_refs_in_use(self) -> set[str]:
         """Return the archive references of all jobs whose archive is not marked as pruned."""
+
+    @abstractmethod
+    async def packs(self) -> list[PackUse]:
+        """Return every pack, the one used last first; of several used at the same time the newest."""
+
+    @abstractmethod
+    async def remove_packs(self, lease: ControllerLease | None, names: Sequence[str]) -> list[str]:
+        """What lies in those packs counts as missing. Those that no job needs are gone and returned, and only then
+        may their files go. Empty and no change: the lease is stale.
+        """
+
+    @abstractmethod
+    async def known_packs(self, names: Collection[str]) -> set[str]:
+        """Return those of the names that are packs."""
+
+    @abstractmethod
+    async def image_uses(self) -> Mapping[str, ImageUse]:
+        """Return when containers were last made from which image, by its id; of jobs that were pruned nothing."""
 
     @abstractmethod
     async def daily_totals(self, since: date | None = None) -> list[DailyTotal]:

@@ -19,7 +19,8 @@ class StorageSettings(BaseSettings):
 
     db_path: Path = Field(default=Path("ci_jobs.db"), description="SQLite database file.")
     data_dir: Path | None = Field(
-        default=None, description="Archives and logs; by default `<database file>.data` beside the database."
+        default=None,
+        description="Archives, contents of files and logs; by default `<database file>.data` beside the database.",
     )
 
     archive_max_entries: int = Field(default=100_000, gt=0, description="Files in one archive.")

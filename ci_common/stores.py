@@ -4,11 +4,21 @@ Abstract here so that neither the core of the controller nor the server imports 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Iterable, Iterator
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from ci_common.blobs import BlobPlace, Manifest, Pack
 from ci_common.models import LogSeal
 
 
@@ -132,8 +142,64 @@ class StoredArchive:
     sha256: str
 
 
+FindBlobs = Callable[[Collection[bytes]], Awaitable[Mapping[bytes, BlobPlace]]]
+
+
+class BlobStore(ABC):
+    """Where contents of files are kept that came apart from their trees: packs, one for each request that brought any.
+
+    Whose they are and what lies where in them is the repository's.
+    """
+
+    @abstractmethod
+    async def receive(self, chunks: AsyncIterable[bytes]) -> Pack:
+        """The body's blobs are verified and, as one pack, durable; on any error nothing is left behind.
+
+        A pack of no blobs was never there. Raises InvalidBlob, ArchiveTooLarge, StorageFull.
+        """
+
+    @abstractmethod
+    def absent(self, names: Collection[str]) -> set[str]:
+        """Return those of the packs that are not there."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """The pack is gone; it is no error if it was before."""
+
+    @abstractmethod
+    def items(self) -> Iterator[StoredItem]:
+        """Yield every pack, for pruning."""
+
+    @abstractmethod
+    def remove_unfinished(self, older_than_seconds: float) -> list[str]:
+        """Packs that began but never ended are gone, where nothing was added for that long; returns their names."""
+
+
 class ArchiveStore(ABC):
-    """Where uploads are kept. The one validator judges them both when they come and when they are read."""
+    """Where uploads are kept. The one set of rules judges them all, as zips also when they are read."""
+
+    @property
+    @abstractmethod
+    def blobs(self) -> BlobStore:
+        """The store of contents that came apart from their trees."""
+
+    @abstractmethod
+    async def judge_manifest(self, files: Sequence[Any]) -> Manifest:
+        """Return the tree of these files, as JSON has them; raises InvalidArchive."""
+
+    @abstractmethod
+    async def judge_tree(self, root: bytes, find: FindBlobs) -> tuple[Manifest, Collection[str]]:
+        """Return the tree whose root's listing has that hash, and the packs that its listings were read from.
+
+        Raises InvalidArchive, and MissingBlobs with the listings that `find` does not know.
+        """
+
+    @abstractmethod
+    async def save_manifest(self, manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> StoredArchive:
+        """The tree is durable as an archive whose contents lie at those places; on any error nothing is left behind.
+
+        Raises InvalidArchive, where a size is not that of the contents, and StorageFull.
+        """
 
     @abstractmethod
     async def save(self, chunks: AsyncIterable[bytes], max_bytes: int, owner: str = "") -> StoredArchive:

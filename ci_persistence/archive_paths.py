@@ -11,6 +11,7 @@ MAX_DEPTH = 32
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 1024
 _FORBIDDEN = re.compile(r"[\\:\x00-\x1f\x7f-\x9f]")
+_NO_NAME = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)")  # a part that is empty, `.` or `..`
 
 
 def checked_path(raw: bytes) -> str:
@@ -20,11 +21,26 @@ def checked_path(raw: bytes) -> str:
         path = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _bad(repr(raw[:200]), "is not UTF-8", "encoding") from error
-    if unicodedata.normalize("NFC", path) != path:
+    check_path(path)
+    return path
+
+
+def check_path(path: str) -> None:
+    """The name is a path of our kind; raises InvalidArchive otherwise."""
+    if not unicodedata.is_normalized("NFC", path):
         raise _bad(repr(path[:200]), "is not in Unicode's composed form (NFC)", "encoding")
     _check_characters(path)
     _check_components(path)
-    return path
+
+
+def encoded_length(path: str) -> int:
+    """Return how many bytes of UTF-8 the name takes; raises InvalidArchive for one that has no such form."""
+    if path.isascii():
+        return len(path)
+    try:
+        return len(path.encode())
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can say
+        raise _bad(repr(path[:200]), "is no Unicode text", "encoding") from error
 
 
 def _check_characters(path: str) -> None:
@@ -34,17 +50,17 @@ def _check_characters(path: str) -> None:
 
 
 def _check_components(path: str) -> None:
-    shown = repr(path[:200])
-    parts = path.removesuffix("/").split("/")
-    if any(part in ("", ".", "..") for part in parts):
-        raise _bad(shown, "is not a plain relative path", "path")
-    if len(parts) > MAX_DEPTH:
-        raise _bad(shown, f"is more than {MAX_DEPTH} levels deep", "path_length")
-    too_long = any(len(part.encode()) > MAX_NAME_BYTES for part in parts)
+    plain = path.removesuffix("/")
+    if _NO_NAME.search(plain):
+        raise _bad(repr(path[:200]), "is not a plain relative path", "path")
+    if plain.count("/") >= MAX_DEPTH:
+        raise _bad(repr(path[:200]), f"is more than {MAX_DEPTH} levels deep", "path_length")
+    if path.isascii() and len(path) <= MAX_NAME_BYTES:
+        return  # as nearly all are
+    too_long = any(len(part.encode()) > MAX_NAME_BYTES for part in plain.split("/"))
     if too_long or len(path.encode()) > MAX_PATH_BYTES:
-        raise _bad(
-            shown, f"is longer than {MAX_NAME_BYTES} bytes a part or {MAX_PATH_BYTES} in all", "path_length"
-        )
+        what = f"is longer than {MAX_NAME_BYTES} bytes a part or {MAX_PATH_BYTES} in all"
+        raise _bad(repr(path[:200]), what, "path_length")
 
 
 def _bad(shown: str, problem: str, rule: str) -> InvalidArchive:
@@ -62,11 +78,13 @@ class Names:
         self._files: dict[bytes, bytes] = {}  # the name's digest under the folded name's, as the directories'
         self._directories: dict[bytes, bytes] = {}
         self._listed: set[bytes] = set()  # those directories that have entries of their own
+        self._last_parent = ""  # whose name is taken: most files lie beside the one before
 
     def add_file(self, path: str) -> None:
         """The file's name is taken."""
         folded = _folded(path)
-        key, name = _digest(folded), _digest(path)
+        key = _digest(folded)
+        name = key if folded == path else _digest(path)
         if self._files.get(key) == name:
             raise refuse("duplicate", f"The archive has two entries {path!r}.")
         if key in self._files:
@@ -74,7 +92,10 @@ class Names:
         if key in self._directories:
             raise _two_kinds(path)
         self._files[key] = name
-        self._add_parents(path, folded)
+        parent = path.rpartition("/")[0]
+        if parent != self._last_parent:
+            self._add_parents(path, folded)
+            self._last_parent = parent
 
     def add_directory(self, path: str) -> None:
         """The directory's name (without its slash) and those of its parents are taken."""

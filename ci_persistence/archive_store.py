@@ -1,4 +1,7 @@
-"""Uploads as files: `archives/<ref>`, on disk for good and judged before anybody learns their reference."""
+"""Uploads as files: `archives/<ref>`, on disk for good and judged before anybody learns their reference.
+
+A reference says what the upload came as: a zip, or the manifest of a tree whose contents are in the blob store.
+"""
 
 import asyncio
 import contextlib
@@ -7,20 +10,28 @@ import os
 import re
 import time
 import uuid
-from collections.abc import AsyncIterable, Generator, Iterator
+from collections.abc import AsyncIterable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
-from ci_common.errors import ArchiveTooLarge
-from ci_common.stores import Archive, ArchiveStore, StoredArchive, StoredItem
-from ci_persistence.archive_validator import ArchiveLimits, open_archive
+from ci_common.blobs import BlobPlace, Manifest
+from ci_common.errors import ArchiveTooLarge, MissingBlobs
+from ci_common.stores import Archive, ArchiveStore, FindBlobs, StoredArchive, StoredItem
+from ci_persistence.archive_rules import ArchiveLimits
+from ci_persistence.archive_validator import open_archive
+from ci_persistence.blob_store import FileBlobStore
 from ci_persistence.log_store import disk_full_as_storage_full
+from ci_persistence.manifest_archive import manifest_bytes, read_blob, read_manifest
+from ci_persistence.manifest_rules import check_sizes, judge, read_files
 from ci_persistence.ownership import FILE_MODE, adopt_owner, fsync_directory, make_shared_directory
 from ci_persistence.settled import settled
+from ci_persistence.tree_listings import MAX_LISTINGS_BYTES, Expansion
 from ci_persistence.zip_format import refuse
 
-_REF = re.compile(r"[0-9a-f]{32}\.zip")
+ZIP, MANIFEST = ".zip", ".manifest"
+_REF = re.compile(r"[0-9a-f]{32}\.(zip|manifest)")
 _UNFINISHED = ".part"  # behind the reference that the upload will have
 DIRECTORY_MODE = 0o2770  # the daemons may run as different users of one group; the world sees nothing
 _BATCH = 1024 * 1024  # bytes that go to a thread at once
@@ -30,13 +41,47 @@ _JUDGED_AT_ONCE = 2
 
 
 class FileArchiveStore(ArchiveStore):
-    """Archives in one directory, which is made when it is needed, and so is the one that holds it."""
+    """Archives in one directory, which is made when it is needed, and so is the one that holds it.
+
+    Contents that came apart are in `blobs` beside it.
+    """
 
     def __init__(self, root: Path, limits: ArchiveLimits) -> None:
         self._root = root
         self._limits = limits
+        self._blobs = FileBlobStore(root.with_name("blobs"), limits)
         self._judging = asyncio.Semaphore(_JUDGED_AT_ONCE)
         self._turns = WeakValueDictionary[str, asyncio.Lock]()  # of owners whose uploads are judged or wait
+
+    @property
+    def blobs(self) -> FileBlobStore:
+        return self._blobs
+
+    async def judge_manifest(self, files: Sequence[Any]) -> Manifest:
+        async with self._judging:
+            return await settled(
+                asyncio.to_thread(lambda: judge(read_files(files, self._limits), self._limits))
+            )
+
+    async def judge_tree(self, root: bytes, find: FindBlobs) -> tuple[Manifest, Collection[str]]:
+        expansion, packs = Expansion(root, self._limits), set[str]()
+        async with self._judging:
+            while wanted := expansion.wanted():
+                places = await find(wanted)
+                if missing := wanted - places.keys():
+                    raise MissingBlobs.of(missing)
+                packs |= {place.pack for place in places.values()}
+                await settled(asyncio.to_thread(self._descend, expansion, places))
+            manifest = await settled(asyncio.to_thread(judge, expansion.files, self._limits))
+        return manifest, packs
+
+    def _descend(self, expansion: Expansion, places: Mapping[bytes, BlobPlace]) -> None:
+        expansion.descend(self._listings(places))
+
+    def _listings(self, places: Mapping[bytes, BlobPlace]) -> dict[bytes, bytes]:
+        if sum(place.size for place in places.values()) > MAX_LISTINGS_BYTES:
+            raise refuse("names_size", f"The listings of the tree take more than {MAX_LISTINGS_BYTES} bytes.")
+        return {sha256: read_blob(sha256, place, self._blobs.open) for sha256, place in places.items()}
 
     def prepare(self) -> None:
         """The directory exists; what is above those two must exist already."""
@@ -44,7 +89,7 @@ class FileArchiveStore(ArchiveStore):
         make_shared_directory(self._root, DIRECTORY_MODE)
 
     async def save(self, chunks: AsyncIterable[bytes], max_bytes: int, owner: str = "") -> StoredArchive:
-        ref = f"{uuid.uuid4().hex}.zip"
+        ref = f"{uuid.uuid4().hex}{ZIP}"
         unfinished = self._root / (ref + _UNFINISHED)
         try:
             upload = _Upload(unfinished, max_bytes)
@@ -60,6 +105,29 @@ class FileArchiveStore(ArchiveStore):
             raise
         return StoredArchive(ref, upload.size, upload.sha256())
 
+    async def save_manifest(self, manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> StoredArchive:
+        ref = f"{uuid.uuid4().hex}{MANIFEST}"
+        try:
+            size = await settled(asyncio.to_thread(self._write_manifest, ref, manifest, places))
+        except BaseException:
+            await settled(asyncio.to_thread(self._discard, self._root / (ref + _UNFINISHED), ref))
+            raise
+        return StoredArchive(ref, size, manifest.sha256)
+
+    def _write_manifest(self, ref: str, manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> int:
+        check_sizes(manifest, places)
+        data = manifest_bytes(manifest, places)
+        unfinished = self._root / (ref + _UNFINISHED)
+        upload = _Upload(unfinished, len(data))
+        try:
+            self._begin(upload)
+            upload.write(data)
+            upload.sync()
+        finally:
+            upload.close()
+        self._name(unfinished, ref)
+        return len(data)
+
     def _begin(self, upload: "_Upload") -> None:
         self.prepare()  # the server may have started before there was a place for its data
         upload.open()
@@ -67,6 +135,9 @@ class FileArchiveStore(ArchiveStore):
     def _publish(self, unfinished: Path, ref: str) -> None:
         with open_archive(unfinished, self._limits) as archive:
             archive.verify()
+        self._name(unfinished, ref)
+
+    def _name(self, unfinished: Path, ref: str) -> None:
         unfinished.rename(self._root / ref)
         fsync_directory(self._root)
 
@@ -82,6 +153,9 @@ class FileArchiveStore(ArchiveStore):
         path = self._path(ref)
         if not path.exists():
             raise refuse("gone", "The archive is not in the store any more.")
+        if path.suffix == MANIFEST:
+            yield read_manifest(path, self._blobs.open)
+            return
         with open_archive(path, self._limits) as archive:
             yield archive
 
@@ -90,7 +164,7 @@ class FileArchiveStore(ArchiveStore):
 
     def items(self) -> Iterator[StoredItem]:
         now = time.time()
-        for path in sorted(self._root.glob("*.zip")):
+        for path in sorted(self._root.glob("*.*")):
             with contextlib.suppress(FileNotFoundError):
                 found = path.stat()
                 if _REF.fullmatch(path.name):
@@ -99,7 +173,7 @@ class FileArchiveStore(ArchiveStore):
     def remove_unfinished(self, older_than_seconds: float) -> list[str]:
         now = time.time()
         removed: list[str] = []
-        for path in sorted(self._root.glob(f"*.zip{_UNFINISHED}")):
+        for path in sorted(self._root.glob(f"*{_UNFINISHED}")):
             age = _age(path, now)
             if age is not None and age > older_than_seconds and _REF.fullmatch(path.stem):
                 path.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ci_common.stores import Archive, ArchiveEntry
-from ci_persistence.archive_paths import MAX_PATH_BYTES, Names, checked_path
+from ci_persistence.archive_paths import Names, checked_path
+from ci_persistence.archive_rules import ArchiveLimits, Budget
 from ci_persistence.entry_reader import check_entry, open_entry
 from ci_persistence.zip_format import (
     Directory,
@@ -24,19 +25,8 @@ from ci_persistence.zip_format import (
     refuse,
 )
 
-_RATIO_SLACK = 1024 * 1024  # a small file of zeros is honest
 _READ_SIZE = 256 * 1024
-_MAX_NAMES_BYTES = 12 * 1024 * 1024  # all are in memory while they are judged; 125 bytes each of 100 000
 _DOS_VOLUME, _DOS_DIRECTORY, _DOS_REPARSE_POINT = 0x08, 0x10, 0x400
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveLimits:
-    """How large an archive may be once it is unpacked."""
-
-    entries: int
-    ratio: int  # unpacked bytes per packed byte of one file
-    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +73,20 @@ def open_archive(path: Path, limits: ArchiveLimits) -> Generator[ZipArchive]:
 
 def _judge(file: BinaryIO, limits: ArchiveLimits) -> Iterable[_Judged]:
     directory = find_directory(file)
-    if directory.count > limits.entries:
-        raise refuse(
-            "too_many_entries", f"The archive has {directory.count} entries; {limits.entries} is the limit."
-        )
+    limits.check_count(directory.count)
     raws = list(_check_totals(read_directory(file, directory), limits))
     begins = _check_layout(file, directory, raws)
     return _accepted(raws, begins, Names(limits.entries))
 
 
 def _check_totals(raws: Iterable[RawEntry], limits: ArchiveLimits) -> Iterable[RawEntry]:
-    total = names = 0
+    budget = Budget(limits)
     for raw in raws:
         check_features(raw)
-        names += len(raw.name)
-        if len(raw.name) > MAX_PATH_BYTES:  # before 64 KiB of each are kept
-            raise refuse("path_length", f"The file name {raw} is longer than {MAX_PATH_BYTES} bytes.")
-        if names > _MAX_NAMES_BYTES:
-            raise refuse("names_size", f"The archive's file names take more than {_MAX_NAMES_BYTES} bytes.")
-        total += raw.size
-        if raw.size > limits.ratio * max(raw.packed, 1) + _RATIO_SLACK:
+        budget.add_name(raw, len(raw.name))  # before 64 KiB of each are kept
+        if limits.inflates_too_much(raw.packed, raw.size):
             raise refuse("ratio", f"The entry {raw} unpacks to more than {limits.ratio} times its size.")
-        if total > limits.total_bytes:
-            raise refuse("unpacked_size", f"The archive unpacks to more than {limits.total_bytes} bytes.")
+        budget.add_size(raw.size)
         yield raw
 
 

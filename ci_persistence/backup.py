@@ -3,6 +3,7 @@
     manifest.json   what it is: format, schema, time, SHA-256 of the database, what is in it
     ci_jobs.db      one consistent snapshot (`VACUUM INTO`), checked by SQLite after it was written
     archives/       the uploads that the snapshot's unfinished jobs need
+    blobs/          the contents that those of them need which came as trees
     logs/           the logs that the snapshot names, if they were asked for
 
 Never a plain copy of the database file: what was committed lately stands in the write-ahead log beside it.
@@ -29,7 +30,7 @@ from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_errors import schema_missing, translated
 
 FORMAT = 1
-MANIFEST, DATABASE, ARCHIVES, LOGS = "manifest.json", "ci_jobs.db", "archives", "logs"
+MANIFEST, DATABASE, ARCHIVES, BLOBS, LOGS = "manifest.json", "ci_jobs.db", "archives", "blobs", "logs"
 _SNAPSHOTS = 5  # each of them consistent; another one only if a prune took an archive right then
 UNFINISHED = "end_time IS NULL"
 
@@ -48,6 +49,7 @@ class Manifest:
     unfinished_jobs: int
     archives: tuple[str, ...]
     logs: tuple[str, ...]  # ids of the jobs whose logs are in it; the others stay where they are
+    packs: tuple[str, ...] = ()  # backups of earlier releases have none
 
 
 def back_up(settings: StorageSettings, target: Path, *, with_logs: bool = False) -> Manifest:
@@ -71,15 +73,17 @@ def back_up(settings: StorageSettings, target: Path, *, with_logs: bool = False)
 
 
 def _fill(settings: StorageSettings, directory: Path, *, with_logs: bool) -> Manifest:
-    database, archives = directory / DATABASE, directory / ARCHIVES
+    database, archives, blobs = directory / DATABASE, directory / ARCHIVES, directory / BLOBS
     archives.mkdir()
+    blobs.mkdir()
     for _ in range(_SNAPSHOTS):
         database.unlink(missing_ok=True)
         _snapshot(settings.db_path, database)
-        if _copy_archives(settings.data_path / ARCHIVES, database, archives):
+        whole = _copy_archives(settings.data_path / ARCHIVES, database, archives)
+        if _copy_packs(settings.data_path / BLOBS, database, blobs) and whole:
             break
     logs = _copy_logs(settings.data_path / LOGS, database, directory / LOGS) if with_logs else ()
-    manifest = _describe(database, sorted(path.name for path in archives.iterdir()), logs)
+    manifest = _describe(database, _names_in(archives), logs, _names_in(blobs))
     text = json.dumps(asdict(manifest), indent=2) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     return manifest
@@ -121,6 +125,23 @@ def _copy_archives(store: Path, database: Path, target: Path) -> bool:
     }  # tried for each, not up to the first
 
 
+def _copy_packs(store: Path, database: Path, target: Path) -> bool:
+    """The same of the contents that such jobs need."""
+    with reading(database) as db:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'job_packs'").fetchone() is None:
+            return True  # of a release that knew no such thing
+        query = (
+            "SELECT DISTINCT packs.name FROM packs JOIN job_packs ON job_packs.pack_id = packs.id "  # noqa: S608
+            f"JOIN jobs ON jobs.id = job_packs.job_id WHERE {UNFINISHED}"
+        )
+        names = [str(row[0]) for row in db.execute(query)]
+    return {_copy_if_there(store / name, target / name) for name in names} <= {True}
+
+
+def _names_in(directory: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in directory.iterdir()))
+
+
 def _copy_logs(store: Path, database: Path, target: Path) -> tuple[str, ...]:
     """The logs of the snapshot's jobs are in the backup as far as they go; returns those jobs."""
     target.mkdir()
@@ -146,7 +167,9 @@ def _copy_if_there(source: Path, target: Path) -> bool:
     return True
 
 
-def _describe(database: Path, archives: list[str], logs: tuple[str, ...]) -> Manifest:
+def _describe(
+    database: Path, archives: tuple[str, ...], logs: tuple[str, ...], packs: tuple[str, ...]
+) -> Manifest:
     with reading(database) as db:
         (schema,) = db.execute("SELECT max(version) FROM schema_version").fetchone()
         (instance_id,) = db.execute("SELECT instance_id FROM installation").fetchone()
@@ -161,8 +184,9 @@ def _describe(database: Path, archives: list[str], logs: tuple[str, ...]) -> Man
         sha256(database),
         jobs,
         unfinished,
-        tuple(archives),
+        archives,
         logs,
+        packs,
     )
 
 

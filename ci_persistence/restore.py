@@ -21,9 +21,10 @@ from typing import Any
 from ci_common.crash_points import crash_point
 from ci_common.errors import AlreadyExists, BackupInvalid, DatabaseBusy, SchemaTooNew
 from ci_common.settings import StorageSettings
-from ci_persistence import archive_store, log_store
+from ci_persistence import archive_store, blob_store, log_store
 from ci_persistence.backup import (
     ARCHIVES,
+    BLOBS,
     DATABASE,
     FORMAT,
     LOGS,
@@ -40,7 +41,7 @@ from ci_persistence.ownership import FILE_MODE, adopt_owner, fsync_directory, ma
 from ci_persistence.sqlite_errors import translated
 
 _NAME = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}(\.zip)?"
+    r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}(\.zip|\.manifest|\.pack)?"
 )  # of a job, of an archive: nothing that leads elsewhere
 _WAL_INDEX_LOCK = 128  # the byte of the -shm file on which every connection holds a shared lock
 
@@ -66,12 +67,13 @@ def read_manifest(backup: Path) -> Manifest:
     database = backup / DATABASE
     if not database.is_file() or sha256(database) != manifest.database_sha256:
         raise BackupInvalid(f"{database} is not the file that the backup's manifest names.")
-    for name in (*manifest.archives, *manifest.logs):
+    for name in (*manifest.archives, *manifest.logs, *manifest.packs):
         if not _NAME.fullmatch(name):
             raise BackupInvalid(f"The manifest of {backup} names what no backup of ours holds: {name!r}.")
     if link := next((path for path in sorted(backup.rglob("*")) if path.is_symlink()), None):
         raise BackupInvalid(f"{link} is a symbolic link: no backup of ours holds one.")
     absent = [ref for ref in manifest.archives if not (backup / ARCHIVES / ref).is_file()]
+    absent += [name for name in manifest.packs if not (backup / BLOBS / name).is_file()]
     if absent:
         raise BackupInvalid(f"The backup {backup} lacks {len(absent)} archives, for example {absent[0]}.")
     check_database(database)
@@ -83,7 +85,7 @@ def _parse(path: Path) -> Manifest:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if raw["format"] != FORMAT:
             raise BackupInvalid(f"{path} is of format {raw['format']}; this program knows {FORMAT}.")
-        raw |= {"archives": tuple(raw["archives"]), "logs": tuple(raw["logs"])}
+        raw |= {name: tuple(raw[name]) for name in ("archives", "logs", "packs") if name in raw}
         return Manifest(**raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackupInvalid(f"{path.parent} is not a backup: {error}.") from error
@@ -125,11 +127,14 @@ def _bring(source: Path, target: Path) -> None:
 
 
 def _restore_files(backup: Path, manifest: Manifest, data: Path) -> None:
-    """The archives and logs of the backup are there; what lies there already under these names is the same."""
+    """What the backup has of archives, contents and logs is there; what lies there under these names is the same."""
     make_shared_directory(data, archive_store.DIRECTORY_MODE)
     make_shared_directory(data / ARCHIVES, archive_store.DIRECTORY_MODE)
     for ref in manifest.archives:
         _bring_if_absent(backup / ARCHIVES / ref, data / ARCHIVES / ref)
+    make_shared_directory(data / BLOBS, blob_store.DIRECTORY_MODE)
+    for name in manifest.packs:
+        _bring_if_absent(backup / BLOBS / name, data / BLOBS / name)
     if manifest.logs:
         make_shared_directory(data / LOGS, log_store.DIRECTORY_MODE)
     for job in manifest.logs:

@@ -63,7 +63,13 @@ def scopes_text(scopes: frozenset[Scope]) -> str:
 
 def options_text(options: JobOptions) -> str:
     """Return the stored form of a job's options."""
-    return json.dumps({"pytest_args": options.pytest_args, "timeout_seconds": options.timeout_seconds})
+    return json.dumps(
+        {
+            "pytest_args": options.pytest_args,
+            "timeout_seconds": options.timeout_seconds,
+            "fresh": options.fresh,
+        }
+    )
 
 
 def data_text(data: Mapping[str, Any]) -> str:
@@ -101,7 +107,8 @@ def api_key_from(row: sqlite3.Row) -> APIKey:
 
 def _options_from(text: str) -> JobOptions:
     raw: dict[str, Any] = json.loads(text)
-    return JobOptions(tuple(raw["pytest_args"]), raw["timeout_seconds"])
+    fresh = bool(raw.get("fresh"))  # jobs of the first releases have no such option
+    return JobOptions(tuple(raw["pytest_args"]), raw["timeout_seconds"], fresh)
 
 
 def job_from(row: sqlite3.Row) -> Job:
@@ -124,6 +131,7 @@ def job_from(row: sqlite3.Row) -> Job:
         cancel_requested_at=_optional_time(row["cancel_requested_at"]),
         cancel_requested_by=row["cancel_requested_by"],
         image_id=row["image_id"],
+        image_cached=_optional_bool(row["image_cached"]),
         log_size=row["log_size"],
         log_sha256=row["log_sha256"],
         log_truncated=_optional_bool(row["log_truncated"]),

@@ -3,11 +3,25 @@
 import sqlite3
 from datetime import datetime
 
-from ci_common.models import Fence, Job, JobEvent, JobStatus, JobVerdict, LogSeal, Reason, StopIntent
+from ci_common.models import (
+    Fence,
+    ImageUse,
+    Job,
+    JobEvent,
+    JobStatus,
+    JobVerdict,
+    LogSeal,
+    Reason,
+    StopIntent,
+)
 from ci_common.verdict import verdict
-from ci_persistence.rows import job_from, optional_text, stop_from, to_text
+from ci_persistence.rows import from_text, job_from, optional_text, stop_from, to_text
 from ci_persistence.sqlite_timeline import end, move
 
+IMAGE_USES = (
+    "SELECT image_id, max(started_at) AS last_at, max(ended_at IS NULL) AS is_open FROM attempts "
+    "WHERE image_id IS NOT NULL AND started_at IS NOT NULL GROUP BY image_id"
+)
 _FENCED = "job_id = :job AND number = :attempt AND token = :token AND ended_at IS NULL"
 
 
@@ -27,7 +41,12 @@ def _names(fence: Fence) -> dict[str, str | int]:
 
 
 def mark_started(
-    db: sqlite3.Connection, fence: Fence, container_id: str, image_id: str, now: datetime
+    db: sqlite3.Connection,
+    fence: Fence,
+    container_id: str,
+    image_id: str,
+    now: datetime,
+    cached: bool | None,
 ) -> bool:
     """The job runs in that container; again with the same container: True, and nothing changed."""
     held = _held(db, fence)
@@ -36,13 +55,31 @@ def mark_started(
     if held["container_id"] is not None:
         return held["container_id"] == container_id
     event = JobEvent(
-        "running", now, {"attempt": fence.attempt, "container_id": container_id, "image_id": image_id}
+        "running",
+        now,
+        {
+            "attempt": fence.attempt,
+            "container_id": container_id,
+            "image_id": image_id,
+            "image_cached": cached,
+        },
     )
-    columns = {"start_time": to_text(now), "image_id": image_id}
-    if move(db, fence.job_id, JobStatus.RUNNING, columns, event) is None:
+    image: dict[str, str | int | None] = {
+        "image_id": image_id,
+        "image_cached": None if cached is None else int(cached),
+    }
+    if move(db, fence.job_id, JobStatus.RUNNING, {"start_time": to_text(now), **image}, event) is None:
         return False
-    _update(db, fence, {"container_id": container_id, "image_id": image_id, "started_at": to_text(now)})
+    _update(db, fence, {"container_id": container_id, "started_at": to_text(now), **image})
     return True
+
+
+def image_uses(db: sqlite3.Connection) -> dict[str, ImageUse]:
+    """Return the last use of every image that an attempt was started in, by its id."""
+    return {
+        row["image_id"]: ImageUse(from_text(row["last_at"]), bool(row["is_open"]))
+        for row in db.execute(IMAGE_USES)
+    }
 
 
 def mark_begun(db: sqlite3.Connection, fence: Fence, now: datetime) -> bool:
@@ -123,6 +160,7 @@ def _queue_again(
         "message": message,
         "start_time": None,
         "image_id": None,
+        "image_cached": None,
     }
     if fresh_wait:
         columns["queued_since"] = to_text(now)

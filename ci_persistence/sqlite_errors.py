@@ -28,6 +28,8 @@ def translated(path: Path) -> Generator[None]:
         yield
     except sqlite3.Error as error:
         raise translate(error, path) from error
+    except UnicodeDecodeError as error:  # what SQLite complains of quotes a schema that is no text any more
+        raise corrupt(path, "its schema is not readable") from error
 
 
 def translate(error: sqlite3.Error, path: Path) -> CIError:

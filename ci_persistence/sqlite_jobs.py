@@ -35,7 +35,7 @@ def create_job(
 ) -> Job:
     """The job is queued; an equal earlier submission under the same idempotency key is returned instead."""
     assert job.status is JobStatus.QUEUED, f"a new job is queued, not {job.status}"
-    _require_active_owner(db, job.user_id)
+    require_active_owner(db, job.user_id)
     earlier = idempotency and find_idempotent(db, job.user_id, idempotency.key)
     if idempotency and earlier:
         return _same_submission(earlier, idempotency)
@@ -67,7 +67,8 @@ def _count(db: sqlite3.Connection, query: str, *values: str) -> int:
     return int(db.execute(query, values).fetchone()[0])
 
 
-def _require_active_owner(db: sqlite3.Connection, user_id: str) -> None:
+def require_active_owner(db: sqlite3.Connection, user_id: str) -> None:
+    """The user may act; raises Unauthorized for one who was locked out meanwhile."""
     owner = db.execute("SELECT is_active FROM users WHERE id = ?", (user_id,)).fetchone()
     if owner is None or not owner["is_active"]:
         raise Unauthorized("There is no valid API key for this request.")

@@ -1,10 +1,11 @@
 """JobRepository over one SQLite file: each method is one transaction; the SQL is in the modules beside this one."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
+from ci_common.blobs import BlobPlace, Pack, PackUse
 from ci_common.models import (
     OPERATOR,
     APIKey,
@@ -17,6 +18,7 @@ from ci_common.models import (
     Fence,
     FinishedJob,
     Idempotency,
+    ImageUse,
     Job,
     JobEvent,
     JobFilter,
@@ -32,6 +34,7 @@ from ci_common.models import (
 from ci_common.repository import JobRepository
 from ci_persistence import sqlite_accounts as accounts
 from ci_persistence import sqlite_attempts as attempts_sql
+from ci_persistence import sqlite_blobs as blobs_sql
 from ci_persistence import sqlite_control as control
 from ci_persistence import sqlite_jobs as jobs_sql
 from ci_persistence import sqlite_queue as queue
@@ -121,9 +124,15 @@ class SQLiteJobRepository(JobRepository):
     # -- jobs, as users see them -------------------------------------------------------------------------
 
     async def create_job(
-        self, job: Job, idempotency: Idempotency | None = None, limits: QueueLimits | None = None
+        self,
+        job: Job,
+        idempotency: Idempotency | None = None,
+        limits: QueueLimits | None = None,
+        packs: Collection[str] = (),
     ) -> Job:
-        return await self._db.write(lambda db: jobs_sql.create_job(db, job, idempotency, limits))
+        return await self._db.write(
+            lambda db: blobs_sql.create_job_of_packs(db, job, idempotency, limits, packs)
+        )
 
     async def check_room(self, user_id: str, limits: QueueLimits) -> None:
         await self._db.read(lambda db: jobs_sql.check_room(db, user_id, limits))
@@ -153,6 +162,20 @@ class SQLiteJobRepository(JobRepository):
     async def get_events(self, job_id: str, from_index: int = 0) -> list[JobEvent]:
         return await self._db.read(lambda db: jobs_sql.get_events(db, job_id, from_index))
 
+    # -- contents of files -------------------------------------------------------------------------------
+
+    async def find_blobs(self, user_id: str, hashes: Collection[bytes]) -> Mapping[bytes, BlobPlace]:
+        return await self._db.read(lambda db: blobs_sql.find_blobs(db, user_id, hashes))
+
+    async def add_pack(self, user_id: str, pack: Pack, now: datetime) -> int:
+        return await self._db.write(lambda db: blobs_sql.add_pack(db, user_id, pack, now))
+
+    async def forget_packs(self, user_id: str, names: Collection[str]) -> None:
+        await self._db.write(lambda db: blobs_sql.forget_packs(db, user_id, names))
+
+    async def pack_bytes(self, user_id: str) -> int:
+        return await self._db.read(lambda db: blobs_sql.pack_bytes(db, user_id))
+
     # -- the controller ----------------------------------------------------------------------------------
 
     async def take_over(self, holder: str, now: datetime) -> ControllerLease:
@@ -173,8 +196,8 @@ class SQLiteJobRepository(JobRepository):
     async def open_attempts(self) -> list[Attempt]:
         return await self._db.read(control.open_attempts)
 
-    async def ended_attempts(self, attempts: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
-        return await self._db.read(lambda db: control.ended_attempts(db, attempts))
+    async def ended_attempts(self, containers: Collection[str]) -> Mapping[str, tuple[str, int]]:
+        return await self._db.read(lambda db: control.ended_attempts(db, containers))
 
     async def expire_queued(
         self, lease: ControllerLease, queue_timeout: timedelta, now: datetime
@@ -183,9 +206,11 @@ class SQLiteJobRepository(JobRepository):
 
     # -- writes of an attempt's holder, all fenced ---------------------------------------------------------
 
-    async def mark_started(self, fence: Fence, container_id: str, image_id: str, now: datetime) -> bool:
+    async def mark_started(
+        self, fence: Fence, container_id: str, image_id: str, now: datetime, cached: bool | None = None
+    ) -> bool:
         return await self._db.write(
-            lambda db: attempts_sql.mark_started(db, fence, container_id, image_id, now)
+            lambda db: attempts_sql.mark_started(db, fence, container_id, image_id, now, cached)
         )
 
     async def mark_begun(self, fence: Fence, now: datetime) -> bool:
@@ -247,6 +272,18 @@ class SQLiteJobRepository(JobRepository):
 
     async def archive_refs_in_use(self) -> set[str]:
         return await self._db.read(retention.archive_refs_in_use)
+
+    async def packs(self) -> list[PackUse]:
+        return await self._db.read(blobs_sql.packs)
+
+    async def remove_packs(self, lease: ControllerLease | None, names: Sequence[str]) -> list[str]:
+        return await self._db.write(lambda db: blobs_sql.remove_packs(db, lease, names))
+
+    async def known_packs(self, names: Collection[str]) -> set[str]:
+        return await self._db.read(lambda db: blobs_sql.known_packs(db, names))
+
+    async def image_uses(self) -> Mapping[str, ImageUse]:
+        return await self._db.read(attempts_sql.image_uses)
 
     async def daily_totals(self, since: date | None = None) -> list[DailyTotal]:
         return await self._db.read(lambda db: totals.daily_totals(db, since))

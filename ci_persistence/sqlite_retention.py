@@ -45,6 +45,11 @@ def mark_pruned(
             f"UPDATE jobs SET {column} = ? WHERE id = ? AND end_time IS NOT NULL AND {column} IS NULL",  # noqa: S608
             [(to_text(now), job_id) for job_id in jobs],
         )
+    db.executemany(
+        "DELETE FROM job_packs WHERE job_id IN "
+        "(SELECT id FROM jobs WHERE id = ? AND archive_pruned_at IS NOT NULL)",
+        [(job_id,) for job_id in archives],
+    )
     return True
 
 

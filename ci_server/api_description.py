@@ -69,6 +69,11 @@ UPLOAD_FORM: dict[str, Any] = {
                             "exclusiveMinimum": 0,
                             "description": "Seconds the job may take; the controller's default otherwise.",
                         },
+                        "fresh": {
+                            "type": "boolean",
+                            "default": False,
+                            "description": "Install everything anew, whatever is kept of earlier jobs.",
+                        },
                     },
                 },
                 "encoding": {"pytest_args": {"style": "form", "explode": True}},
@@ -76,6 +81,54 @@ UPLOAD_FORM: dict[str, Any] = {
         },
     }
 }
+
+_SHA256: dict[str, Any] = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_OPTIONS: dict[str, Any] = {
+    "pytest_args": {"type": "array", "items": {"type": "string"}, "maxItems": 1000},
+    "timeout": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "Seconds."},
+    "fresh": {"type": "boolean", "default": False, "description": "As in the form of `/submit`."},
+}
+_FILE: dict[str, Any] = {
+    "type": "object",
+    "required": ["path", "mode", "size", "sha256"],
+    "properties": {
+        "path": {"type": "string", "description": "Relative, with slashes, NFC."},
+        "mode": {"type": "integer", "enum": [0o644, 0o755], "description": "0644 or 0755, as a number."},
+        "size": {"type": "integer", "minimum": 0, "description": "Bytes."},
+        "sha256": _SHA256,
+    },
+}
+
+
+def _body(media_type: str, schema: dict[str, Any], description: str = "") -> dict[str, Any]:
+    content = {media_type: {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content, "description": description}}
+
+
+HASHES_BODY = _body(
+    "application/json",
+    {
+        "type": "object",
+        "required": ["sha256"],
+        "properties": {"sha256": {"type": "array", "items": _SHA256, "maxItems": 100_000}},
+    },
+)
+MANIFEST_BODY = _body(
+    "application/json",
+    {
+        "type": "object",
+        "required": ["files"],
+        "properties": {"files": {"type": "array", "items": _FILE, "minItems": 1}, **_OPTIONS},
+    },
+)
+BLOBS_BODY = _body(
+    "application/vnd.ci.blobs",
+    {"type": "string", "format": "binary"},
+    "Records, one after the other: the SHA-256 of the contents (32 bytes), the number of stored bytes that follow and "
+    "the number of bytes of the contents (8 bytes each, big-endian), the encoding (1 byte: 0 as they are, 1 zlib), "
+    "then the stored bytes. The limits are those of archives.",
+)
+TREE_BODY = _body("application/vnd.ci.submission", {"type": "string", "format": "binary"})
 
 _READING = (Unauthorized, Forbidden, InternalError, Unavailable, SchemaMissing)
 _SUBMITTING = (
@@ -120,9 +173,9 @@ def problems(*errors: type[CIError]) -> Responses:
     return {status: _problem(status, found) for status, found in sorted(by_status.items())}
 
 
-def submit_problems() -> Responses:
-    """Return the error responses of the submit routes."""
-    return problems(*_SUBMITTING, StorageFull)
+def submit_problems(*more: type[CIError]) -> Responses:
+    """Return the error responses of the submit routes; `more` are those of one of them."""
+    return problems(*_SUBMITTING, *more, StorageFull)
 
 
 def example(*names: str, status: int = 200, **more: Any) -> Responses:

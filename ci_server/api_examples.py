@@ -13,6 +13,8 @@ _NO_SCHEMA = (
 )
 
 SUBMITTED: Document = {"job_id": _JOB_ID}
+MISSING: Document = {"missing": ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]}
+STORED: Document = {"stored": 1}
 
 FINISHED_JOB: Document = {
     "job_id": _JOB_ID,
@@ -27,10 +29,12 @@ FINISHED_JOB: Document = {
     "attempt": 1,
     "pytest_args": ["-x"],
     "timeout": None,
+    "fresh": False,
     "not_before": None,
     "cancel_requested_at": None,
     "cancel_requested_by": None,
     "image_id": "sha256:1f2e3d",
+    "image_cached": True,
     "log_size": 18231,
     "log_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     "log_truncated": False,
@@ -62,6 +66,7 @@ CANCELLED_JOB: Document = {
     "message": "Cancelled by ada@example.org while it was queued.",
     "attempt": 0,
     "image_id": None,
+    "image_cached": None,
 }
 
 TIMELINE: list[JsonValue] = [
@@ -143,6 +148,8 @@ LOG = "Running 12 tests ...\r\n............\r\n12 passed in 3.21s\r\n"
 # By the names under which OpenAPI holds them.
 EXAMPLES: dict[str, JsonValue] = {
     "submitted": SUBMITTED,
+    "missing": MISSING,
+    "stored": STORED,
     "finished_job": FINISHED_JOB,
     "jobs": [FINISHED_JOB],
     "cancelling_job": CANCELLING_JOB,

@@ -18,11 +18,13 @@ from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore, ChangeHub, LogStore
 from ci_persistence.factory import open_repository, open_stores
 from ci_server.auth import Authenticator, Caller
+from ci_server.blobs import Blobs
 from ci_server.event_stream import StreamSlots
 from ci_server.rate_limits import RateLimits
 from ci_server.request_context import client_address
 from ci_server.settings import ServerSettings
 from ci_server.submissions import Submissions
+from ci_server.trees import Trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Resources:
     hub: ChangeHub
     authenticator: Authenticator
     submissions: Submissions
+    blobs: Blobs
+    trees: Trees
     slots: StreamSlots
     rates: RateLimits
     clock: Clock
@@ -48,6 +52,7 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
     repository = open_repository(settings)
     stores = open_stores(settings)
     authenticator = Authenticator(repository, clock)
+    blobs = Blobs(repository, stores.archives.blobs, authenticator, settings, clock)
     try:
         await stores.hub.start()
         yield Resources(
@@ -58,6 +63,8 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             hub=stores.hub,
             authenticator=authenticator,
             submissions=Submissions(repository, stores.archives, authenticator, settings, clock),
+            blobs=blobs,
+            trees=Trees(repository, stores.archives, blobs, settings),
             slots=StreamSlots(settings.max_streams_per_user),
             rates=RateLimits(settings, clock),
             clock=clock,

@@ -27,10 +27,14 @@ class JobModel(BaseModel):
     timeout: float | None = Field(
         description="Time-out asked for, in seconds; null: the controller's default."
     )
+    fresh: bool = Field(description="Whether everything was to be installed anew.")
     not_before: datetime | None = Field(description="The next attempt begins no earlier.")
     cancel_requested_at: datetime | None
     cancel_requested_by: str | None
-    image_id: str | None = Field(description="The image the current attempt runs in.")
+    image_id: str | None = Field(description="The image that the current attempt's container was made from.")
+    image_cached: bool | None = Field(
+        description="Whether the dependencies were in it, kept from an earlier job; null where that is not known."
+    )
     log_size: int | None = Field(description="Bytes of the sealed log of a finished job.")
     log_sha256: str | None = Field(description="SHA-256 of the sealed log.")
     log_truncated: bool | None = Field(
@@ -45,6 +49,24 @@ class SubmittedModel(BaseModel):
     model_config = ConfigDict(title="Submitted")
 
     job_id: str
+
+
+class MissingModel(BaseModel):
+    """What to send with `PUT /blobs`."""
+
+    model_config = ConfigDict(title="Missing")
+
+    missing: list[str] = Field(
+        description="Those of the hashes that you have not stored, in the order asked."
+    )
+
+
+class StoredModel(BaseModel):
+    """How much came of an upload of blobs."""
+
+    model_config = ConfigDict(title="Stored")
+
+    stored: int = Field(description="Blobs that you had not stored before.")
 
 
 class CapacityModel(BaseModel):

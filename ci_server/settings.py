@@ -13,6 +13,12 @@ class ServerSettings(ServiceSettings):
     max_upload_bytes: int = Field(
         default=512 * MIB, gt=0, description="Largest archive that is accepted, in bytes."
     )
+    max_blob_bytes_per_user: int = Field(
+        default=20 * 1024 * MIB,
+        gt=0,
+        description="Bytes the stored contents of one user's files may take before no more are accepted; "
+        "zip archives still are.",
+    )
     upload_read_timeout: float = Field(
         default=30.0, gt=0, description="Seconds an upload may stand still before it is given up."
     )

@@ -4,21 +4,26 @@ import asyncio
 import hashlib
 import json
 import re
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import structlog
 from fastapi import Request
 
+from ci_common.blobs import BlobPlace, Manifest
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
-from ci_common.errors import InvalidRequest
-from ci_common.models import Idempotency, Job, QueueLimits, new_id
+from ci_common.errors import InvalidRequest, MissingBlobs
+from ci_common.models import Idempotency, Job, JobOptions, QueueLimits, new_id
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore
 from ci_server.auth import Authenticator, Caller
 from ci_server.disk import require_room
 from ci_server.settings import ServerSettings
+from ci_server.trees import TreeSubmission
 from ci_server.uploads import Submission, receive_submission
 
+ReadTree = Callable[[Request, Caller], Awaitable[TreeSubmission]]
+_TRIES = 3  # at a tree of which a prune takes contents meanwhile
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 _log = structlog.stdlib.get_logger("ci_server.submissions")
@@ -58,11 +63,69 @@ class Submissions:
         request.state.job_id = job.id  # for the access log
         return job
 
+    async def submit_tree(
+        self, request: Request, caller: Caller, idempotency_key: str | None, read: ReadTree
+    ) -> Job:
+        """The same of a tree whose contents came apart; raises MissingBlobs where some did not, and nothing is left."""
+        _check_idempotency_key(idempotency_key)
+        if not await self._is_repetition(caller.user.id, idempotency_key):
+            await self.check_room(caller)
+        await require_room(request, self._settings)
+        tree = await read(request, caller)
+        job = await self._earlier(caller, tree, idempotency_key)
+        if job is None:
+            job = await self._submitted(caller, tree, idempotency_key)
+        crash_point("after_job_created")
+        request.state.job_id = job.id
+        return job
+
+    async def _submitted(self, caller: Caller, tree: TreeSubmission, idempotency_key: str | None) -> Job:
+        for tries_left in reversed(range(_TRIES)):
+            places = await self._places(caller.user.id, tree.manifest)
+            archive = await self._archives.save_manifest(tree.manifest, places)
+            crash_point("after_archive_saved")
+            packs = {place.pack for place in places.values()}.union(tree.packs)
+            try:
+                submission = Submission(archive, tree.options)
+                return await self._create_job(caller, submission, idempotency_key, packs)
+            except MissingBlobs:  # a prune came between: the next look says what of the files is missing
+                if not tries_left:
+                    raise
+        raise AssertionError("the last try ends by a job or an error")
+
+    async def _places(self, user_id: str, manifest: Manifest) -> Mapping[bytes, BlobPlace]:
+        """Return where all contents of the tree lie, in packs that are there; raises MissingBlobs."""
+        hashes = manifest.hashes()
+        places = await self._repository.find_blobs(user_id, hashes)
+        packs = {place.pack for place in places.values()}
+        if lost := await asyncio.to_thread(self._archives.blobs.absent, packs):
+            # After a restore, or by human hands: what is asked for again can be sent again.
+            _log.warning("packs_lost", user_id=user_id, packs=sorted(lost))
+            await self._repository.forget_packs(user_id, lost)
+            places = {sha256: place for sha256, place in places.items() if place.pack not in lost}
+        if missing := hashes - places.keys():
+            raise MissingBlobs.of(missing)
+        return places
+
+    async def _earlier(self, caller: Caller, tree: TreeSubmission, idempotency_key: str | None) -> Job | None:
+        """Return the job of the same submission, whose contents may be gone by now."""
+        promise = _promise(idempotency_key, tree.manifest.sha256, tree.options)
+        if promise is None:
+            return None
+        found = await self._repository.find_idempotent(caller.user.id, promise.key)
+        return found[0] if found and found[1] == promise.fingerprint else None
+
     async def check_room(self, caller: Caller) -> None:
         """The queue has room for one more job of the caller now; raises TooManyRequests or QueueFull."""
         await self._repository.check_room(caller.user.id, self._limits)
 
-    async def _create_job(self, caller: Caller, submission: Submission, idempotency_key: str | None) -> Job:
+    async def _create_job(
+        self,
+        caller: Caller,
+        submission: Submission,
+        idempotency_key: str | None,
+        packs: Collection[str] = (),
+    ) -> Job:
         archive = submission.archive
         job = Job(
             id=new_id(),
@@ -74,8 +137,8 @@ class Submissions:
         try:
             # The upload may have taken long: who was locked out meanwhile starts nothing.
             await self._authenticator.recheck(caller)
-            promise = _idempotency(idempotency_key, submission)
-            created = await self._repository.create_job(job, promise, self._limits)
+            promise = _promise(idempotency_key, archive.sha256, submission.options)
+            created = await self._repository.create_job(job, promise, self._limits, packs)
         except Exception:
             # A failed transaction is a whole one: there is no row. A *cancelled* one may still commit, so
             # its archive stays, for the pruning of what no row names.
@@ -105,9 +168,10 @@ def _check_idempotency_key(key: str | None) -> None:
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
 
 
-def _idempotency(key: str | None, submission: Submission) -> Idempotency | None:
+def _promise(key: str | None, sha256: str, options: JobOptions) -> Idempotency | None:
     if key is None:
         return None
-    options = submission.options
-    same = json.dumps([submission.archive.sha256, options.pytest_args, options.timeout_seconds])
-    return Idempotency(key, hashlib.sha256(same.encode()).hexdigest())
+    same = [sha256, options.pytest_args, options.timeout_seconds]
+    if options.fresh:  # only then: a retry may find the promise of an earlier release
+        same.append("fresh")
+    return Idempotency(key, hashlib.sha256(json.dumps(same).encode()).hexdigest())

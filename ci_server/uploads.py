@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -35,6 +35,7 @@ class _Form:
     archive: StoredArchive | None = None
     pytest_args: list[str] = field(default_factory=list[str])
     timeout: str | None = None
+    fresh: str | None = None
 
 
 async def receive_submission(
@@ -45,9 +46,9 @@ async def receive_submission(
     Reads the body, so it must come after authentication. Raises ArchiveTooLarge, InvalidArchive,
     InvalidRequest, StorageFull, Unavailable for an upload that stands still, UploadTooSlow.
     """
-    _check_declared_length(request, settings)
+    check_declared_length(request, settings)
     boundary = boundary_of(request.headers.get("content-type"))
-    body = _guarded(request, settings)
+    body = guarded_body(request, settings)
     form = _Form()
     try:
         async with contextlib.aclosing(body), contextlib.aclosing(read_pieces(body, boundary)) as pieces:
@@ -95,27 +96,48 @@ def _set_field(form: _Form, name: str, value: bytes) -> None:
         form.pytest_args.append(text)
     elif name == "timeout":
         form.timeout = text
+    elif name == "fresh":
+        form.fresh = text
     # Fields of later releases are skipped, as readers of our answers skip what they do not know.
 
 
-def _options(form: _Form, settings: ServerSettings) -> JobOptions:
-    if any("\0" in argument for argument in form.pytest_args):
+def job_options(
+    arguments: Sequence[str], timeout: float | None, settings: ServerSettings, *, fresh: bool
+) -> JobOptions:
+    """Return what was asked for beside the tree, however it was said; raises InvalidRequest."""
+    if len(arguments) > _MAX_ARGUMENTS:
+        raise InvalidRequest(f"There are more than {_MAX_ARGUMENTS} arguments for pytest.")
+    if any("\0" in argument for argument in arguments):
         raise InvalidRequest("An argument for pytest holds a NUL character.")
-    return JobOptions(tuple(form.pytest_args), _timeout(form.timeout, settings.max_job_timeout))
+    if not all(_is_text(argument) for argument in arguments):
+        raise InvalidRequest("An argument for pytest is no Unicode text.")
+    longest = settings.max_job_timeout
+    if timeout is not None and not 0 < timeout <= longest:  # also false for NaN
+        raise InvalidRequest(f"The field 'timeout' must be seconds, more than 0 and at most {longest:g}.")
+    return JobOptions(tuple(arguments), None if timeout is None else float(timeout), fresh)
 
 
-def _timeout(text: str | None, longest: float) -> float | None:
+def _is_text(argument: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in argument)  # JSON can say half a pair
+
+
+def _options(form: _Form, settings: ServerSettings) -> JobOptions:
+    return job_options(form.pytest_args, _seconds(form.timeout), settings, fresh=_fresh(form.fresh))
+
+
+def _fresh(text: str | None) -> bool:
+    if text and text not in {"true", "false"}:
+        raise InvalidRequest("The form field 'fresh' must be true or false.")
+    return text == "true"
+
+
+def _seconds(text: str | None) -> float | None:
     if not text:
         return None
     try:
-        seconds = float(text)
+        return float(text)
     except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= longest:  # also false for NaN
-        raise InvalidRequest(
-            f"The form field 'timeout' must be seconds, more than 0 and at most {longest:g}."
-        )
-    return seconds
+        return math.nan
 
 
 async def _content(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[bytes, None]:
@@ -140,14 +162,14 @@ async def _short_content(pieces: AsyncGenerator[Piece, None], budget: int) -> by
     return bytes(value)
 
 
-def _check_declared_length(request: Request, settings: ServerSettings) -> None:
+def check_declared_length(request: Request, settings: ServerSettings) -> None:
     """A body that says it is too large is refused before a byte of it is read."""
     declared = request.headers.get("content-length")
     if declared is not None and declared.isdigit() and int(declared) > _body_limit(settings):
         raise _too_large(settings)
 
 
-async def _guarded(request: Request, settings: ServerSettings) -> AsyncGenerator[bytes, None]:
+async def guarded_body(request: Request, settings: ServerSettings) -> AsyncGenerator[bytes, None]:
     """Yield the body, as long as it is neither too large nor too slow nor standing still."""
     received, pace = 0, _Pace(settings)
     stream: AsyncIterable[bytes] = request.stream()

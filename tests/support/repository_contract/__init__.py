@@ -12,6 +12,7 @@ from ci_common.repository import JobRepository
 from tests.support.repository_contract.accounts import AccountsContract
 from tests.support.repository_contract.attempts import AttemptsContract
 from tests.support.repository_contract.audit import AuditContract
+from tests.support.repository_contract.blobs import BlobsContract
 from tests.support.repository_contract.cancellation import CancellationContract
 from tests.support.repository_contract.control import ControlContract
 from tests.support.repository_contract.jobs import JobsContract
@@ -27,6 +28,7 @@ class RepositoryContract(
     AttemptsContract,
     CancellationContract,
     RetentionContract,
+    BlobsContract,
 ):
     """The suite."""
 

@@ -9,6 +9,7 @@ from ci_common.errors import (
 )
 from ci_common.models import (
     TRANSITIONS,
+    ImageUse,
     JobStatus,
     Reason,
 )
@@ -26,6 +27,36 @@ class AttemptsContract:
         (attempt,) = await story.repository.open_attempts()
         assert (attempt.container_id, attempt.image_id, attempt.started_at) == ("container", "image", at(3))
         assert await story.timeline(job.id) == ["submitted", "claimed", "running"]
+
+    @pytest.mark.parametrize("cached", [None, False, True])
+    async def test_a_started_job_tells_whether_its_image_was_kept(
+        self, story: Story, cached: bool | None
+    ) -> None:
+        job = await story.queue()
+        fence = (await story.claim()).fence
+        assert (await story.job(job.id)).image_cached is None
+        assert await story.repository.mark_started(fence, "container", "image", at(3), cached)
+        running = await story.job(job.id)
+        assert (running.image_id, running.image_cached) == ("image", cached)
+        assert (await story.repository.get_events(job.id))[-1].data["image_cached"] is cached
+        await story.release(fence)
+        released = await story.job(job.id)
+        assert (released.image_id, released.image_cached) == (None, None)
+
+    async def test_an_image_was_used_when_the_last_attempt_started_in_it(self, story: Story) -> None:
+        assert await story.repository.image_uses() == {}
+        for number, image in enumerate(("one", "two", "one")):
+            await story.queue(number)
+            fence = (await story.claim(number)).fence
+            assert await story.repository.mark_started(fence, f"container {number}", image, at(10 + number))
+            if number < 2:
+                await story.release(fence, 20, max_attempts=1, not_before=at(99))
+        await story.queue(5)
+        await story.claim(5)  # it has no container yet, so no image
+        assert await story.repository.image_uses() == {
+            "one": ImageUse(at(12), is_open=True),
+            "two": ImageUse(at(11), is_open=False),
+        }
 
     async def test_starting_again_is_the_same_only_in_the_same_container(self, story: Story) -> None:
         job = await story.queue()
@@ -76,7 +107,7 @@ class AttemptsContract:
         assert (done.message, done.exit_code, done.end_time) == ("What happened.", 1, at(9))
         assert (done.log_size, done.log_sha256) == (SEAL.size, SEAL.sha256)
         assert (await story.timeline(job.id))[-1] == ending.status.value
-        assert await story.repository.ended_attempts([(job.id, 1)]) == {(job.id, 1)}
+        assert await story.repository.ended_attempts(["container"]) == {"container": (job.id, 1)}
 
     async def test_a_claimed_job_cannot_have_been_tested(self, story: Story) -> None:
         assert JobStatus.COMPLETED not in TRANSITIONS[JobStatus.CLAIMED]

@@ -42,7 +42,9 @@ LIMITS = QueueLimits(per_user=2, total=3)
 
 class JobsContract:
     async def test_a_new_job_is_queued_and_seen_by_all(self, story: Story, other: JobRepository) -> None:
-        job = make_job(story.user, options=JobOptions(("-k", "a b", "é"), 12.5), archive_ref="x.zip")
+        job = make_job(
+            story.user, options=JobOptions(("-k", "a b", "é"), 12.5, fresh=True), archive_ref="x.zip"
+        )
         assert await story.repository.create_job(job) == job
         assert await other.get_job(job.id) == job
         assert await other.get_events(job.id) == [JobEvent("submitted", START, {}, 0)]

@@ -89,7 +89,7 @@ class RetentionContract:
         assert await story.repository.remove_jobs(story.lease, [job.id, "unknown"]) == 1
         assert await story.repository.get_job(job.id) is None
         assert await story.repository.get_events(job.id) == []
-        assert await story.repository.ended_attempts([(job.id, 1)]) == set()
+        assert await story.repository.ended_attempts(["container-3"]) == {}
         assert await story.repository.existing_jobs([job.id]) == set()
         with pytest.raises(JobNotFound):
             await story.repository.request_cancel(job.id, None, "operator", at(10))

@@ -1,0 +1,121 @@
+"""A manifest that was accepted, as a file beside the zips, and the archive that it is together with its packs.
+
+The file has a line of JSON, the names, one record of fixed size for each file, and the SHA-256 of all that. Only
+`manifest_bytes` writes it, of what was judged, so reading it back is checking that sum and no second judgement.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from ci_common.blobs import BlobPlace, Encoding, Manifest
+from ci_common.stores import Archive, ArchiveEntry
+from ci_persistence.entry_reader import READ_SIZE, PackedReader, Span
+from ci_persistence.zip_format import refuse
+
+_FORMAT: Final = 1
+_RECORD: Final = struct.Struct(">HQ32sIQQB")
+_SUM_BYTES: Final = 32
+
+OpenPack = Callable[[str], int]
+
+
+class _Record(NamedTuple):
+    mode: int
+    size: int
+    sha256: bytes
+    pack: int  # which of those that the first line names
+    offset: int
+    stored: int
+    encoding: int
+
+
+def manifest_bytes(manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> bytes:
+    """Return the file: the tree, and where all its contents lie."""
+    packs = sorted({place.pack for place in places.values()})
+    numbers = {name: number for number, name in enumerate(packs)}
+    names = "\n".join(file.path for file in manifest.files).encode()  # which hold no line break
+    first = {"format": _FORMAT, "packs": packs, "files": len(manifest.files), "names": len(names)}
+    records: list[bytes] = []
+    for _, mode, size, sha256 in manifest.files:
+        pack, offset, stored, _, encoding = places[sha256]
+        records.append(_RECORD.pack(mode, size, sha256, numbers[pack], offset, stored, encoding))
+    body = b"".join((json.dumps(first).encode(), b"\n", names, *records))
+    return body + hashlib.sha256(body).digest()
+
+
+class ManifestArchive(Archive):
+    """The tree of a manifest; the hash of each file's bytes is checked whenever they are read."""
+
+    def __init__(self, data: bytes, open_pack: OpenPack) -> None:
+        body = memoryview(data)[:-_SUM_BYTES]
+        if len(data) < _SUM_BYTES or hashlib.sha256(body).digest() != data[-_SUM_BYTES:]:
+            raise refuse("damaged", "The manifest in the store is damaged.")
+        end = data.index(b"\n")
+        first = json.loads(data[:end])
+        names_end = end + 1 + first["names"]
+        paths = data[end + 1 : names_end].decode().split("\n")
+        self._records = dict(
+            zip(paths, map(_Record._make, _RECORD.iter_unpack(body[names_end:])), strict=True)
+        )
+        self._packs: list[str] = first["packs"]
+        self._open_pack = open_pack
+        self._entries = tuple(ArchiveEntry(path, one.mode, one.size) for path, one in self._records.items())
+
+    @property
+    def entries(self) -> tuple[ArchiveEntry, ...]:
+        return self._entries
+
+    def open(self, entry: ArchiveEntry) -> AbstractContextManager[BinaryIO]:
+        return self._open(entry)
+
+    @contextlib.contextmanager
+    def _open(self, entry: ArchiveEntry) -> Generator[BinaryIO]:
+        record = self._records[entry.path]
+        # Opened for each file: a tree may be spread over more packs than a process may hold open.
+        descriptor = self._open_pack(self._packs[record.pack])
+        try:
+            reader = _BlobReader(descriptor, repr(entry.path[:200]), record.sha256, record)
+            yield io.BufferedReader(reader, READ_SIZE)
+        finally:
+            os.close(descriptor)
+
+
+def read_manifest(path: Path, open_pack: OpenPack) -> ManifestArchive:
+    """Return the archive of that file; raises InvalidArchive when it is damaged."""
+    return ManifestArchive(path.read_bytes(), open_pack)
+
+
+def read_blob(sha256: bytes, place: BlobPlace, open_pack: OpenPack) -> bytes:
+    """Return all of a blob that is not large; raises InvalidArchive."""
+    descriptor = open_pack(place.pack)
+    try:
+        return _BlobReader(descriptor, sha256.hex(), sha256, place).readall()
+    finally:
+        os.close(descriptor)
+
+
+class _BlobReader(PackedReader):
+    """The contents of one file."""
+
+    def __init__(self, descriptor: int, shown: str, sha256: bytes, place: "_Record | BlobPlace") -> None:
+        window = zlib.MAX_WBITS if place.encoding == Encoding.ZLIB else None
+        span = Span(descriptor, place.offset, place.stored, place.size)
+        super().__init__(span, shown, window)
+        self._declared = sha256
+        self._hash = hashlib.sha256()
+
+    def _add(self, data: bytes) -> None:
+        self._hash.update(data)
+
+    def _check_sum(self) -> None:
+        if self._hash.digest() != self._declared:
+            raise refuse("hash", f"The entry {self._shown} does not match its hash.")

@@ -1,0 +1,136 @@
+"""SQL about packs and what lies in them. Each function runs inside a transaction that its caller opened."""
+
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
+
+from ci_common.blobs import BlobPlace, Pack, PackUse
+from ci_common.errors import MissingBlobs
+from ci_common.models import ControllerLease, Idempotency, Job, QueueLimits
+from ci_persistence.rows import from_text, to_text
+from ci_persistence.sqlite_control import holds
+from ci_persistence.sqlite_jobs import create_job, require_active_owner
+
+_AT_ONCE = 1000  # values in one statement: each of them is one seek in the index
+_FIND = "SELECT sha256, pack_id, offset, stored, size, encoding FROM blobs WHERE user_id = ? AND sha256 IN "
+_NEEDED = "SELECT 1 FROM job_packs WHERE job_packs.pack_id = packs.id"
+
+
+def find_blobs(db: sqlite3.Connection, user_id: str, hashes: Collection[bytes]) -> dict[bytes, BlobPlace]:
+    """Return where those of the contents lie that the user has stored."""
+    names = dict(db.execute("SELECT id, name FROM packs WHERE user_id = ?", (user_id,)))
+    cursor = db.cursor()
+    cursor.row_factory = None  # plain tuples: looking columns up by name would double the time
+    found: dict[bytes, BlobPlace] = {}
+    for some in _slices(sorted(hashes)):
+        rows = cursor.execute(_FIND + _marks(some), (user_id, *some))
+        found |= {row[0]: BlobPlace(names[row[1]], row[2], row[3], row[4], row[5]) for row in rows}
+    return found
+
+
+def add_pack(db: sqlite3.Connection, user_id: str, pack: Pack, now: datetime) -> int:
+    """What the user did not have is found in the pack; returns how much. 0: the pack is not known."""
+    require_active_owner(db, user_id)
+    known = find_blobs(db, user_id, [blob.sha256 for blob in pack.blobs])
+    fresh = sorted(blob for blob in pack.blobs if blob.sha256 not in known)
+    if not fresh:
+        return 0
+    moment = to_text(now)
+    pack_id = db.execute(
+        "INSERT INTO packs (user_id, name, size, created_at, used_at) VALUES (?, ?, ?, ?, ?)",
+        (user_id, pack.name, pack.size, moment, moment),
+    ).lastrowid
+    db.executemany(
+        "INSERT INTO blobs (user_id, pack_id, sha256, offset, stored, size, encoding) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        ((user_id, pack_id, *blob) for blob in fresh),
+    )
+    return len(fresh)
+
+
+def create_job_of_packs(
+    db: sqlite3.Connection,
+    job: Job,
+    idempotency: Idempotency | None,
+    limits: QueueLimits | None,
+    names: Collection[str],
+) -> Job:
+    """The job is queued and none of those packs can go while its archive is kept; the rest as `create_job`.
+
+    Raises MissingBlobs when one of them is not there, or not the owner's.
+    """
+    created = create_job(db, job, idempotency, limits)
+    if created.id == job.id:
+        for name in sorted(names):
+            _need(db, job, name)
+    return created
+
+
+def _need(db: sqlite3.Connection, job: Job, name: str) -> None:
+    query = "SELECT id FROM packs WHERE name = ? AND user_id = ?"
+    row = db.execute(query, (name, job.user_id)).fetchone()
+    if row is None:
+        raise MissingBlobs("Contents of the tree are not there any more; ask which are missing.")
+    db.execute("INSERT INTO job_packs (job_id, pack_id) VALUES (?, ?)", (job.id, row["id"]))
+    moment = to_text(job.created_at)
+    db.execute("UPDATE packs SET used_at = max(used_at, ?) WHERE id = ?", (moment, row["id"]))
+
+
+def pack_bytes(db: sqlite3.Connection, user_id: str) -> int:
+    """Return what the packs of the user take."""
+    query = "SELECT coalesce(sum(size), 0) FROM packs WHERE user_id = ?"
+    return int(db.execute(query, (user_id,)).fetchone()[0])
+
+
+def forget_packs(db: sqlite3.Connection, user_id: str, names: Collection[str]) -> None:
+    """What lies in those packs of the user's is missing from now on."""
+    for name in names:
+        db.execute(
+            "DELETE FROM blobs WHERE user_id = :user AND pack_id = "
+            "(SELECT id FROM packs WHERE name = :name AND user_id = :user)",
+            {"user": user_id, "name": name},
+        )
+
+
+def packs(db: sqlite3.Connection) -> list[PackUse]:
+    """Return all packs, the one that was used last first, of those used at the same time the newest."""
+    query = (
+        f"SELECT name, user_id, size, created_at, used_at, EXISTS ({_NEEDED}) AS needed FROM packs "  # noqa: S608
+        "ORDER BY used_at DESC, id DESC"
+    )
+    return [
+        PackUse(
+            row["name"],
+            row["user_id"],
+            row["size"],
+            from_text(row["created_at"]),
+            from_text(row["used_at"]),
+            needed=bool(row["needed"]),
+        )
+        for row in db.execute(query)
+    ]
+
+
+def remove_packs(db: sqlite3.Connection, lease: ControllerLease | None, names: Sequence[str]) -> list[str]:
+    """What lies in the packs is missing from now on; those that no job needs are gone and returned."""
+    if lease is not None and not holds(db, lease):
+        return []
+    db.executemany(
+        "DELETE FROM blobs WHERE pack_id = (SELECT id FROM packs WHERE name = ?)", [(name,) for name in names]
+    )
+    delete = f"DELETE FROM packs WHERE name = ? AND NOT EXISTS ({_NEEDED})"  # noqa: S608
+    return [name for name in names if db.execute(delete, (name,)).rowcount]
+
+
+def known_packs(db: sqlite3.Connection, names: Collection[str]) -> set[str]:
+    """Return those of the names that are packs."""
+    query = "SELECT 1 FROM packs WHERE name = ?"
+    return {name for name in names if db.execute(query, (name,)).fetchone() is not None}
+
+
+def _slices(values: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(values), _AT_ONCE):
+        yield values[start : start + _AT_ONCE]
+
+
+def _marks(values: Sequence[bytes]) -> str:
+    return f"({', '.join('?' * len(values))})"

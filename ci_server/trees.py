@@ -1,0 +1,105 @@
+"""Submissions whose contents came apart: a manifest that names every file, or the hash of a tree's root."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import Request
+
+from ci_common.blobs import Manifest, as_digest
+from ci_common.errors import InvalidRequest
+from ci_common.models import JobOptions
+from ci_common.repository import JobRepository
+from ci_common.stores import ArchiveStore
+from ci_server.auth import Caller
+from ci_server.blobs import Blobs
+from ci_server.bodies import as_list, json_body, json_object, split_body
+from ci_server.settings import ServerSettings
+from ci_server.uploads import check_declared_length, guarded_body, job_options
+
+TREE_MEDIA_TYPE: Final = "application/vnd.ci.submission"
+_MANIFEST_BYTES: Final = 32 * 1024 * 1024  # 100 000 files with paths of 150 bytes
+_VALUES_PER_FILE: Final = 10
+_OTHER_VALUES: Final = 10_000
+_HEAD_BYTES: Final = 256 * 1024
+_LENGTH_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TreeSubmission:
+    """A tree that passed the rules, and what was asked for beside it. Its contents may be missing yet."""
+
+    manifest: Manifest
+    options: JobOptions
+    packs: Collection[str] = ()  # that more than its files' contents were read from
+
+
+class Trees:
+    """Reads submissions of trees."""
+
+    def __init__(
+        self, repository: JobRepository, archives: ArchiveStore, blobs: Blobs, settings: ServerSettings
+    ) -> None:
+        self._repository = repository
+        self._archives = archives
+        self._blobs = blobs
+        self._settings = settings
+
+    async def read_manifest(self, request: Request, _: Caller) -> TreeSubmission:
+        """Return the tree whose files the body names; raises InvalidRequest, InvalidArchive."""
+        most = _VALUES_PER_FILE * self._settings.archive_max_entries + _OTHER_VALUES
+        document = await json_body(request, self._settings, _MANIFEST_BYTES, most)
+        options = _options(document, self._settings)
+        files = as_list(document.get("files"))
+        if files is None:
+            raise InvalidRequest("'files' must be a list.")
+        return TreeSubmission(await self._archives.judge_manifest(files), options)
+
+    async def read_tree(self, request: Request, caller: Caller) -> TreeSubmission:
+        """Return the tree whose root the body names, once the blobs that the body also holds are stored.
+
+        Raises InvalidRequest, InvalidArchive, InvalidBlob, and MissingBlobs where a listing is missing.
+        """
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != TREE_MEDIA_TYPE:
+            raise InvalidRequest(f"Send a tree as {TREE_MEDIA_TYPE}.")
+        check_declared_length(request, self._settings)
+        async with contextlib.aclosing(guarded_body(request, self._settings)) as chunks:
+            head, rest = await split_body(chunks, _LENGTH_BYTES, _HEAD_BYTES)
+            document = await asyncio.to_thread(json_object, head, _OTHER_VALUES)
+            options, root = _options(document, self._settings), as_digest(document.get("root"))
+            if root is None:
+                raise InvalidRequest("'root' must be the SHA-256 of the root's listing, in hex.")
+            await self._store_rest(rest, chunks, caller)
+        user_id = caller.user.id
+        manifest, packs = await self._archives.judge_tree(
+            root, lambda hashes: self._repository.find_blobs(user_id, hashes)
+        )
+        return TreeSubmission(manifest, options, packs)
+
+    async def _store_rest(self, rest: bytes, chunks: AsyncGenerator[bytes, None], caller: Caller) -> None:
+        """The blobs that follow the head are stored; often there are none."""
+        if not rest:
+            rest = await anext(chunks, b"")
+        if rest:
+            await self._blobs.receive(_chained(rest, chunks), caller)
+
+
+async def _chained(first: bytes, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    yield first
+    async for chunk in chunks:
+        yield chunk
+
+
+def _options(document: dict[str, Any], settings: ServerSettings) -> JobOptions:
+    arguments = as_list(document.get("pytest_args", []))
+    timeout: Any = document.get("timeout")
+    fresh: Any = document.get("fresh", False)
+    if arguments is None or not all(type(one) is str for one in arguments):
+        raise InvalidRequest("'pytest_args' must be a list of texts.")
+    if timeout is not None and type(timeout) not in (int, float):
+        raise InvalidRequest("'timeout' must be a number of seconds.")
+    if type(fresh) is not bool:
+        raise InvalidRequest("'fresh' must be true or false.")
+    return job_options(arguments, timeout, settings, fresh=fresh)
