@@ -1,4 +1,4 @@
-"""HTTP as this client needs it; the only module that knows httpx.
+"""HTTP as this client needs it: requests with a key, and what the answers mean.
 
 Problem documents become the exceptions of `ci_common.errors`; anything that breaks on the way becomes
 `Disconnected`, which says nothing about whether the server acted. No redirect is followed: the key goes to
@@ -6,15 +6,16 @@ the server it was meant for and to no other.
 """
 
 import json
-import ssl
-import sys
+import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit
+from hashlib import sha256
+from typing import Any, cast
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from ci_client.config import is_loopback
+from ci_client._connections import Body, Connections, Disconnected, Response
+from ci_client.sse import events_of
 from ci_common.errors import (
     ArchiveTooLarge,
     CIError,
@@ -29,20 +30,15 @@ from ci_common.errors import (
     errors_by_code,
 )
 
-if "httpx" not in sys.modules:
-    # Why: httpx imports its own command line (rich, pygments) where it can, which doubles its import time;
-    # a None entry makes that import fail, which httpx provides for.
-    cast(dict[str, Any], sys.modules)["httpx._main"] = None
-import httpx
-from httpx_sse import EventSource
+__all__ = ["Body", "Disconnected", "Http", "Page", "ProtocolError", "ServerEvent"]
 
 PING_SECONDS = 15.0
-_TIMEOUT = httpx.Timeout(10.0, read=2 * PING_SECONDS + 5.0, write=60.0, pool=None)
-# Why longer: between the last byte of an upload and the answer the server syncs and checks the archive.
-_UPLOAD_TIMEOUT = httpx.Timeout(10.0, read=90.0, write=60.0, pool=None)
-_NO_CONTACT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+_PATIENCE = 2 * PING_SECONDS + 5.0
+# Why longer: between the last byte of an upload and the answer the server syncs and checks what came.
+_UPLOAD_PATIENCE = 90.0
 _MAX_PROBLEM_BYTES = 1 << 20
 _PARTIAL_CONTENT = 206
+_NEXT_LINK = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next\b')
 
 # What a gateway before the server may say in its own words.
 _BY_STATUS: Mapping[int, type[CIError]] = {
@@ -55,16 +51,9 @@ _BY_STATUS: Mapping[int, type[CIError]] = {
     503: Unavailable,
     504: Unavailable,
 }
+_MEMBERS = ("rule", "request_id", "missing")  # of problem documents, that this client has a use for
 
 Params = Mapping[str, str | int | Sequence[str]]
-
-
-class Disconnected(Exception):
-    """The connection could not be made, or broke after contact; what the server did meanwhile is unknown."""
-
-    def __init__(self, detail: str, *, after_contact: bool = True) -> None:
-        super().__init__(detail)
-        self.after_contact = after_contact
 
 
 class ProtocolError(InternalError):
@@ -91,54 +80,56 @@ class Http:
     """One server and one key."""
 
     def __init__(self, server_url: str, api_key: str) -> None:
-        # Why: loading certificates takes 50 ms; where no TLS can occur an empty context does (and trusts nobody).
-        plain = urlsplit(server_url).scheme == "http"
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx.create_ssl_context()
-        self._client = httpx.Client(
-            base_url=server_url,
-            headers={"Authorization": f"Bearer {api_key}", "User-Agent": "ci-client"},
-            timeout=_TIMEOUT,
-            verify=context,
-            follow_redirects=False,
-            # A proxy cannot reach this machine's loopback.
-            mounts={"all://": None} if is_loopback(server_url) else None,
-        )
+        headers = {
+            "Authorization": f"Bearer {api_key}",
+            "User-Agent": "ci-client",
+            "Accept": "*/*",
+            # Offsets count the bytes of a document, not of a compressed form of it.
+            "Accept-Encoding": "identity",
+        }
+        self._connections = Connections(server_url, headers)
         self.server_url = server_url
+        # Who asks whom, without telling the key.
+        self.identity = sha256(f"{server_url}\0{api_key}".encode()).hexdigest()
 
     def close(self) -> None:
         """Every connection is closed."""
-        self._client.close()
+        self._connections.close()
+
+    def prepare(self) -> None:
+        """A connection is open, if the server can be reached."""
+        self._connections.prepare()
 
     def json(self, method: str, path: str, params: Params | None = None) -> Any:
         """Return the JSON document the server answers with, None for an empty answer."""
-        with self._open(method, path, params=params) as response:
+        with self._open(method, path, params) as response:
             return _json_of(response)
 
     def page(self, path: str, params: Params) -> Page:
         """Return one page of a listing."""
-        with self._open("GET", path, params=params) as response:
+        with self._open("GET", path, params) as response:
             items = _json_of(response)
             if not isinstance(items, list):
                 raise _not_ours(response)
-            following = response.links.get("next", {}).get("url")
+            following = _NEXT_LINK.search(response.headers.get("link", ""))
             # Only its parameters are taken: the server must not send the key elsewhere by a link.
-            next_params = dict(httpx.URL(following).params) if following else None
+            next_params = dict(parse_qsl(urlsplit(following[1]).query)) if following else None
             return Page(cast(list[Mapping[str, Any]], items), next_params)
 
     @contextmanager
     def upload(
-        self, path: str, file: BinaryIO, fields: Mapping[str, Any], headers: Mapping[str, str]
+        self, method: str, path: str, body: Body, headers: Mapping[str, str] | None = None
     ) -> Generator[Any]:
-        """Send a form with one file in it and yield the answer's JSON document."""
-        with self._open_upload(path, file, fields, headers) as response:
+        """Send something and yield the answer's JSON document."""
+        with self._open(method, path, None, headers, body) as response:
             yield _json_of(response)
 
     @contextmanager
     def upload_stream(
-        self, path: str, file: BinaryIO, fields: Mapping[str, Any], headers: Mapping[str, str]
+        self, path: str, body: Body, headers: Mapping[str, str]
     ) -> Generator[Iterator[ServerEvent]]:
-        """Send a form with one file in it and yield the events of the answer."""
-        with self._open_upload(path, file, fields, headers) as response:
+        """Send something and yield the events of the answer."""
+        with self._open("POST", path, None, {"Accept": "text/event-stream", **headers}, body) as response:
             yield _events(response)
 
     @contextmanager
@@ -147,12 +138,12 @@ class Http:
     ) -> Generator[Iterator[ServerEvent]]:
         """Yield the events of a stream."""
         accept = {"Accept": "text/event-stream", "Cache-Control": "no-store", **headers}
-        with self._open("GET", path, params=params, headers=accept) as response:
+        with self._open("GET", path, params, accept) as response:
             yield _events(response)
 
     def size(self, path: str, params: Params) -> int:
         """Return how many bytes a document has."""
-        with self._open("HEAD", path, params=params, headers={"Accept-Encoding": "identity"}) as response:
+        with self._open("HEAD", path, params) as response:
             length = response.headers.get("content-length", "")
             if not length.isdigit():
                 raise ProtocolError(f"The server does not say how long {path} is.")
@@ -162,40 +153,37 @@ class Http:
     def download(self, path: str, params: Params, offset: int) -> Generator[Iterator[bytes]]:
         """Yield the bytes of a document from `offset` on."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
-        # Identity: offsets count the bytes of the document, not of a compressed form of it.
-        headers["Accept-Encoding"] = "identity"
-        with self._open("GET", path, params=params, headers=headers) as response:
-            if offset and response.status_code != _PARTIAL_CONTENT:
+        with self._open("GET", path, params, headers) as response:
+            if offset and response.status != _PARTIAL_CONTENT:
                 raise ProtocolError("The server ignored the range that was asked for.")
-            yield response.iter_bytes()
+            yield response.pieces()
 
     @contextmanager
-    def _open(self, method: str, path: str, **options: Any) -> Generator[httpx.Response]:
-        try:
-            with self._client.stream(method, path, **options) as response:
-                if not response.is_success:
-                    raise _problem(response)
-                yield response
-        except httpx.RequestError as error:
-            after_contact = not isinstance(error, _NO_CONTACT)
-            raise Disconnected(str(error) or type(error).__name__, after_contact=after_contact) from error
-
-    @contextmanager
-    def _open_upload(
-        self, path: str, file: BinaryIO, fields: Mapping[str, Any], headers: Mapping[str, str]
-    ) -> Generator[httpx.Response]:
-        file.seek(0)
-        form = {"file": ("project.zip", file, "application/zip")}
-        with self._open(
-            "POST", path, data=fields, files=form, headers=headers, timeout=_UPLOAD_TIMEOUT
-        ) as response:
+    def _open(
+        self,
+        method: str,
+        path: str,
+        params: Params | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+    ) -> Generator[Response]:
+        target = f"{path}?{urlencode(params, doseq=True)}" if params else path
+        patience = _UPLOAD_PATIENCE if body else _PATIENCE
+        with self._connections.request(method, target, headers or {}, body, patience) as response:
+            if not response.is_success:
+                raise _problem(response)
             yield response
 
 
-def _events(response: httpx.Response) -> Iterator[ServerEvent]:
+def json_body(document: Any) -> bytes:
+    """Return a document as it travels."""
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _events(response: Response) -> Iterator[ServerEvent]:
     if not response.headers.get("content-type", "").startswith("text/event-stream"):
         raise _not_ours(response)
-    for event in EventSource(response).iter_sse():
+    for event in events_of(response.pieces()):
         if event.data:
             yield ServerEvent(_object(event.data), event.id)
 
@@ -210,7 +198,7 @@ def _object(text: str) -> Mapping[str, Any]:
     return cast(dict[str, Any], value)
 
 
-def _json_of(response: httpx.Response) -> Any:
+def _json_of(response: Response) -> Any:
     body = response.read()
     if not body:
         return None
@@ -220,7 +208,7 @@ def _json_of(response: httpx.Response) -> Any:
         raise _not_ours(response) from error
 
 
-def _problem(response: httpx.Response) -> CIError:
+def _problem(response: Response) -> CIError:
     """Return the exception a problem document stands for: the class of its `code`."""
     document = _problem_document(response)
     code = str(document.get("code", ""))
@@ -228,15 +216,15 @@ def _problem(response: httpx.Response) -> CIError:
     if cls is None and not code:
         return _not_ours(response)
     if cls is None:  # a code younger than this client
-        cls = InvalidRequest if response.status_code < 500 else InternalError
-    detail = str(document.get("detail") or document.get("title") or f"HTTP {response.status_code}")
-    members = {name: document[name] for name in ("rule", "request_id") if document.get(name)}
+        cls = InvalidRequest if response.status < 500 else InternalError
+    detail = str(document.get("detail") or document.get("title") or f"HTTP {response.status}")
+    members = {name: document[name] for name in _MEMBERS if document.get(name)}
     return cls(detail, retry_after=_retry_after(response), **members)
 
 
-def _problem_document(response: httpx.Response) -> Mapping[str, Any]:
+def _problem_document(response: Response) -> Mapping[str, Any]:
     body = bytearray()
-    for chunk in response.iter_bytes():
+    for chunk in response.pieces():
         body += chunk
         if len(body) > _MAX_PROBLEM_BYTES:
             return {}
@@ -247,19 +235,19 @@ def _problem_document(response: httpx.Response) -> Mapping[str, Any]:
     return cast(dict[str, Any], document) if isinstance(document, dict) else {}
 
 
-def _not_ours(response: httpx.Response) -> CIError:
+def _not_ours(response: Response) -> CIError:
     """Return the error for an answer that no server of ours gives: a proxy's page, another service, a redirect."""
-    where, status = response.url.copy_with(query=None), response.status_code
-    if response.has_redirect_location:
-        location = response.headers["location"]
+    where, status = response.url.partition("?")[0], response.status
+    location = response.headers.get("location")
+    if location and 300 <= status < 400:
         return ServerUnreachable(
             f"The server redirects {where} to {location}: name that address by --server."
         )
     if cls := _BY_STATUS.get(status):
-        return cls(f"{where} answers: {status} {response.reason_phrase}.", retry_after=_retry_after(response))
+        return cls(f"{where} answers: {status} {response.reason}.", retry_after=_retry_after(response))
     return ServerUnreachable(f"{where} answers ({status}), but not as a CI server: is --server right?")
 
 
-def _retry_after(response: httpx.Response) -> int | None:
+def _retry_after(response: Response) -> int | None:
     value = response.headers.get("retry-after", "")
     return int(value) if value.isascii() and value.isdigit() else None

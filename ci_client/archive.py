@@ -80,7 +80,7 @@ def _write(file: BinaryIO, selection: Selection, *, compress: bool) -> list[str]
     with zipfile.ZipFile(file, "w", compresslevel=1) as archive:
         for entry in selection.entries:
             try:
-                source = entry.source.open("rb")
+                source = Path(entry.source).open("rb")  # noqa: SIM115 - closed below, where it was opened
             except OSError as error:
                 warnings.append(f"{entry.path}: not sent (cannot be read: {error.strerror})")
             else:

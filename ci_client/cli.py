@@ -106,6 +106,7 @@ def submit() -> None:
 @click.option(
     "--timeout", type=_duration, metavar="DURATION", help="End the job after this time (90, 90s, 10m, 1h)."
 )
+@click.option("--fresh", is_flag=True, help="Install everything anew, whatever is kept of earlier jobs.")
 @click.option(
     "--wait-for-capacity", is_flag=True, help="Wait for room in a full queue instead of giving up (75)."
 )
@@ -120,6 +121,7 @@ def submit() -> None:
     default=".",
     help="The project's root directory.",
 )
+@click.option("--verbose", is_flag=True, help="Say what is sent, and how.")
 @_json_option
 @_raw_option
 @_connection_options
@@ -127,10 +129,12 @@ def submit() -> None:
 def submit_test(
     background: bool,
     timeout: float | None,
+    fresh: bool,
     wait_for_capacity: bool,
     dry_run: bool,
     include_ignored: bool,
     project: Path,
+    verbose: bool,
     as_json: bool,
     raw: bool,
     pytest_args: tuple[str, ...],
@@ -146,7 +150,16 @@ def submit_test(
     from ci_client.commands import following
 
     options = following.SubmitOptions(
-        project, pytest_args, timeout, include_ignored, background, as_json, raw, wait_for_capacity
+        project,
+        pytest_args,
+        timeout,
+        include_ignored,
+        background,
+        as_json,
+        raw,
+        wait_for_capacity,
+        fresh,
+        verbose,
     )
     if dry_run:
         return following.dry_run(Console(), options)

@@ -14,7 +14,6 @@
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
@@ -25,7 +24,8 @@ from ci_client._http import Disconnected, Http, ServerEvent
 from ci_client.following import StreamState, is_last
 from ci_client.job_info import JobInfo
 from ci_client.retry import NO_ROOM, Retries, RetryPolicy, wait_for_room
-from ci_client.upload import Progress, form_fields, opened
+from ci_client.tree_upload import TreeUpload
+from ci_client.upload import Progress, Upload, ZipUpload, opened
 from ci_common.errors import (
     ArchiveTooLarge,
     CIError,
@@ -77,23 +77,10 @@ class CIClient:
         on_progress: Progress | None = None,
         on_full: Callable[[str], None] | None = None,
     ) -> str:
-        """The job is accepted and durable, and runs on its own; returns its id.
-
-        A broken connection is retried under one Idempotency-Key, so that there is one job at most. With
-        `on_full`, which is told so, a full queue is waited out; else TooManyRequests or QueueFull is raised.
-        """
-        headers = {"Idempotency-Key": idempotency_key or new_id()}
-        answer = None
-        with opened(archive, on_progress) as file:
-            while answer is None:
-                try:
-                    self._wait_for_room(on_full)
-                    answer = self._patiently(lambda: self._submit_once(file, options, headers))
-                except NO_ROOM as error:
-                    if on_full is None:
-                        raise
-                    wait_for_room(error, on_full)
-        return JobInfo.from_json({"status": JobStatus.QUEUED, **answer}).job_id
+        """Submit a zip: as `submit_upload`."""
+        with opened(archive) as file:
+            upload = ZipUpload(file, options, on_progress)
+            return self.submit_upload(upload, idempotency_key=idempotency_key, on_full=on_full)
 
     def submit_stream(
         self,
@@ -104,24 +91,59 @@ class CIClient:
         on_progress: Progress | None = None,
         on_full: Callable[[str], None] | None = None,
     ) -> Iterator[StreamEvent]:
+        """Submit a zip and follow the job: as `submit_upload_stream`."""
+        with opened(archive) as file:
+            upload = ZipUpload(file, options, on_progress)
+            yield from self.submit_upload_stream(upload, idempotency_key=idempotency_key, on_full=on_full)
+
+    def submit_upload(
+        self,
+        upload: Upload,
+        *,
+        idempotency_key: str | None = None,
+        on_full: Callable[[str], None] | None = None,
+    ) -> str:
+        """The job is accepted and durable, and runs on its own; returns its id.
+
+        A broken connection is retried under one Idempotency-Key, so that there is one job at most. With
+        `on_full`, which is told so, a full queue is waited out; else TooManyRequests or QueueFull is raised.
+        """
+        headers = {"Idempotency-Key": idempotency_key or new_id()}
+        answer = None
+        while answer is None:
+            try:
+                self._wait_for_room(on_full)
+                answer = self._patiently(lambda: self._submit_once(upload, headers))
+            except NO_ROOM as error:
+                if on_full is None:
+                    raise
+                wait_for_room(error, on_full)
+        return JobInfo.from_json({"status": JobStatus.QUEUED, **answer}).job_id
+
+    def submit_upload_stream(
+        self,
+        upload: Upload,
+        *,
+        idempotency_key: str | None = None,
+        on_full: Callable[[str], None] | None = None,
+    ) -> Iterator[StreamEvent]:
         """Submit and follow: yields the job's id, its states, all of its output and, last, its verdict.
 
         Output is yielded exactly once whatever happens to connections and servers. Closing the iterator
-        leaves the job running. A full queue is as in `submit`.
+        leaves the job running. A full queue is as in `submit_upload`.
         """
-        headers = {"Idempotency-Key": idempotency_key or new_id(), "Accept": "text/event-stream"}
+        headers = {"Idempotency-Key": idempotency_key or new_id()}
         state, retries = StreamState(), self._retries()
-        with opened(archive, on_progress) as file:
-            while state.job_id is None:
-                try:
-                    self._wait_for_room(on_full)
-                    post = self._http.upload_stream("/submit-stream", file, form_fields(options), headers)
-                    if (yield from self._read(self._explained(post, file), state, retries)):
-                        return
-                except NO_ROOM as error:
-                    if on_full is None:
-                        raise
-                    wait_for_room(error, on_full)
+        while state.job_id is None:
+            try:
+                self._wait_for_room(on_full)
+                post = self._explained(upload.submit_stream(self._http, headers), upload)
+                if (yield from self._read(post, state, retries)):
+                    return
+            except NO_ROOM as error:
+                if on_full is None:
+                    raise
+                wait_for_room(error, on_full)
         yield from self._follow(state.job_id, state, retries, from_beginning=True)
 
     def follow(
@@ -176,9 +198,8 @@ class CIClient:
             except (Disconnected, CIError) as error:
                 retries.wait(error)
 
-    def _submit_once(self, file: BinaryIO, options: JobOptions | None, headers: Mapping[str, str]) -> Any:
-        upload = self._http.upload("/submit-async", file, form_fields(options), headers)
-        with self._explained(upload, file) as answer:
+    def _submit_once(self, upload: Upload, headers: Mapping[str, str]) -> Any:
+        with self._explained(upload.submit(self._http, headers), upload) as answer:
             return answer
 
     def _wait_for_room(self, on_full: Callable[[str], None] | None) -> None:
@@ -241,20 +262,20 @@ class CIClient:
             return None
 
     @contextlib.contextmanager
-    def _explained(self, upload: contextlib.AbstractContextManager[T], file: BinaryIO) -> Generator[T]:
+    def _explained(self, sending: contextlib.AbstractContextManager[T], upload: Upload) -> Generator[T]:
         """What breaks an upload is told: a server that refuses one may hang up before we read why."""
         answered = False
         try:
-            with upload as answer:
+            with sending as answer:
                 answered = True
                 yield answer
         except Disconnected as error:
             if error.after_contact and not answered:
-                self._raise_refusal(file)
+                self._raise_refusal(upload)
             raise
 
-    def _raise_refusal(self, file: BinaryIO) -> None:
-        size = file.seek(0, os.SEEK_END)
+    def _raise_refusal(self, upload: Upload) -> None:
+        size = upload.size
         try:
             limit = self._http.json("GET", "/info")["limits"]["max_upload_bytes"]
         except (Disconnected, NotFound, ServerUnreachable, TypeError, KeyError):
@@ -287,14 +308,13 @@ def submit_tests_streaming(
 
     Server and key come from the arguments, else from the environment, else from `~/.ci/config`.
     """
-    from ci_client.archive import build_archive
-
     connection = config.resolve(config.Flags(server=server_url, api_key=api_key))
+    compress = not config.is_loopback(connection.server_url)
     with (
-        build_archive(root) as archive,
+        TreeUpload(root, options, compress=compress) as upload,
         CIClient(connection.server_url, connection.api_key) as client,
     ):
-        for event in client.submit_stream(archive.file, options):
+        for event in client.submit_upload_stream(upload):
             yield event.to_json()
 
 

@@ -35,6 +35,9 @@ class Listing:
 
     paths: list[str] = field(default_factory=list[str])
     skipped: dict[str, str] = field(default_factory=dict[str, str])
+    infos: dict[str, os.stat_result] = field(
+        default_factory=dict[str, os.stat_result]
+    )  # of links, not targets
     executable: frozenset[str] = frozenset()  # where the file system does not know it, git does
     warnings: list[str] = field(default_factory=list[str])
 
@@ -76,12 +79,16 @@ def _list_repository(root: Path, prefix: str, seen: set[Path]) -> Listing:
         directory, ("-co", "--exclude-standard"), ("-oi", "--exclude-standard", "--directory")
     )
     listing.skipped = {prefix + name: IGNORED_BY_GIT for name in ignored}
+    base = os.path.join(root, "")  # noqa: PTH118 - a Path for each of many thousand files takes a second
     for name in sorted(set(ours)):
         path = prefix + name.rstrip("/")
-        if stat.S_ISDIR(_mode(root / path)):
+        info = _lstat(base + path)
+        if info and stat.S_ISDIR(info.st_mode):
             _add_nested(listing, root, path, seen)
-        else:
-            listing.paths.append(path)
+            continue
+        listing.paths.append(path)
+        if info:
+            listing.infos[path] = info
     if os.name == "nt":
         listing.executable |= {prefix + name for name in _tracked_executables(directory)}
     return listing
@@ -96,6 +103,7 @@ def _add_nested(listing: Listing, root: Path, path: str, seen: set[Path]) -> Non
         seen.add(real)
         nested = _list_repository(root, f"{path}/", seen)
         listing.paths += nested.paths
+        listing.infos |= nested.infos
         listing.skipped |= nested.skipped
         listing.executable |= nested.executable
         listing.warnings += nested.warnings
@@ -171,8 +179,8 @@ def _exclude(listing: Listing, spec: "GitIgnoreSpec") -> None:
     listing.paths = kept
 
 
-def _mode(path: Path) -> int:
+def _lstat(path: str) -> os.stat_result | None:
     try:
-        return path.lstat().st_mode
+        return os.lstat(path)
     except OSError:
-        return 0  # gone, or out of reach: the one who opens it reports that
+        return None  # gone, or out of reach: the one who wants to send it reports that

@@ -21,7 +21,7 @@ from ci_common.models import JobStatus
 from ci_common.terminal import TerminalSanitizer, one_line
 
 if TYPE_CHECKING:
-    from ci_client.job_info import JobInfo  # brings httpx with it, which not every command needs
+    from ci_client.job_info import JobInfo  # brings HTTP with it, which not every command needs
     from ci_client.selection import Selection
 
 _PROGRESS_SECONDS = 0.1
@@ -195,10 +195,8 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def upload_progress(console: Console) -> Callable[[int, int], None] | None:
-    """Return what shows an upload on a terminal; None where nobody looks at one."""
-    if not console.terminal.stderr:
-        return None
+def upload_progress(console: Console) -> Callable[[int, int], None]:
+    """Return what shows an upload, on a terminal only."""
     started = shown = time.monotonic()
 
     def show(sent: int, total: int) -> None:

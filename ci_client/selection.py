@@ -1,11 +1,14 @@
 """Which files of a listing go into the archive, and why the others do not. Reads the tree, writes nothing."""
 
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from ci_client.listing import Listing, list_project
 from ci_common.errors import NotAProject
@@ -16,16 +19,22 @@ _SECRET_SUFFIXES = (".pem", ".key", ".p12", ".pfx", ".jks", ".keystore")
 _ENV_EXAMPLES = (".example", ".sample", ".template", ".dist", ".defaults")
 _MAX_DEPTH, _MAX_NAME, _MAX_PATH = 32, 255, 1024  # the server's rules for names
 _NAMED = 5  # files that one warning names
+# Names that break no rule, recognised in one step: most of them are like this, and there may be many thousand.
+_ORDINARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,30}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One file of the archive: its name there and where its bytes are."""
 
     path: str
-    source: Path
-    size: int
+    source: str
+    info: os.stat_result  # as it was when it was selected
     executable: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.info.st_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +78,16 @@ class _Selector:
 
     def __init__(self, root: Path, listing: Listing) -> None:
         self.entries: dict[str, Entry] = {}
+        self._base = os.path.join(root, "")  # noqa: PTH118 - a Path for each of many thousand files takes a second
         self._root = root
         self._real_root = root.resolve()
         self._listing = listing
-        self._offered = {path for path in listing.paths if not _forbidden(path)}
         self._linked: dict[str, bool] = {"": False}  # directory -> whether a link leads to it
+
+    @cached_property
+    def _offered(self) -> set[str]:
+        """What goes by its own name, if it can be read."""
+        return {path for path in self._listing.paths if not _forbidden(path)}
 
     def add(self, path: str) -> None:
         """The path is an entry, or skipped with a reason."""
@@ -83,15 +97,15 @@ class _Selector:
         """The file at a path of the project is an entry under that name, or the name is skipped with a reason."""
         if problem := _forbidden(name):
             return self._skip(name, problem, warn=True)
-        source = self._root / path
+        source = self._base + path
         try:
-            info = source.lstat()
+            info = self._listing.infos.get(path) or os.lstat(source)
         except FileNotFoundError:
             return self._skip(name, "deleted")
         except OSError as error:
             return self._skip(name, f"cannot be read: {error.strerror}", warn=True)
         if stat.S_ISLNK(info.st_mode) or self._is_linked(path.rpartition("/")[0]):
-            return self._add_link(name, source, within_link=within_link)
+            return self._add_link(name, Path(source), within_link=within_link)
         return self._add_file(name, source, info)
 
     def _is_linked(self, directory: str) -> bool:
@@ -102,14 +116,14 @@ class _Selector:
             self._linked[directory] = known
         return known
 
-    def _add_file(self, path: str, source: Path, info: os.stat_result) -> None:
+    def _add_file(self, path: str, source: str, info: os.stat_result) -> None:
         if not stat.S_ISREG(info.st_mode):
             return self._skip(path, f"{_kind(info.st_mode)}, not a file", warn=True)
         executable = (
             bool(info.st_mode & stat.S_IXUSR) if os.name != "nt" else path in self._listing.executable
         )
-        name = unicodedata.normalize("NFC", path)  # macOS decomposes; an archive has one form
-        self.entries[name] = Entry(name, source, info.st_size, executable)
+        name = path if path.isascii() else unicodedata.normalize("NFC", path)  # macOS decomposes
+        self.entries[name] = Entry(name, source, info, executable)
         return None
 
     def _add_link(self, name: str, source: Path, *, within_link: bool) -> None:
@@ -117,7 +131,7 @@ class _Selector:
             target, info = self._target_of(source)
             if not stat.S_ISDIR(info.st_mode):
                 self._require_offered(target)
-                return self._add_file(name, self._real_root / target, info)
+                return self._add_file(name, str(self._real_root / target), info)
             if within_link:  # expanding these as well would not end where links go in a circle
                 raise _Refused("symbolic link to a directory inside of a linked directory")
             self._add_linked_directory(name, target)
@@ -165,6 +179,8 @@ class _Selector:
 
 def _forbidden(path: str) -> str | None:
     """Return why no archive may hold this name, None if it may."""
+    if len(path) <= _MAX_NAME and _ORDINARY.fullmatch(path):
+        return None
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -203,7 +219,7 @@ def _require_python(root: Path, entries: tuple[Entry, ...], skipped: dict[str, s
 
 
 def _surprises(entries: tuple[Entry, ...]) -> Iterator[str]:
-    secrets = [entry.path for entry in entries if _is_secret(entry.path.rpartition("/")[2])]
+    secrets = [entry.path for entry in entries if _is_secret(entry.path[entry.path.rfind("/") + 1 :])]
     if secrets:
         yield f"this looks secret and is sent: {_some(secrets)} (keep it back by .ciignore)"
     big = [f"{entry.path} ({entry.size / 1e6:.0f} MB)" for entry in entries if entry.size >= _BIG_FILE]

@@ -1,64 +1,105 @@
-"""What goes up: the file with its progress, and the form fields beside it."""
+"""What a submission is made of: an upload that can be sent again, and the form of a zip. No retries."""
 
-import io
 import os
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol
+from uuid import uuid4
 
+from ci_client._http import Body, Http, ServerEvent
+from ci_client.blobs import Packed
 from ci_common.models import JobOptions
 
 Progress = Callable[[int, int], None]  # bytes sent, bytes in all
+_CHUNK = 1 << 16
 
 
-class CountingReader(io.RawIOBase):
-    """A file that tells how far it has been read; closing it leaves the file under it open."""
+class Upload(Protocol):
+    """Something a job can be made of; sending it again under the same key makes no second job."""
 
-    def __init__(self, file: BinaryIO, on_progress: Progress) -> None:
-        super().__init__()
+    def submit(self, http: Http, headers: Mapping[str, str]) -> AbstractContextManager[Any]:
+        """Send what there is to send; the context is the accepted job's JSON."""
+        ...
+
+    def submit_stream(
+        self, http: Http, headers: Mapping[str, str]
+    ) -> AbstractContextManager[Iterator[ServerEvent]]:
+        """Send what there is to send; the context is the accepted job's events."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of its largest request."""
+        ...
+
+
+class ZipUpload:
+    """A zip and the form fields beside it, in one request."""
+
+    def __init__(self, file: BinaryIO, options: JobOptions | None, on_progress: Progress | None) -> None:
         self._file = file
+        self._options = options
         self._on_progress = on_progress
-        self._size = file.seek(0, os.SEEK_END)
-        file.seek(0)
 
-    def read(self, size: int = -1, /) -> bytes:
-        chunk = self._file.read(size)
-        self._on_progress(self._file.tell(), self._size)
-        return chunk
+    @property
+    def size(self) -> int:
+        """Bytes of the zip."""
+        return self._file.seek(0, os.SEEK_END)
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return self._file.seek(offset, whence)
+    def submit(self, http: Http, headers: Mapping[str, str]) -> AbstractContextManager[Any]:
+        """Send it; the context is the accepted job's JSON."""
+        return http.upload("POST", "/submit-async", self._form(), headers)
 
-    def tell(self) -> int:
-        return self._file.tell()
+    def submit_stream(
+        self, http: Http, headers: Mapping[str, str]
+    ) -> AbstractContextManager[Iterator[ServerEvent]]:
+        """Send it; the context is the accepted job's events."""
+        return http.upload_stream("/submit-stream", self._form(), headers)
 
-    def readable(self) -> bool:
-        return True
+    def _form(self) -> Body:
+        boundary = uuid4().hex
+        head = "".join(_field(boundary, name, value) for name, value in _form_fields(self._options))
+        head += (
+            f"--{boundary}\r\n"
+            'Content-Disposition: form-data; name="file"; filename="project.zip"\r\n'
+            "Content-Type: application/zip\r\n\r\n"
+        )
+        before, after = head.encode("utf-8", "surrogateescape"), f"\r\n--{boundary}--\r\n".encode()
+        length = len(before) + self.size + len(after)
+        return Body(f"multipart/form-data; boundary={boundary}", Packed(length, self._chunks(before, after)))
 
-    def seekable(self) -> bool:
-        return True
+    def _chunks(self, before: bytes, after: bytes) -> Iterable[bytes]:
+        size = self.size
+        yield before
+        self._file.seek(0)
+        while chunk := self._file.read(_CHUNK):
+            if self._on_progress:
+                self._on_progress(self._file.tell(), size)
+            yield chunk
+        yield after
 
 
 @contextmanager
-def opened(archive: Path | BinaryIO, on_progress: Progress | None) -> Generator[BinaryIO]:
-    """Yield the archive as a file that reports its progress; a path is closed again, a file is the caller's."""
-    if isinstance(archive, Path):
-        with archive.open("rb") as file:
-            yield _counted(file, on_progress)
-    else:
-        yield _counted(archive, on_progress)
+def opened(archive: Path | BinaryIO) -> Generator[BinaryIO]:
+    """Yield the archive as a file; a path is closed again, a file is the caller's."""
+    if not isinstance(archive, Path):
+        yield archive
+        return
+    with archive.open("rb") as file:
+        yield file
 
 
-def form_fields(options: JobOptions | None) -> dict[str, Any]:
-    """Return the form fields beside the file; what was not asked for is left to the server."""
-    fields: dict[str, Any] = {}
-    if options and options.pytest_args:
-        fields["pytest_args"] = list(options.pytest_args)
-    if options and options.timeout_seconds is not None:
-        fields["timeout"] = f"{options.timeout_seconds:g}"
-    return fields
+def _field(boundary: str, name: str, value: str) -> str:
+    return f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
 
 
-def _counted(file: BinaryIO, on_progress: Progress | None) -> BinaryIO:
-    return cast(BinaryIO, CountingReader(file, on_progress)) if on_progress else file
+def _form_fields(options: JobOptions | None) -> Iterator[tuple[str, str]]:
+    """Yield the form fields beside the file; what was not asked for is left to the server."""
+    if options:
+        for argument in options.pytest_args:
+            yield "pytest_args", argument
+        if options.timeout_seconds is not None:
+            yield "timeout", f"{options.timeout_seconds:g}"
+        if options.fresh:
+            yield "fresh", "true"

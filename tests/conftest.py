@@ -29,6 +29,15 @@ def _length(item: pytest.Item) -> tuple[bool, float]:
     return item.get_closest_marker("docker") is not None, float(limit.args[0]) if limit else 0.0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What `ci` learns of the projects of tests is not kept among the person's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        directory = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(directory))
+        yield directory
+
+
 def assert_ended_well(system: Installation) -> None:
     """Every process is gone, no container was left over, and no log holds a key."""
     assert system.stop() == [], "containers were left over"

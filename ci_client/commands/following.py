@@ -32,31 +32,35 @@ class SubmitOptions:
     json: bool
     raw: bool
     wait_for_capacity: bool = False
+    fresh: bool = False
+    verbose: bool = False
 
 
 def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
     """The project is with the server; returns its verdict's exit code, or 0 at once for a job in the background."""
     connection = resolve(flags)
-    from ci_client.archive import build_archive
+    from ci_client.commands.connecting import connected_to
+    from ci_client.tree_upload import Told, TreeUpload
 
     compress = not is_loopback(connection.server_url)  # on one machine, packing costs more than it saves
-    with build_archive(
-        options.project, compress=compress, include_ignored=options.include_ignored
-    ) as archive:
-        from ci_client.commands.connecting import connected_to
-
-        for warning in archive.warnings:
-            console.warn(warning)
-        wanted = JobOptions(options.pytest_args, options.timeout)
-        progress = upload_progress(console)
-        with connected_to(console, connection) as client:
-            on_full = _tell_waiting(console) if options.wait_for_capacity else None
-            with _way_out_of_a_full_queue(options):
-                if options.background:
-                    job_id = client.submit(archive.file, wanted, on_progress=progress, on_full=on_full)
-                    return _announce(console, job_id, options)
-                events = client.submit_stream(archive.file, wanted, on_progress=progress, on_full=on_full)
-                return _follow(console, client, events, None, _renderer(console, options.json, options.raw))
+    wanted = JobOptions(options.pytest_args, options.timeout, options.fresh)
+    told = Told(console.warn, console.note if options.verbose else lambda _: None, upload_progress(console))
+    on_full = _tell_waiting(console) if options.wait_for_capacity else None
+    with (
+        TreeUpload(
+            options.project,
+            wanted,
+            compress=compress,
+            include_ignored=options.include_ignored,
+            told=told,
+        ) as upload,
+        connected_to(console, connection) as client,
+        _way_out_of_a_full_queue(options),
+    ):
+        if options.background:
+            return _announce(console, client.submit_upload(upload, on_full=on_full), options)
+        events = client.submit_upload_stream(upload, on_full=on_full)
+        return _follow(console, client, events, None, _renderer(console, options.json, options.raw))
 
 
 def _tell_waiting(console: Console) -> Callable[[str], None]:

@@ -149,6 +149,31 @@ def test_the_tree_arrives_as_it_is(shared: Shared, tmp_path: Path) -> None:
     assert done.code == 0, done.text + done.err
 
 
+def test_what_runs_is_the_tree_as_it_is_now(shared: Shared, tmp_path: Path) -> None:
+    """Only what changed goes up, and that is enough: an edit, a new, a renamed and a removed file."""
+    system, server = shared
+    code = (
+        "import pathlib\n"
+        "def test_tree():\n"
+        "    for path in sorted(pathlib.Path('data').rglob('*.txt')):\n"
+        "        print(f'<{path}={path.read_text()}>')\n"
+    )
+    data = {"data/a.txt": "1", "data/b.txt": "2", "data/deep/c.txt": "3"}
+    project = make_project(tmp_path / "p", {"test_tree.py": code, **data})
+
+    def seen() -> set[str]:
+        done = system.ci(server, "submit", "test", "--", "-s", project=project)
+        assert done.code == 0, done.text + done.err
+        return set(re.findall("<(.*?)>", done.text))
+
+    assert seen() == {"data/a.txt=1", "data/b.txt=2", "data/deep/c.txt=3"}
+    (project / "data/a.txt").write_text("9")
+    (project / "data/b.txt").rename(project / "data/deep/b.txt")
+    (project / "data/deep/c.txt").unlink()
+    (project / "data/d.txt").write_text("1")
+    assert seen() == {"data/a.txt=9", "data/deep/b.txt=2", "data/d.txt=1"}
+
+
 def test_cancel_lets_pytest_print_its_summary(shared: Shared, tmp_path: Path) -> None:
     system, server = shared
     code = (

@@ -27,15 +27,17 @@ def test_writes():
 """
 EXPECTED = b"".join(f"line {number} é\n".encode() for number in range(40)) + bytes(range(256)) * 100
 
-# The attempt that gives the verdict: a container that was started but not fed has run nothing of the
-# user's and is given back uncharged; one that was fed is adopted, whatever happened to the controller.
+# The attempt that gives the verdict: a container that no row has is removed and another one made; one that was
+# recorded but not fed has run nothing of the user's, and the attempt is given back uncharged; one that was fed is
+# adopted, whatever happened to the controller.
 ATTEMPT: dict[str, set[int]] = {
     "after_take_over": {1},
     "after_claim": {1},
     "before_create": {1},
     "after_create": {1},
-    "after_start": {2},
+    "after_start": {1},
     "after_mark_started": {2},
+    "after_rename": {2},
     "during_feed": {2},
     "after_feed": {1},
     "after_mark_begun": {1},
@@ -52,6 +54,7 @@ ATTEMPT: dict[str, set[int]] = {
 ALWAYS = (
     "after_create",
     "after_start",
+    "after_mark_started",
     "during_feed",
     "after_mark_begun",
     "during_pump:5",

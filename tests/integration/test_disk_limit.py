@@ -15,7 +15,7 @@ from ci_common.errors import StorageFull
 from ci_common.models import JobStatus, Reason
 from ci_common.settings import StorageSettings
 from ci_controller.container_manager import ContainerManager
-from ci_controller.container_runtime import DiskUse
+from ci_controller.container_runtime import DiskUse, start_and_feed
 from ci_controller.disk_guard import Blame, Shortage, Victim, choose_victim
 from ci_controller.disk_watch import DATA, DATABASE
 from ci_controller.policy import Policy
@@ -152,7 +152,7 @@ async def test_files_without_content_are_counted(engine: Engine) -> None:
 @pytest.mark.docker
 async def test_a_single_file_is_bounded_at_once(engine: Engine) -> None:
     container = await engine.runtime.create(replace(engine.spec(ONE_FILE), disk_bytes=8 * MIB))
-    await engine.runtime.start_and_feed(container, [], lambda: None)
+    await start_and_feed(engine.runtime, container, [])
     assert await engine.output(container) == b"EFBIG None\n8388608\n"
 
 
@@ -164,7 +164,7 @@ async def test_whether_there_are_quotas_is_known_once_a_container_was_made(
     assert manager.has_quotas is None
     await engine.runtime.create(engine.spec(IDLE))
     assert manager.has_quotas in {True, False}
-    await engine.runtime.create(engine.spec(IDLE, attempt=2))
+    await engine.runtime.create(engine.spec(IDLE))
 
 
 # -- disks that fill up ------------------------------------------------------------------------------------

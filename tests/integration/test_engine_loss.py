@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from ci_common.errors import EngineUnavailable
 from ci_controller.container_manager import ContainerManager
-from ci_controller.container_runtime import ContainerState
+from ci_controller.container_runtime import ContainerState, start_and_feed
 from tests.support.docker_cli import RUNNER_IMAGE, require_engine
 from tests.support.engine_proxy import EngineProxy
 from tests.support.runtime_contract import UNTIL_KILLED, Engine
@@ -100,7 +100,7 @@ async def test_a_feed_that_finds_no_engine_says_so(engine: Engine, proxy: Engine
     container = await engine.runtime.create(engine.spec(UNTIL_KILLED))
     await proxy.down()
     with pytest.raises(EngineUnavailable, match="does not answer"):
-        await engine.runtime.start_and_feed(container, [], lambda: None)
+        await start_and_feed(engine.runtime, container, [])
     await proxy.up()
 
 

@@ -24,7 +24,7 @@ import pytest
 
 from ci_admin.operator_name import operator
 from ci_controller.container_manager import ContainerManager
-from ci_controller.container_runtime import ContainerError, NetworkState
+from ci_controller.container_runtime import ContainerError, NetworkState, start_and_feed
 from ci_controller.firewall import HostFirewall
 from ci_controller.job_network import NetworkOptions
 from ci_controller.network_rules import Destination, bridges
@@ -110,13 +110,11 @@ class Site:
     manager: ContainerManager
     engine: Engine
     bridge: str
-    number: int = 10
 
     async def run(self, program: str, feed: bytes = b"") -> str:
-        self.number += 1
-        spec = replace(self.engine.spec(program, self.number), network="internet")
+        spec = replace(self.engine.spec(program), network="internet")
         container = await self.manager.create(spec)
-        await self.manager.start_and_feed(container, [feed], lambda: None)
+        await start_and_feed(self.manager, container, [feed])
         return container
 
     async def probe(self, *attempts: str) -> list[str]:
@@ -389,7 +387,7 @@ async def test_a_container_whose_network_cannot_be_guarded_gets_nothing(
     container = await site.manager.create(spec)
     monkeypatch.setattr("ci_controller.firewall.GUARD_NAMESPACE", ("-I", "NO-SUCH-CHAIN"))
     with pytest.raises(ContainerError, match="could not be guarded"):
-        await site.manager.start_and_feed(container, [b"secret"], lambda: None)
+        await start_and_feed(site.manager, container, [b"secret"])
     assert await site.engine.output(container) == b"0\n"
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from ci_common.errors import InvalidArchive
 from ci_controller.archive_tar import tar_stream
-from ci_persistence.archive_validator import ArchiveLimits, ZipArchive
+from ci_persistence.archive_rules import ArchiveLimits
+from ci_persistence.archive_validator import ZipArchive
 from tests.support.archives import HOSTILE, Item, build
 
 LIMITS = ArchiveLimits(entries=20, ratio=200, total_bytes=2_000_000)

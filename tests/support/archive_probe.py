@@ -15,7 +15,8 @@ from pathlib import Path
 from ci_common.errors import InvalidArchive
 from ci_common.settings import StorageSettings
 from ci_controller.archive_tar import tar_stream
-from ci_persistence.archive_validator import ArchiveLimits, open_archive
+from ci_persistence.archive_rules import ArchiveLimits
+from ci_persistence.archive_validator import open_archive
 
 
 def _run(mode: str, path: Path, limits: ArchiveLimits) -> dict[str, object]:

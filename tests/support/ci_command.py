@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "ci_client")
-_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
+_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "XDG_CACHE_HOME")
 
 
 def ci_environment(server_url: str | None, api_key: str | None, **more: str) -> dict[str, str]:

@@ -20,7 +20,13 @@ from ci_common.models import Job, JobOptions, User, new_id
 from ci_common.repository import JobRepository
 from ci_common.settings import StorageSettings
 from ci_common.stores import ArchiveStore, LogStore, LogWriter, StoredArchive
-from ci_controller.container_runtime import ContainerRuntime, ContainerState, ExitState, ObservedContainer
+from ci_controller.container_runtime import (
+    ContainerInput,
+    ContainerRuntime,
+    ContainerState,
+    ExitState,
+    ObservedContainer,
+)
 from ci_controller.controller import JobController
 from ci_controller.frames import Outcome
 from ci_controller.policy import Policy
@@ -229,6 +235,24 @@ class Faulty:
         return call
 
 
+class Held:
+    """Stands in front of something whose calls of one name wait until the test lets them go on."""
+
+    def __init__(self, real: Any, name: str) -> None:
+        self._real = real
+        self._name = name
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._real, name)
+        return partial(self._wait, attribute) if name == self._name else attribute
+
+    async def _wait(self, method: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        self.reached.set()
+        await self.go_on.wait()
+        return await method(*args, **kwargs)
+
+
 class LateListing:
     """Stands in front of an engine that lists what has exited as running until it is asked about that one."""
 
@@ -320,23 +344,28 @@ class _Mortal:
 
 
 class _MortalRuntime(_Mortal):
-    """Starting and feeding is more than one effect."""
+    """What is started has an input, and feeding it is more than one effect."""
 
-    async def start_and_feed(
-        self, container_id: str, chunks: Iterable[bytes], on_started: Callable[[], None]
-    ) -> None:
-        def started() -> None:
+    async def start(self, container_id: str) -> ContainerInput:
+        self._life.require()
+        held: ContainerInput = await self._real.start(container_id)
+        try:
             self._life.effect("start")
-            on_started()
+        except ProcessDied:
+            held.close()
+            raise
+        return cast("ContainerInput", _MortalInput(held, self._life, frozenset({"finish"})))
 
-        def fed() -> Iterator[bytes]:
+
+class _MortalInput(_Mortal):
+    async def send(self, chunks: Iterable[bytes]) -> None:
+        def sent() -> Iterator[bytes]:
             for chunk in chunks:
                 yield chunk
                 self._life.effect("feed")
 
         self._life.require()
-        await self._real.start_and_feed(container_id, fed(), started)
-        self._life.effect("end of feed")
+        await self._real.send(sent())
 
 
 class _MortalLogs(_Mortal):
@@ -359,7 +388,7 @@ def mortal(system: ControlledSystem, life: Life) -> dict[str, Any]:
             "release_attempt",
         }
     )
-    calls = frozenset({"create", "signal", "remove"})
+    calls = frozenset({"create", "rename", "signal", "remove"})
     return {
         "repository": cast("JobRepository", _Mortal(system.repository, life, writes)),
         "runtime": cast("ContainerRuntime", _MortalRuntime(system.runtime, life, calls)),

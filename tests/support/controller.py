@@ -58,11 +58,25 @@ def container(
     age: float = 30,
     kind: str = labels.KIND_RUN,
 ) -> ObservedContainer:
-    """Return the container of an attempt."""
-    named = {**labels.run_labels(INSTANCE, name, number, epoch=1), labels.KIND: kind}
-    return ObservedContainer(
-        f"c-{name}-{number}", labels.container_name("", name, number), named, state, ago(age)
-    )
+    """Return the container that is named after an attempt, and that is recorded of it once it runs."""
+    named = {**labels.run_labels(INSTANCE, epoch=1), labels.KIND: kind}
+    return ObservedContainer(f"c-{name}-{number}", labels.job_name("", name, number), named, state, ago(age))
+
+
+def waiting(state: ContainerState = ContainerState.RUNNING, *, age: float = 0) -> ObservedContainer:
+    """Return a container that was never fed."""
+    named = labels.run_labels(INSTANCE, epoch=1)
+    return ObservedContainer("c-waiting", "waiting-0123456789ab", named, state, ago(age))
+
+
+def ended(*containers: ObservedContainer) -> dict[str, AttemptKey]:
+    """Return what the rows say of containers whose attempts have ended."""
+    return {one.id: _attempt_of(one) for one in containers}
+
+
+def _attempt_of(container: ObservedContainer) -> AttemptKey:
+    _, name, number = container.name.split("-")
+    return AttemptKey(name, int(number))
 
 
 def follows(*containers: ObservedContainer, **changes: Any) -> Work:

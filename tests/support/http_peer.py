@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from ci_common.events import CompleteEvent, JobIdEvent, LogEvent, Position, StatusEvent, StreamEvent
 from ci_common.models import JobStatus, Reason
+from tests.support.blob_shelf import BlobShelf, Submission
 
 KEY = "ci_test-key"
 JOB_ID = "1222e26a-e4d2-4dda-8ffa-ba333257cc1b"
@@ -57,6 +58,12 @@ class Received:
     query: dict[str, list[str]]
     headers: dict[str, str]
     form: dict[str, list[bytes]]
+    body: bytes = b""
+
+    @property
+    def submission(self) -> Submission:
+        """What a `/submit-tree` asked for."""
+        return Submission.parse(self.body)
 
 
 @dataclass(slots=True)
@@ -74,6 +81,8 @@ class Script:
     faults: deque[Cut | HangUp | Answer] = field(default_factory=deque[Cut | HangUp | Answer])
     pages: list[list[dict[str, Any]]] = field(default_factory=lambda: [[]])
     max_upload_bytes: int = 1 << 30
+    trees: bool = True  # False: as a server from before there were any
+    on_question: Callable[[], None] = lambda: None  # called before what is missing is answered
     on_submit: Callable[[], None] = lambda: None  # called with the upload received, before any answer
 
 
@@ -86,6 +95,8 @@ class HttpPeer:
         self.holding = threading.Event()  # a stream has come to `hold_after`
         self.released = threading.Event()
         self.jobs: dict[str, str] = {}  # idempotency key -> job
+        self.shelf = BlobShelf()
+        self.accepted = 0  # connections so far
         self._connections: set[socket.socket] = set()
         self._server: ThreadingHTTPServer | None = None
         self._thread: threading.Thread | None = None
@@ -127,6 +138,7 @@ class HttpPeer:
         return [one for one in self.received if one.method == method and one.path == path]
 
     def connected(self, connection: socket.socket) -> None:
+        self.accepted += 1
         self._connections.add(connection)
 
     def disconnected(self, connection: socket.socket) -> None:
@@ -178,6 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve()
 
+    def do_PUT(self) -> None:
+        self._serve()
+
     def do_DELETE(self) -> None:
         self._serve()
 
@@ -194,9 +209,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = script.faults.popleft() if script.faults else None
         if isinstance(fault, HangUp):
             raise _HungUp
-        form = self._form()
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        received = Received(self.command, url.path, parse_qs(url.query), headers, form)
+        received = Received(self.command, url.path, parse_qs(url.query), headers, self._form(body), body)
         self.peer.received.append(received)
         self._budget = fault.after if isinstance(fault, Cut) else None
         if isinstance(fault, Answer):
@@ -210,6 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
         routes: dict[tuple[str, str], Callable[[Received], None]] = {
             ("POST", "/submit-stream"): self._submit_stream,
             ("POST", "/submit-async"): self._submit_async,
+            **(self._tree_routes() if self.peer.script.trees else {}),
             ("GET", f"/jobs/{JOB_ID}/stream"): self._stream,
             ("GET", f"/jobs/{JOB_ID}/log"): self._log,
             ("HEAD", f"/jobs/{JOB_ID}/log"): self._log,
@@ -221,6 +237,30 @@ class _Handler(BaseHTTPRequestHandler):
         }
         missing = Answer.problem(404, "job_not_found", "There is no such job.")
         routes.get((request.method, request.path), lambda _: self._send(missing))(request)
+
+    def _tree_routes(self) -> dict[tuple[str, str], Callable[[Received], None]]:
+        return {
+            ("POST", "/submit-tree"): self._submit_tree,
+            ("POST", "/blobs/missing"): self._blobs_missing,
+            ("PUT", "/blobs"): self._put_blobs,
+        }
+
+    def _submit_tree(self, request: Received) -> None:
+        submission = request.submission
+        self.peer.shelf.put(submission.records)
+        if missing := self.peer.shelf.missing_of_tree(submission.root):
+            document = {"code": "missing_blobs", "detail": "Some are missing.", "missing": missing}
+            return self._json(document, 409)
+        return (self._submit_stream if "event-stream" in request.headers["accept"] else self._submit_async)(
+            request
+        )
+
+    def _blobs_missing(self, request: Received) -> None:
+        self.peer.script.on_question()
+        self._json({"missing": self.peer.shelf.missing(json.loads(request.body)["sha256"])})
+
+    def _put_blobs(self, request: Received) -> None:
+        self._json({"stored": self.peer.shelf.put(request.body)})
 
     def _submit_async(self, request: Received) -> None:
         self._json({"job_id": self._accept(request)})
@@ -306,8 +346,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _capacity(self, _: Received) -> None:
         self._json({"room": True})
 
-    def _json(self, document: Any) -> None:
-        self._send(Answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"}))
+    def _json(self, document: Any, status: int = 200) -> None:
+        self._send(Answer(status, json.dumps(document).encode(), {"Content-Type": "application/json"}))
 
     def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
@@ -339,9 +379,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._budget -= len(data)
         self.wfile.write(data)
 
-    def _form(self) -> dict[str, list[bytes]]:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if not body:
+    def _form(self, body: bytes) -> dict[str, list[bytes]]:
+        if not self.headers.get("Content-Type", "").startswith("multipart/form-data"):
             return {}
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
         message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + body)

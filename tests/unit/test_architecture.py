@@ -63,8 +63,7 @@ HOMES: Mapping[str, str] = {
     "fastapi": "ci_server",
     "starlette": "ci_server",
     "sse_starlette": "ci_server",
-    "httpx": "ci_client",
-    "httpx_sse": "ci_client",
+    "certifi": "ci_client._connections",
 }
 LINUX_ONLY = frozenset({"asyncinotify", "docker", "fcntl", "grp", "pwd", "resource", "termios", "tty"})
 
@@ -190,6 +189,7 @@ def test_only_the_container_manager_is_built_on_the_engine() -> None:
 
     assert knowing <= {
         "ci_controller.container_manager",
+        "ci_controller.docker_input",
         "ci_controller.docker_streams",
         "ci_controller.job_network",
     }

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ci_common.errors import ArchiveTooLarge, InvalidArchive
+from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_store import FileArchiveStore
-from ci_persistence.archive_validator import ArchiveLimits
 from tests.support.archives import HOSTILE, zip_of
 
 ROOM = 10_000_000

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ci_common.errors import InvalidArchive
-from ci_persistence.archive_validator import ArchiveLimits, open_archive
+from ci_persistence.archive_rules import ArchiveLimits
+from ci_persistence.archive_validator import open_archive
 from tests.support.archives import HOSTILE, Item, build, zip_of
 
 LIMITS = ArchiveLimits(entries=20, ratio=200, total_bytes=2_000_000)

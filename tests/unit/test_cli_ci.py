@@ -57,9 +57,19 @@ def test_a_submission_streams_the_output_and_says_the_verdict(peer: HttpPeer, ci
     assert states == ["queued: waiting in the queue behind 2 other jobs", "running"]
     assert last.startswith("✓ passed in ")
     assert done.returncode == 0
-    (request,) = peer.requests("POST", "/submit-stream")
-    assert request.form["pytest_args"] == [b"-k", b"a b"]
-    assert request.form["timeout"] == [b"600"]
+    (request,) = peer.requests("POST", "/submit-tree")
+    asked = request.submission.asked
+    assert asked == {"root": asked["root"], "pytest_args": ["-k", "a b"], "timeout": 600}
+    assert peer.shelf.files(asked["root"]) == {"test_a.py": (b"def test_a(): pass\n", False)}
+
+
+@pytest.mark.parametrize(("flags", "sent"), [(("--fresh",), True), ((), None)])
+def test_a_fresh_job_is_asked_for_by_a_flag(
+    peer: HttpPeer, ci: Ci, flags: tuple[str, ...], sent: bool | None
+) -> None:
+    ci("submit", "test", "--async", *flags)
+    (request,) = peer.requests("POST", "/submit-tree")
+    assert request.submission.asked.get("fresh") is sent
 
 
 @pytest.mark.parametrize(
@@ -100,7 +110,7 @@ def test_a_job_in_the_background_prints_its_id_to_the_letter(peer: HttpPeer, ci:
     done = ci("submit", "test", "--async")
     assert done.stdout == f"Job submitted: {JOB_ID}\n".encode()
     assert done.returncode == 0
-    assert len(peer.requests("POST", "/submit-async")) == 1
+    assert len(peer.requests("POST", "/submit-tree")) == 1
 
 
 def test_waiting_shows_new_output_unless_all_is_asked_for(peer: HttpPeer, ci: Ci) -> None:
@@ -324,21 +334,40 @@ def test_help_has_examples_and_exit_codes(ci: Ci) -> None:
 SLOW = {"httpx", "httpx_sse", "httpcore", "rich", "pathspec", "pydantic", "asyncio", "ssl", "zipfile"}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("submit", "test", "--dry-run")], ids=" ".join)
-def test_what_talks_to_nobody_imports_nothing_that_is_slow(project: Path, arguments: tuple[str, ...]) -> None:
+def imported(project: Path, environment: dict[str, str], *arguments: str) -> set[str]:
+    """Return the modules that a command line needed in a work tree of git."""
     subprocess.run(["git", "init", "-q", project], check=True)
     code = (
         f"import sys; sys.argv = ['ci', *{arguments!r}]\n"
         "from ci_client.cli import main\n"
         "try: main()\n"
-        "except SystemExit: pass\n"
-        f"print(sorted({SLOW!r} & set(sys.modules)), file=sys.stderr)"
+        "except SystemExit as end: assert not end.code, end\n"
+        "print(*sys.modules, file=sys.stderr)"
     )
     command = [COMMAND[0], "-c", code]
-    done = subprocess.run(
-        command, env=ci_environment(None, None), cwd=project, capture_output=True, check=True
-    )
-    assert lines(done.stderr) == ["[]"]
+    done = subprocess.run(command, env=environment, cwd=project, capture_output=True, check=True)
+    return set(lines(done.stderr)[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("submit", "test", "--dry-run")], ids=" ".join)
+def test_what_talks_to_nobody_imports_nothing_that_is_slow(project: Path, arguments: tuple[str, ...]) -> None:
+    assert imported(project, ci_environment(None, None), *arguments) & SLOW == set()
+
+
+def test_a_submission_imports_only_what_it_needs(peer: HttpPeer, project: Path) -> None:
+    needed = {"ssl"}  # by http.client, whatever is spoken
+    unneeded = {
+        "tempfile",
+        "concurrent",
+        "logging",
+        "urllib.request",
+        "certifi",
+        "ci_client.archive",
+        "ci_client.bulk",
+    }
+    modules = imported(project, ci_environment(peer.url, KEY), "submit", "test")
+    assert modules & (SLOW - needed | unneeded) == set()
+    assert len(modules) < 280
 
 
 class Interrupted:
@@ -579,8 +608,7 @@ def test_waiting_for_capacity_asks_cheaply_and_uploads_once(
     done = ci("submit", "test", "--wait-for-capacity", *background)
     assert done.returncode == 0, done.stderr.decode()
     assert len(peer.requests("GET", "/capacity")) == 3
-    path = "/submit-async" if background else "/submit-stream"
-    assert len(peer.requests("POST", path)) == 1
+    assert len(peer.requests("POST", "/submit-tree")) == 1
     waiting = [line for line in lines(done.stderr) if "Waiting for room" in line]
     assert len(waiting) == 1, "one line where stderr is no terminal"
 
@@ -589,7 +617,7 @@ def test_who_loses_the_race_for_room_submits_again_under_the_same_key(peer: Http
     peer.script.faults.extend([Answer(200, b'{"room": true}'), FULL[0]])
     done = ci("submit", "test", "--wait-for-capacity", "--async")
     assert done.returncode == 0, done.stderr.decode()
-    first, second = peer.requests("POST", "/submit-async")
+    first, second = peer.requests("POST", "/submit-tree")
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
 
 
@@ -609,4 +637,4 @@ def test_ctrl_c_while_waiting_for_capacity_leaves_at_once(peer: HttpPeer, projec
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said.decode()
-    assert peer.requests("POST", "/submit-stream") == []
+    assert peer.requests("POST", "/submit-tree") == []

@@ -4,7 +4,6 @@ import hashlib
 import io
 import random
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +75,7 @@ def test_submitting_and_following_gives_every_event(peer: HttpPeer, client: CICl
 def test_what_is_sent(peer: HttpPeer, client: CIClient, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"\x00zip\r\n\xff")
     progress: list[tuple[int, int]] = []
-    options = JobOptions(("-k", "one two", "-x"), 90.0)
+    options = JobOptions(("-k", "one two", "-x"), 90.0, fresh=True)
     job_id = client.submit(
         tmp_path / "a.zip",
         options,
@@ -89,6 +88,7 @@ def test_what_is_sent(peer: HttpPeer, client: CIClient, tmp_path: Path) -> None:
         "file": [b"\x00zip\r\n\xff"],
         "pytest_args": [b"-k", b"one two", b"-x"],
         "timeout": [b"90"],
+        "fresh": [b"true"],
     }
     assert request.headers["idempotency-key"] == "mine"
     assert request.headers["authorization"] == f"Bearer {KEY}"
@@ -316,9 +316,8 @@ def test_the_documented_function(peer: HttpPeer, tmp_path: Path) -> None:
     assert events[0] == {"type": "job_id", "job_id": JOB_ID}
     assert "".join(event["data"] for event in events if event["type"] == "log") == peer.script.log.decode()
     assert events[-1]["success"] is True
-    (request,) = peer.requests("POST", "/submit-stream")
-    with zipfile.ZipFile(io.BytesIO(request.form["file"][0])) as unpacked:
-        assert unpacked.namelist() == ["test_a.py"]
+    (request,) = peer.requests("POST", "/submit-tree")
+    assert list(peer.shelf.files(request.submission.root)) == ["test_a.py"]
 
 
 def test_the_oldest_form_of_a_stream_is_understood() -> None:

@@ -22,10 +22,10 @@ from ci_controller.docker_payload import (
 from ci_controller.seccomp import profile
 
 SPEC = ContainerSpec(
-    name="demo-job-4711-2",
+    name="demo-waiting-0123456789ab",
     image_id="sha256:abc",
     command=("python3", "-I", "/opt/harness.py"),
-    labels=labels.run_labels("instance", "4711", attempt=2, epoch=7),
+    labels=labels.run_labels("instance", epoch=7),
     memory_bytes=1024**3,
     cpus=1.5,
     pids=256,
@@ -43,8 +43,6 @@ GOLDEN: dict[str, Any] = {
     "Labels": {
         "ci.instance": "instance",
         "ci.kind": "run",
-        "ci.job": "4711",
-        "ci.attempt": "2",
         "ci.epoch": "7",
         "ci.uid": "60706",
     },

@@ -13,7 +13,7 @@ from ci_common import verdict as verdicts
 from ci_common.disk_space import Space, readable_bytes, space_of
 from ci_common.models import JobStatus, Reason
 from ci_controller.container_disk import block_writes, process_list, written_bytes
-from ci_controller.container_runtime import DiskUse
+from ci_controller.container_runtime import DiskUse, start_and_feed
 from ci_controller.disk_guard import (
     Blame,
     Floor,
@@ -312,10 +312,10 @@ async def started(runtime: FakeContainerRuntime, number: int, written: int) -> s
         name=f"job-{number}",
         image_id=next(iter(runtime.images.values())),
         command=("run",),
-        labels=labels.run_labels("here", f"job-{number}", 1, epoch=1),
+        labels=labels.run_labels("here", epoch=1),
     )
     container_id = await runtime.create(spec)
-    await runtime.start_and_feed(container_id, [], lambda: None)
+    await start_and_feed(runtime, container_id, [])
     runtime.containers[spec.name].written_bytes = written
     return container_id
 

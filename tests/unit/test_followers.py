@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ci_common.clock import SystemClock
 from ci_common.models import ControllerLease
-from ci_controller.container_runtime import ContainerSpec, ExitState
+from ci_controller.container_runtime import ContainerSpec, ExitState, start_and_feed
 from ci_controller.followers import Followers
 from ci_controller.job_source import RepositoryJobSource
 from tests.support.controlled import ControlledSystem, controlled_system, eventually
@@ -41,7 +41,7 @@ async def _following(
         image = next(iter(system.runtime.images.values()))
         spec = ContainerSpec(name="c", image_id=image, command=("x",), labels={})
         container = await system.runtime.create(spec)
-        await system.runtime.start_and_feed(container, [], lambda: None)
+        await start_and_feed(system.runtime, container, [])
         await followers.follow(ATTEMPT, container)
         yield followers, system, container
         await followers.close()

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from ci_common.errors import EngineUnavailable
 from ci_common.stores import LogWriter
-from ci_controller.container_runtime import ContainerSpec, ExitState
+from ci_controller.container_runtime import ContainerSpec, ExitState, start_and_feed
 from ci_controller.frames import Outcome
 from ci_controller.log_pump import LogPump, PumpEvent, PumpEventKind, drained, read_result
 from ci_controller.log_recorder import (
@@ -303,7 +303,7 @@ class Bench:
 
     async def run(self) -> "Bench":
         self.container = await self.runtime.create(SPEC)
-        await self.runtime.start_and_feed(self.container, [], lambda: None)
+        await start_and_feed(self.runtime, self.container, [])
         return self
 
     def pump(self, limit: int = LIMIT) -> LogPump:

@@ -23,7 +23,9 @@ from ci_server.schemas import (
     InfoModel,
     JobEventModel,
     JobModel,
+    MissingModel,
     ReadyModel,
+    StoredModel,
     SubmittedModel,
 )
 from tests.support.server import Site, client, serving
@@ -31,7 +33,17 @@ from tests.support.server import Site, client, serving
 MEMBERS = {"type", "title", "status", "detail", "code", "request_id"}
 MODELS: dict[str, type[BaseModel]] = {
     model.__name__: model
-    for model in (CapacityModel, HealthModel, InfoModel, JobEventModel, JobModel, ReadyModel, SubmittedModel)
+    for model in (
+        CapacityModel,
+        HealthModel,
+        InfoModel,
+        JobEventModel,
+        JobModel,
+        MissingModel,
+        ReadyModel,
+        StoredModel,
+        SubmittedModel,
+    )
 }
 KEYLESS = {"/health", "/ready"}
 
@@ -63,6 +75,10 @@ def test_the_routes_are_those_of_the_documents() -> None:
         "POST /submit",
         "POST /submit-stream",
         "POST /submit-async",
+        "POST /submit-manifest",
+        "POST /submit-tree",
+        "POST /blobs/missing",
+        "PUT /blobs",
         "GET /capacity",
         "GET /jobs",
         "GET /jobs/{job_id}",
@@ -93,7 +109,7 @@ async def test_every_route_refuses_in_the_one_shape(site: Site, subtests: pytest
                     if path.startswith("/submit"):
                         answer = await http.request(method, target, headers=ada.headers)
                         assert_problem(answer, 422, "invalid_request")
-                    refused = await http.put(target)
+                    refused = await http.patch(target)
                     assert_problem(refused, 405, "method_not_allowed")
                     assert refused.headers["allow"]
             assert_problem(await http.get("/nothing/here"), 404, "not_found")
@@ -150,7 +166,7 @@ def test_openapi_describes_the_upload_and_the_shapes() -> None:
     for route in ("/submit", "/submit-stream", "/submit-async"):
         operation = document["paths"][route]["post"]
         form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
-        assert form["properties"].keys() == {"file", "pytest_args", "timeout"}
+        assert form["properties"].keys() == {"file", "pytest_args", "timeout", "fresh"}
         assert "Idempotency-Key".lower() in [parameter["name"] for parameter in operation["parameters"]]
     for parameter in (
         parameter for _, _, operation in operations() for parameter in operation.get("parameters", [])
@@ -213,7 +229,7 @@ def test_every_code_that_streams_send_belongs_to_an_error_class() -> None:
 
 def test_openapi_names_no_operation_twice() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
-    assert len(names) == len(set(names)) == 14
+    assert len(names) == len(set(names)) == 18
 
 
 # -- what nobody has a word for ------------------------------------------------------------------------

@@ -57,6 +57,16 @@ async def test_a_queued_job_has_nulls_where_nothing_is_known(
     assert (shown["pytest_args"], shown["timeout"]) == (["-x"], 5.0)
 
 
+async def test_a_job_tells_which_image_it_ran_in_and_whether_that_was_kept(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    job = await site.queue_job(ada)
+    attempt = await site.hands.claim()
+    await site.repository.mark_started(attempt.fence, "c", "sha256:kept", utcnow(), cached=True)
+    shown = (await http.get(f"/jobs/{job.id}")).json()
+    assert (shown["image_id"], shown["image_cached"], shown["fresh"]) == ("sha256:kept", True, False)
+
+
 async def test_a_job_tells_when_its_log_lacks_output(
     site: Site, ada: Account, http: httpx.AsyncClient
 ) -> None:

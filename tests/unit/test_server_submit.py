@@ -83,6 +83,34 @@ async def test_the_form_may_carry_arguments_and_a_timeout_on_either_side_of_the_
     assert job.options.timeout_seconds == 90.5
 
 
+@pytest.mark.parametrize(
+    ("form", "fresh"),
+    [({}, False), ({"fresh": "true"}, True), ({"fresh": "false"}, False), ({"fresh": ""}, False)],
+)
+async def test_a_job_may_be_to_use_nothing_that_is_kept(
+    site: Site, http: httpx.AsyncClient, form: dict[str, str], fresh: bool
+) -> None:
+    response = await http.post("/submit-async", data=form, files=upload())
+    job = await site.repository.get_job(response.json()["job_id"])
+    assert job is not None
+    assert job.options.fresh is fresh
+    assert (await http.get(f"/jobs/{job.id}")).json()["fresh"] is fresh
+
+
+async def test_fresh_is_true_or_false(http: httpx.AsyncClient) -> None:
+    response = await http.post("/submit-async", data={"fresh": "maybe"}, files=upload())
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+
+
+async def test_a_fresh_submission_is_another_one(http: httpx.AsyncClient) -> None:
+    headers = {"Idempotency-Key": "mine"}
+    data = zipped()
+    first = await http.post("/submit-async", files=upload(data), headers=headers)
+    assert first.status_code == 200
+    again = await http.post("/submit-async", data={"fresh": "true"}, files=upload(data), headers=headers)
+    assert again.json()["code"] == "idempotency_conflict"
+
+
 async def test_an_upload_in_small_pieces_without_a_length_is_taken(http: httpx.AsyncClient) -> None:
     body, headers = multipart({"file": zipped()})
 

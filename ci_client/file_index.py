@@ -1,0 +1,159 @@
+"""What a project's files hashed to last time, kept in the user's cache: a scan then is a matter of `stat` calls.
+
+A hash is believed while nothing that `stat` tells has changed, the time of change included, which no program can
+set. A file as young as the scan that hashed it is not believed: it may have been written again within the same
+tick of its file system's clock. An index that is damaged, foreign or of another release counts as none.
+"""
+
+import contextlib
+import json
+import os
+import struct
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+_MAGIC = b"ci-index-1\n"
+_RECORD = struct.Struct("<QqqQQI32s")  # size, times of modification and change, inode, device, mode; SHA-256
+_DIGEST = 32
+_NEW = "new-"  # begins the names of files that are being written
+_TICK_NS = 2_000_000_000  # the coarsest clock of a file system that is in use
+_KEPT_SECONDS = 90 * 86_400
+
+Record = tuple[int, int, int, int, int, int, bytes]
+
+
+def record(info: os.stat_result, digest: bytes) -> Record:
+    """Return what is kept of one file."""
+    return (
+        info.st_size,
+        info.st_mtime_ns,
+        info.st_ctime_ns,
+        info.st_ino,
+        info.st_dev,
+        info.st_mode,
+        digest,
+    )
+
+
+@dataclass(slots=True)
+class FileIndex:
+    """The files of one project by path, as one scan found them, and the tree that they made."""
+
+    scanned_at: int = 0  # nanoseconds; before the first file was looked at
+    files: dict[str, Record] = field(default_factory=dict[str, Record])
+    listings: frozenset[bytes] = frozenset()
+    accepted_by: str = ""  # the server that took exactly this tree for the same user
+
+    def digest(self, path: str, info: os.stat_result) -> bytes | None:
+        """Return the hash of a file's bytes, None where only reading them tells."""
+        known = self.files.get(path)
+        if known is None or sys.platform == "win32":  # there, no time says that the bytes changed
+            return None
+        size, modified, changed, inode, device, mode, digest = known
+        same = (
+            changed == info.st_ctime_ns
+            and modified == info.st_mtime_ns
+            and size == info.st_size
+            and inode == info.st_ino
+            and device == info.st_dev
+            and mode == info.st_mode
+        )
+        return digest if same and max(changed, modified) < self.scanned_at - _TICK_NS else None
+
+    def blobs(self) -> set[bytes]:
+        """Return the hashes of everything that the tree is made of."""
+        return {known[-1] for known in self.files.values()} | self.listings
+
+
+def path_of(root: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the file that the index of a project is kept in."""
+    return _cache_directory(environ) / "ci" / f"{sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.index"
+
+
+def load(root: Path) -> FileIndex:
+    """Return the index of a project; an empty one where there is none that can be believed."""
+    try:
+        with path_of(root).open("rb") as file:
+            if sys.platform != "win32" and os.fstat(file.fileno()).st_uid != os.geteuid():
+                return FileIndex()
+            return _decoded(file.read(), root)
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return FileIndex()  # it is a cache: whatever is wrong with it, reading the files is right
+
+
+def save(root: Path, index: FileIndex) -> None:
+    """The index is kept, whole or not at all, for this user alone; raises OSError where it cannot be."""
+    path = path_of(root)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_name(f"{_NEW}{os.urandom(8).hex()}")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(_encoded(index, root))
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    _forget_old(path.parent)
+
+
+def _encoded(index: FileIndex, root: Path) -> bytes:
+    head = {
+        "root": os.fsdecode(root.resolve()),
+        "scanned_at": index.scanned_at,
+        "accepted_by": index.accepted_by,
+        "files": len(index.files),
+        "listings": len(index.listings),
+    }
+    parts = [
+        json.dumps(head).encode() + b"\n",  # ASCII, whatever is in the name of the directory
+        b"".join(index.listings),
+        b"".join([_RECORD.pack(*known) for known in index.files.values()]),
+        "\0".join(index.files).encode(),
+    ]
+    body = b"".join(parts)
+    return _MAGIC + sha256(body).digest() + body
+
+
+def _decoded(data: bytes, root: Path) -> FileIndex:
+    start = len(_MAGIC) + _DIGEST
+    if not data.startswith(_MAGIC) or sha256(memoryview(data)[start:]).digest() != data[len(_MAGIC) : start]:
+        raise ValueError("damaged, or of another release")
+    line_end = data.index(b"\n", start)
+    head = cast(dict[str, Any], json.loads(data[start:line_end]))
+    if head["root"] != os.fsdecode(root.resolve()):
+        raise ValueError("of another project")
+    listings_end = line_end + 1 + head["listings"] * _DIGEST
+    records_end = listings_end + head["files"] * _RECORD.size
+    listings = struct.iter_unpack(f"{_DIGEST}s", data[line_end + 1 : listings_end])
+    records = cast("list[Record]", _RECORD.iter_unpack(data[listings_end:records_end]))
+    names = data[records_end:].decode().split("\0") if head["files"] else []
+    return FileIndex(
+        scanned_at=head["scanned_at"],
+        files=dict(zip(names, records, strict=True)),
+        listings=frozenset(digest for (digest,) in listings),
+        accepted_by=head["accepted_by"],
+    )
+
+
+def _cache_directory(environ: Mapping[str, str]) -> Path:
+    named = environ.get("XDG_CACHE_HOME", "")
+    if Path(named).is_absolute():  # the rule: others are ignored
+        return Path(named)
+    if sys.platform == "win32" and environ.get("LOCALAPPDATA"):
+        return Path(environ["LOCALAPPDATA"])
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+
+
+def _forget_old(directory: Path) -> None:
+    """Projects that were not submitted for months leave nothing, nor do writers that died."""
+    oldest = time.time() - _KEPT_SECONDS
+    for entry in os.scandir(directory):
+        with contextlib.suppress(OSError):  # another process was quicker
+            ours = entry.name.endswith(".index") or entry.name.startswith(_NEW)
+            if ours and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                Path(entry.path).unlink()

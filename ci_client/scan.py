@@ -1,0 +1,95 @@
+"""The selected files with their hashes: of those that changed by reading them, of the others from the index."""
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from time import time_ns
+
+from ci_client.blobs import SMALL, Blob
+from ci_client.file_index import FileIndex, record
+from ci_client.selection import Entry, Selection
+from ci_client.tree import Tree, build_tree
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A project as it was found."""
+
+    entries: tuple[tuple[Entry, int, bytes], ...]  # each with the size and the hash of what was read of it
+    tree: Tree
+    index: FileIndex  # for the next scan
+    warnings: tuple[str, ...]
+    files_read: int
+
+    def blobs(self) -> list[Blob]:
+        """Return everything that the tree is made of, each once."""
+        listings = [Blob(digest, len(data), data=data) for digest, data in self.tree.listings.items()]
+        files = {digest: Blob(digest, size, one.path, one.source) for one, size, digest in self.entries}
+        return [*files.values(), *listings]
+
+
+def scan(
+    selection: Selection,
+    index: FileIndex,
+    began: int,
+    on_blob: Callable[[Blob], None] = lambda _: None,
+    present: Collection[bytes] = (),
+) -> Scan:
+    """Return the project's tree; `began` is when the first file was looked at, by `time_ns`.
+
+    Every blob of the tree but those `present` is passed to `on_blob` as soon as its hash is known. Files that vanish
+    or cannot be read meanwhile are left out, with a warning.
+    """
+    found: list[tuple[Entry, int, bytes]] = []
+    new_index = FileIndex(scanned_at=began)
+    warnings: list[str] = []
+    files_read = 0
+    for entry in selection.entries:
+        digest = index.digest(entry.path, entry.info)
+        if digest is not None:
+            new_index.files[entry.path] = index.files[entry.path]
+            found.append((entry, entry.info.st_size, digest))
+            if digest not in present:
+                on_blob(Blob(digest, entry.info.st_size, entry.path, entry.source))
+        else:
+            files_read += 1
+            try:
+                blob = _read(entry, new_index)
+            except OSError as error:
+                warnings.append(f"{entry.path}: not sent (cannot be read: {error.strerror})")
+                continue
+            found.append((entry, blob.size, blob.digest))
+            on_blob(blob)
+    tree = build_tree((entry.path, entry.executable, size, digest) for entry, size, digest in found)
+    for digest, data in tree.listings.items():
+        on_blob(Blob(digest, len(data), data=data))
+    new_index.listings = frozenset(tree.listings)
+    return Scan(tuple(found), tree, new_index, tuple(warnings), files_read)
+
+
+def now() -> int:
+    """Return the time that an index compares with the times of files."""
+    return time_ns()
+
+
+def _read(entry: Entry, index: FileIndex) -> Blob:
+    """Return what a file holds now; the index has it unless the file was written to meanwhile."""
+    with Path(entry.source).open("rb") as file:
+        before = os.fstat(file.fileno())
+        if before.st_size <= SMALL:
+            data = file.read()
+            blob = Blob(sha256(data).digest(), len(data), entry.path, entry.source, data)
+        else:
+            running = sha256()
+            while piece := file.read(_CHUNK):
+                running.update(piece)
+            blob = Blob(running.digest(), file.tell(), entry.path, entry.source)
+        after = os.fstat(file.fileno())
+    known = record(before, blob.digest)
+    if known == record(after, blob.digest) and before.st_size == blob.size:
+        index.files[entry.path] = known
+    return blob

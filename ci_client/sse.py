@@ -1,0 +1,50 @@
+"""Server-sent events out of bytes, as the HTML standard has them: of each event its data and the id in force. Pure."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+_MAX_LINE = 64 << 20
+
+
+class SentEvent(NamedTuple):
+    """One event: its data, and the last id that was named up to it."""
+
+    data: str
+    id: str
+
+
+class EventTooLong(ValueError):
+    """A line does not end."""
+
+
+def events_of(pieces: Iterable[bytes]) -> Iterator[SentEvent]:
+    """Yield the events of a stream that have data; what is cut off at its end is none."""
+    data: list[str] = []
+    last_id = ""
+    for line in _lines(pieces):
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                yield SentEvent("\n".join(data), last_id)
+            data = []
+        elif name == "data":
+            data.append(value)
+        elif name == "id" and "\0" not in value:
+            last_id = value
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines that have ended: by a newline, a return or both."""
+    begun = bytearray()
+    for piece in pieces:
+        begun += piece
+        if b"\n" not in piece and b"\r" not in piece:
+            if len(begun) > _MAX_LINE:
+                raise EventTooLong(f"a line has more than {_MAX_LINE} bytes")
+            continue
+        lines = bytes(begun).splitlines(keepends=True)
+        # Whether a last return stands for itself only the next byte tells.
+        begun = bytearray() if lines[-1].endswith(b"\n") else bytearray(lines.pop())
+        for line in lines:
+            yield line.rstrip(b"\r\n").decode("utf-8", "replace")
