@@ -44,7 +44,7 @@ _WHERE_PACKAGES_ARE: Final = frozenset(
 )
 _EXTRAS_OF: Final = re.compile(r"\s*([\w.-]+)\s*\[([\w\s,.-]+)\]\s*")
 
-_ENVIRONMENT: Final = MappingProxyType(
+ENVIRONMENT: Final = MappingProxyType(
     {
         "CI": "true",
         "PYTHONUNBUFFERED": "1",
@@ -86,7 +86,7 @@ class InstallPlan:
     """The steps in order, the environment of every process, and directories to append to `sys.path`."""
 
     steps: tuple[InstallStep, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=lambda: _ENVIRONMENT)
+    environment: Mapping[str, str] = field(default_factory=lambda: ENVIRONMENT)
     paths: tuple[str, ...] = ()
     settings: (
         tuple[str, ...] | None
@@ -399,9 +399,9 @@ def _and(names: tuple[str, ...]) -> str:
 
 def _environment(files: Paths) -> Mapping[str, str]:
     if any(PurePosixPath(path).parts[0] == ".git" for path in files) or "PKG-INFO" in files:
-        return _ENVIRONMENT
+        return ENVIRONMENT
     pretended = dict.fromkeys(("SETUPTOOLS_SCM_PRETEND_VERSION", "PDM_BUILD_SCM_VERSION"), _PRETENDED_VERSION)
-    return MappingProxyType({**_ENVIRONMENT, **pretended})
+    return MappingProxyType({**ENVIRONMENT, **pretended})
 
 
 def _paths(project: _Project) -> tuple[str, ...]:

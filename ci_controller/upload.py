@@ -6,7 +6,7 @@ from typing import Self
 
 from ci_common.models import Attempt
 from ci_common.stores import Archive
-from ci_controller.feed import RunSpec, feed
+from ci_controller.feed import RunSpec, run_feed
 from ci_controller.install_plan import plan_for
 from ci_controller.job_source import JobSource
 from ci_controller.policy import Policy
@@ -38,8 +38,8 @@ class Upload:
             return cls(archive, spec, stack.pop_all())
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield what the container's harness reads from its input."""
-        return feed(self._spec, self._archive)
+        """Yield what a container that waits for a run is fed."""
+        return run_feed(self._spec, self._archive)
 
     def close(self) -> None:
         """The archive is closed."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ci_common.crash_points import crash_point
 from ci_controller import labels
 from ci_controller.container_runtime import ContainerInput, ContainerRuntime, ContainerSpec
-from ci_controller.feed import BOOTSTRAP_COMMAND
+from ci_controller.feed import BOOTSTRAP_COMMAND, prelude
+from ci_controller.install_plan import ENVIRONMENT
 from ci_controller.job_source import JobSource
 from ci_controller.lease import Lease
 from ci_controller.policy import Policy
@@ -53,6 +54,7 @@ class WaitingContainers:
             container = await self._make(name, image_id)
             try:
                 crash_point("after_start")
+                await container.input.send(prelude(ENVIRONMENT, ahead=True))
                 yield container
             finally:
                 container.input.close()

@@ -126,8 +126,7 @@ async def test_who_writes_nothing_wrote_next_to_nothing(engine: Engine, program:
 @pytest.mark.docker
 async def test_nobody_is_stopped_for_what_a_job_wrote_that_hides_it_well(engine: Engine) -> None:
     hider = await engine.start(IN_FLIGHT)
-    honest = await engine.runtime.create(engine.spec(HONEST, attempt=2))
-    await engine.runtime.start_and_feed(honest, [], lambda: None)
+    honest = await engine.start(HONEST)
     for container in (hider, honest):
         await engine.until(container, b"ready\n")
     uses = await engine.runtime.disk_uses(engine.instance_id)

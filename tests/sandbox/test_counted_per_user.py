@@ -91,8 +91,7 @@ async def containers() -> AsyncIterator[Engine]:
 async def test_a_job_that_takes_all_its_user_may_have_takes_nothing_from_another(containers: Engine) -> None:
     hostile = await containers.start(HOSTILE)
     await containers.until(hostile, b"all taken")
-    innocent = await containers.runtime.create(containers.spec(INNOCENT, attempt=2))
-    await containers.runtime.start_and_feed(innocent, [], lambda: None)
+    innocent = await containers.start(INNOCENT)
     assert json.loads(await containers.output(innocent)) == {"inotify": "ok", "descriptors": "ok"}
     assert await containers.runtime.exit_state(hostile) is None, "it still holds all of it"
 

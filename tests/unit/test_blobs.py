@@ -5,6 +5,7 @@ import os
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ci_common.errors import ArchiveTooLarge, InvalidArchive, InvalidBlob, Missi
 from ci_common.models import Job, JobFilter, new_id
 from ci_controller.archive_tar import tar_stream
 from ci_controller.pruner import Pruner
-from ci_controller.retention import DEFAULT_RETENTION, KeepBlobs, Retention
+from ci_controller.retention import DEFAULT_RETENTION, KeepBlobs
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_store import FileArchiveStore
 from ci_persistence.backup import back_up
@@ -91,8 +92,7 @@ async def put(http: httpx.AsyncClient, *contents: bytes) -> int:
 
 
 def pruner(site: Site, keep: KeepBlobs | None = None) -> Pruner:
-    base = DEFAULT_RETENTION
-    retention = Retention(base.archives, base.logs, base.jobs, keep or base.blobs)
+    retention = replace(DEFAULT_RETENTION, blobs=keep or DEFAULT_RETENTION.blobs)
     return Pruner(site.repository, site.stores.logs, site.stores.archives, retention)
 
 

@@ -38,7 +38,7 @@ def test_when_all_are_taken_it_says_what_to_do() -> None:
 def test_users_are_read_from_labels_and_what_is_none_of_ours_is_left_out() -> None:
     found = [
         {labels.UID: "60706"},
-        {labels.UID: "60710", labels.JOB: "x"},
+        {labels.UID: "60710", labels.KIND: "x"},
         {},
         {labels.UID: "root"},
         {labels.UID: ""},
