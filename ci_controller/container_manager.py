@@ -133,6 +133,9 @@ class ContainerManager:
         found = await self._in_thread(lambda: self._engine.find(lambda api: api.inspect_image(reference)))
         return found["Id"] if found else None
 
+    async def image_size(self, image_id: str) -> int:
+        return int((await self._act(image_id, lambda api: api.inspect_image(image_id)))["Size"])
+
     async def volumes_of(self, image_id: str) -> Sequence[str]:
         """Return the paths that an image declares as volumes."""
         found = await self._ask(lambda api: api.inspect_image(image_id))

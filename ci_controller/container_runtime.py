@@ -146,6 +146,10 @@ class ContainerRuntime(Protocol):
         """Return the immutable id of an image present on the engine, None if it is not there or no name of one."""
         ...
 
+    async def image_size(self, image_id: str) -> int:
+        """Return the bytes of an image, with what it was made on; raises ContainerError where it is not there."""
+        ...
+
     async def list(self, instance_id: str) -> list[ObservedContainer]:
         """Return every container of that installation, running or not, whole or not at all."""
         ...

@@ -93,6 +93,11 @@ class DiskWatch:
         """Return why nothing is to be claimed, None where there is room."""
         return pressure_note(self._low, self._floor, self._blame)
 
+    @property
+    def engine_is_low(self) -> bool:
+        """Tell whether the engine's disk has too little room."""
+        return ENGINE in self._low
+
     async def run(self) -> None:
         """Both ways of looking go on until this is cancelled."""
         async with asyncio.TaskGroup() as both:

@@ -20,7 +20,9 @@ from ci_controller import labels
 from ci_controller.breaker import Breaker
 from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerRuntime
 from ci_controller.disk_guard import explained
+from ci_controller.environments import Built, Choice, Environments, Kept, Plain
 from ci_controller.followers import Followers
+from ci_controller.image_retention import ExpendableImage
 from ci_controller.job_source import JobSource
 from ci_controller.lease import Lease, Superseded
 from ci_controller.observed_state import SentSignal, Work
@@ -45,6 +47,7 @@ from ci_controller.stopwatch import Stopwatches
 from ci_controller.upload import Upload
 from ci_controller.verdict import Lost, decide, without_network
 from ci_controller.waiting import WaitingContainer, WaitingContainers
+from ci_controller.waiting_pool import WaitingPool
 from ci_controller.work import KeyedOperation, Workshop
 
 log = structlog.get_logger(__name__)
@@ -72,7 +75,10 @@ class Executor:
         self._wake = wake
         self._workshop = Workshop(clock, wake, doubt)
         self._followers = Followers(jobs, runtime, clock, policy.log_limit, wake)
-        self._waiting = WaitingContainers(jobs, runtime, policy, lease)
+        self.waiting = WaitingPool(WaitingContainers(jobs, runtime, policy, lease), policy, clock, wake)
+        self._environments = Environments(
+            jobs, runtime, policy.environments, policy.runner_image, clock, lease, wake
+        )
         self._breaker = Breaker(clock)
         self._signals: dict[AttemptKey, tuple[str, float]] = {}  # the last one sent, and its monotonic time
         self._stopwatches = Stopwatches(clock)
@@ -91,11 +97,13 @@ class Executor:
             over_limit=self._followers.over_limit(),
             trouble=self._breaker.trouble,
             irremovable=self._workshop.refused(),
+            awaits_environment=self._environments.waiting(),
+            awaited_environment=self._environments.waited(),
         )
 
     def ours(self) -> frozenset[str]:
         """Return the names of containers that no row has and that nobody may remove: they are being made, or wait."""
-        return self._waiting.names()
+        return self.waiting.names()
 
     def _sent_signals(self) -> dict[AttemptKey, SentSignal]:
         now, monotonic = self._clock.now(), self._clock.monotonic()
@@ -117,8 +125,10 @@ class Executor:
             await self._claim(claim)
 
     def engine_is_away(self) -> None:
-        """The engine as a whole does not answer: what it said about single containers counts no more."""
+        """The engine as a whole does not answer: what it said about single containers counts no more, and whoever
+        waited may have lost its input."""
         self._breaker.reset()
+        self.waiting.forget()
 
     @property
     def next_retry(self) -> float | None:
@@ -126,13 +136,18 @@ class Executor:
         waits = (self._workshop.next_retry, self._breaker.next_retry)
         return min((wait for wait in waits if wait is not None), default=None)
 
+    async def prune_images(self, *, under_pressure: bool = False) -> list[ExpendableImage]:
+        """The environments that are not to be kept are gone; returns their images."""
+        self._lease.require()
+        return await self._environments.prune(under_pressure=under_pressure)
+
     async def idle(self, seconds: float | None = None) -> bool:
         """Return True once no operation is in flight, False if that takes longer."""
         return await self._workshop.idle(seconds)
 
     async def close(self, grace: float) -> None:
-        """No task and no pump of ours is left; containers run on."""
-        await self._workshop.close(grace)
+        """No task and no pump of ours is left; containers run on, but for those that only waited."""
+        await asyncio.gather(self._workshop.close(grace), self.waiting.close(grace))
         await self._followers.close()
 
     async def _carry_out(self, operation: KeyedOperation) -> None:
@@ -166,13 +181,20 @@ class Executor:
     # -- start ---------------------------------------------------------------------------------------------
 
     async def _start(self, operation: StartContainer) -> None:
-        """Whatever keeps an attempt from its start ends it: no open attempt holds a slot without a container."""
+        """Whatever keeps an attempt from its start ends it: no open attempt holds a slot without a container.
+
+        But for one that waits for an environment that another one builds, which holds no slot.
+        """
         attempt, recorded = operation.attempt, False
         async with AsyncExitStack() as held:
+            held.callback(self._environments.done, attempt)
             try:
                 upload = await held.enter_async_context(self._opened(attempt))
-                container = await held.enter_async_context(self._waiting.handed_out(operation.image_id))
-                await self._record_start(attempt, container)
+                found = await self._container_for(operation, upload, held)
+                if found is None:
+                    return
+                choice, container = found
+                await self._record_start(attempt, container, choice)
                 recorded = True
                 await self._rename(attempt, container)
             except InvalidArchive as error:
@@ -185,7 +207,7 @@ class Executor:
                 seal = await self._sealed(attempt) if recorded else None
                 await self._release(attempt, Reason.INFRA, message, seal)
             else:
-                await self._feed(attempt, container, upload)
+                await self._feed(attempt, container, upload, choice)
 
     @asynccontextmanager
     async def _opened(self, attempt: Attempt) -> AsyncGenerator[Upload]:
@@ -195,10 +217,34 @@ class Executor:
         finally:
             await asyncio.to_thread(upload.close)
 
-    async def _record_start(self, attempt: Attempt, container: WaitingContainer) -> None:
+    async def _container_for(
+        self, operation: StartContainer, upload: Upload, held: AsyncExitStack
+    ) -> tuple[Choice, WaitingContainer] | None:
+        """Return a container, and what its image is; None: it is to wait for its environment.
+
+        An image that somebody removed since it was chosen is chosen no second time.
+        """
+        while (choice := await self._chosen(operation, upload)) is not None:
+            try:
+                return choice, await held.enter_async_context(self.waiting.handed_out(choice.image_id))
+            except ContainerError:
+                if not choice.cached or await self._runtime.image_id(choice.image_id) is not None:
+                    raise
+                log.info("environment vanished", **log_fields(operation.attempt), image=choice.image_id)
+        return None
+
+    async def _chosen(self, operation: StartContainer, upload: Upload) -> Choice | None:
+        runner = operation.image_id
+        if self._policy.environments.are_off:
+            return Plain(runner)
+        environment = await asyncio.to_thread(upload.environment, runner)
+        return await self._environments.choose(operation.attempt, environment, runner)
+
+    async def _record_start(self, attempt: Attempt, container: WaitingContainer, choice: Choice) -> None:
         """The row says whose container it is, so that a claimed attempt has run nothing of the user's."""
         self._breaker.reset()
-        if not await self._jobs.started(attempt.fence, container.id, container.image_id, self._clock.now()):
+        image_id, cached = container.image_id, choice.cached
+        if not await self._jobs.started(attempt.fence, container.id, image_id, cached, self._clock.now()):
             raise Superseded("the attempt is not ours any more")
         self._stopwatches.start(key_of(attempt))
         crash_point("after_mark_started")
@@ -210,16 +256,41 @@ class Executor:
         await self._runtime.rename(container.id, name)
         crash_point("after_rename")
 
-    async def _feed(self, attempt: Attempt, container: WaitingContainer, upload: Upload) -> None:
+    async def _feed(
+        self, attempt: Attempt, container: WaitingContainer, upload: Upload, choice: Choice
+    ) -> None:
         """The container has got everything, or its input ends early; the next plan sees what became of it."""
         await self._followers.follow(attempt, container.id)
         try:
-            await container.input.send(upload.chunks())
+            await self._send(attempt, container, upload, choice)
             await container.input.finish()
         except InvalidArchive as error:
             await self._record_stop(attempt, Reason.BAD_ARCHIVE, error.detail)
         else:
             crash_point("after_feed")
+
+    async def _send(
+        self, attempt: Attempt, container: WaitingContainer, upload: Upload, choice: Choice
+    ) -> None:
+        match choice:
+            case Plain():
+                await container.input.send(upload.whole())
+            case Kept(environment=environment, built_at=built_at):
+                await container.input.send(upload.with_kept(environment, built_at))
+            case Built(environment=environment):
+                await container.input.send(upload.build(environment))
+                await self._keep(attempt, container, choice)
+                await container.input.send(upload.tree())
+
+    async def _keep(self, attempt: Attempt, container: WaitingContainer, built: Built) -> None:
+        """The environment was kept if it came to be, before anything of the tree gets into the container."""
+        if await self._followers.prepared(attempt):
+            crash_point("after_prepared")
+            with self._stopwatches.stopped(key_of(attempt)):  # standing still is not the job's time
+                kept = await self._environments.keep(attempt, built, container.id)
+            if kept:
+                self.waiting.expect(kept)
+        self._environments.done(attempt)
 
     async def _adopt(self, operation: AdoptContainer) -> None:
         attempt = operation.attempt
@@ -330,6 +401,7 @@ class Executor:
         self._signals.pop(key_of(attempt), None)
         self._stopwatches.forget(key_of(attempt))
         self._unwritable.pop(key_of(attempt), None)
+        self._environments.forget(attempt)
 
     async def _remove(self, operation: RemoveContainer) -> None:
         self._lease.require()

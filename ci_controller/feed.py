@@ -11,7 +11,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -76,6 +76,7 @@ class RunSpec:
     isolate: bool = False  # once everything is installed it waits until it has no network
     workspace: str = WORKSPACE
     project_steps: tuple[InstallStep, ...] = ()  # behind the plan's own, and never part of an environment
+    kept_from: str = ""  # when the environment was built that the container has, for the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +110,20 @@ def prelude(environment: Mapping[str, str], *, ahead: bool, workspace: str = WOR
     yield _record(b"W", _json(waiting))
 
 
-def run_feed(
-    spec: RunSpec,
-    archive: Archive,
-    *,
-    build: Build | None = None,
-    barrier: Callable[[], None] | None = None,
-) -> Iterator[bytes]:
-    """Yield a run, up to the last byte of the input; with `build`, `barrier` returns when its environment was kept.
+def run_feed(spec: RunSpec, archive: Archive) -> Iterator[bytes]:
+    """Yield a run, up to the last byte of the input; raises InvalidArchive as `feed` does."""
+    yield _record(b"H", _json(_header(spec, is_build=False)))
+    yield from tree_feed(archive)
 
-    The barrier is called where the next byte is asked for, once all that the build needs was taken. Raises
-    InvalidArchive as `feed` does, and whatever the barrier raises.
-    """
-    yield _record(b"H", _json(_header(spec, is_build=build is not None)))
-    if build is not None:
-        yield from _tree(tar_stream(_Files(build.files)))
-    if barrier is not None:
-        barrier()
+
+def build_feed(spec: RunSpec, build: Build) -> Iterator[bytes]:
+    """Yield the beginning of a run that makes an environment; when that was kept, `tree_feed` goes on."""
+    yield _record(b"H", _json(_header(spec, is_build=True)))
+    yield from _tree(tar_stream(_Files(build.files)))
+
+
+def tree_feed(archive: Archive) -> Iterator[bytes]:
+    """Yield the tree and go; raises InvalidArchive as `feed` does."""
     yield from _tree(tar_stream(archive))
     yield _record(b"G", b"")
 
@@ -181,6 +179,7 @@ def _header(spec: RunSpec, *, is_build: bool) -> dict[str, Any]:
         "interrupt_grace": spec.interrupt_grace_seconds,
         "terminate_grace": spec.terminate_grace_seconds,
         "build": is_build,
+        "kept_from": spec.kept_from,
     }
 
 

@@ -36,6 +36,10 @@ class _Follower:
     writer: LogWriter
     pump: LogPump = field(init=False)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    spoke: asyncio.Event = field(
+        default_factory=asyncio.Event
+    )  # said that it is prepared, or will say nothing more
+    prepared: bool = False
     over_limit: bool = False
     installed: bool = False
     begun: asyncio.Task[None] | None = None  # records it in the attempt's row
@@ -79,6 +83,13 @@ class Followers:
     def installed(self) -> frozenset[str]:
         """Return the containers that said they have installed everything and wait to be taken off the network."""
         return frozenset(one.container_id for one in self._followers.values() if one.installed)
+
+    async def prepared(self, attempt: Attempt) -> bool:
+        """Return whether the container said that its environment stands; False: its output ended before, or is not
+        read to its end. Only of an attempt that is followed."""
+        one = self._followers[key_of(attempt)]
+        await one.spoke.wait()
+        return one.prepared and not one.ended.is_set()
 
     def over_limit(self) -> frozenset[AttemptKey]:
         """Return the attempts that wrote more than they may."""
@@ -187,6 +198,9 @@ class Followers:
             case PumpEventKind.BEGUN:
                 if one.attempt.begun_at is None:
                     one.begun = asyncio.create_task(self._note_begun(one.attempt))
+            case PumpEventKind.PREPARED:
+                one.prepared = True
+                one.spoke.set()
             case PumpEventKind.INSTALLED:
                 one.installed = True
                 self._wake()
@@ -195,6 +209,7 @@ class Followers:
                 self._wake()
             case PumpEventKind.ENDED:
                 one.ended.set()
+                one.spoke.set()
                 self._wake()  # to settle it, or to follow it anew where it was cut off
 
     async def _note_begun(self, attempt: Attempt) -> None:

@@ -13,6 +13,7 @@ from ci_common.models import (
     Attempt,
     ControllerLease,
     Fence,
+    ImageUse,
     JobStatus,
     JobVerdict,
     LogSeal,
@@ -60,8 +61,15 @@ class JobSource(Protocol):
         """Return the attempts that ended in these containers, by container; those of others are not in it."""
         ...
 
-    async def started(self, fence: Fence, container_id: str, image_id: str, now: datetime) -> bool:
-        """The attempt runs in that container, and its deadline counts from now."""
+    async def started(
+        self, fence: Fence, container_id: str, image_id: str, cached: bool | None, now: datetime
+    ) -> bool:
+        """The attempt runs in that container, and its deadline counts from now; `cached`: whether its image has the
+        environment of an earlier job, None where there is none to be had."""
+        ...
+
+    async def image_uses(self) -> Mapping[str, ImageUse]:
+        """Return the last use of every image that an attempt was started in, by its id."""
         ...
 
     async def begun(self, fence: Fence, now: datetime) -> bool:
@@ -156,8 +164,13 @@ class RepositoryJobSource:
         found = await self._repository.ended_attempts(containers)
         return {container: AttemptKey(*pair) for container, pair in found.items()}
 
-    async def started(self, fence: Fence, container_id: str, image_id: str, now: datetime) -> bool:
-        return await self._repository.mark_started(fence, container_id, image_id, now)
+    async def started(
+        self, fence: Fence, container_id: str, image_id: str, cached: bool | None, now: datetime
+    ) -> bool:
+        return await self._repository.mark_started(fence, container_id, image_id, now, cached)
+
+    async def image_uses(self) -> Mapping[str, ImageUse]:
+        return await self._repository.image_uses()
 
     async def begun(self, fence: Fence, now: datetime) -> bool:
         return await self._repository.mark_begun(fence, now)

@@ -30,6 +30,7 @@ class PumpEventKind(StrEnum):
     """What a pump has to tell while it runs."""
 
     BEGUN = "begun"  # the user's own code is about to run
+    PREPARED = "prepared"  # an environment stands in the container, which waits until it was kept
     INSTALLED = "installed"  # everything is installed, and the harness waits until it has no network
     OVER_LIMIT = "over_limit"  # the log limit was passed although the harness should have seen to it
     ENDED = "ended"  # the output ended, or could not be read or written any more; has the result
@@ -116,6 +117,8 @@ class LogPump:
     def _tell_news(self) -> None:
         if self._recorder.begun:
             self._tell(PumpEventKind.BEGUN)
+        if self._recorder.prepared:
+            self._tell(PumpEventKind.PREPARED)
         if self._recorder.installed:
             self._tell(PumpEventKind.INSTALLED)
         if self._recorder.over_limit:

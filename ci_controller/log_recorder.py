@@ -8,8 +8,9 @@ taken back. No threads here, and no engine.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ci_common.stores import LogWriter
 from ci_controller.frames import (
@@ -58,6 +59,7 @@ class LogRecorder:
         self.trailer: TrailerFrame | None = None
         self.begun = False
         self.installed = False  # and waits for its network to be taken away
+        self.prepared = False  # and waits for its environment to be kept
         self.over_limit = False
         self._writer = writer
         self._capacity = log_limit + SLACK_BYTES
@@ -135,9 +137,14 @@ class LogRecorder:
     def _take_event(self, frame: EventFrame) -> None:
         self.begun = self.begun or frame.type == "begun"
         self.installed = self.installed or frame.type == "installed"
+        self.prepared = self.prepared or frame.type == "prepared"
+        self._note_event(frame.type, dict(frame.data), frame.at)
+
+    def _note_event(self, kind: str, data: Mapping[str, Any], at: int | None) -> None:
         self._flush()  # an event stands at the offset of the text before it
-        event = {"offset": self._offset, "type": frame.type, "data": dict(frame.data)}
-        line = json.dumps(event).encode() + b"\n"
+        event = {"offset": self._offset, "type": kind, "data": data}
+        dated = event if at is None else {**event, "at": at}
+        line = json.dumps(dated).encode() + b"\n"
         if self._events is None:
             self._writer.append_event(line)
         else:
@@ -145,6 +152,8 @@ class LogRecorder:
 
     def _take_trailer(self, frame: TrailerFrame) -> None:
         self._last_word = self._last_word or frame
+        if frame.at is not None:  # when the session ended, for the timeline
+            self._note_event("end", {"first_output_at": frame.first_output_at}, frame.at)
         found = (self._output_bytes, self._output_hash.hexdigest())
         if found != (frame.log_bytes, frame.log_sha256):
             self._truncated = True

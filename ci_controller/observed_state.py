@@ -49,6 +49,9 @@ class Work:
     low_disk: str | None = None  # why nothing is claimed: some disk has too little room
     trouble: Trouble | None = None  # why the engine made no container when it was last asked to
     irremovable: frozenset[str] = frozenset()  # containers that the engine did not remove when last asked to
+    # Attempts without a container, for an environment that another one builds; and who did until then.
+    awaits_environment: frozenset[AttemptKey] = frozenset()
+    awaited_environment: frozenset[AttemptKey] = frozenset()
     ours: frozenset[str] = frozenset()  # names of containers that are being made, wait or are being assigned
 
 

@@ -1,6 +1,7 @@
 """How long things have lasted by the monotonic clock: a wall clock that is set changes no deadline of this process."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
 
@@ -16,6 +17,7 @@ class Stopwatches:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._started: dict[AttemptKey, float] = {}
+        self._stopped_at: dict[AttemptKey, float] = {}  # of those that do not run at the moment
 
     def start(self, key: AttemptKey, lasted: timedelta = _ZERO) -> None:
         """The attempt has run for that long; one that is measured already goes on as it was."""
@@ -25,10 +27,24 @@ class Stopwatches:
         """Nothing is measured for that attempt."""
         self._started.pop(key, None)
 
+    @contextmanager
+    def stopped(self, key: AttemptKey) -> Generator[None]:
+        """The time that passes meanwhile does not count."""
+        self._stopped_at[key] = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            pause = self._clock.monotonic() - self._stopped_at.pop(key)
+            if key in self._started:
+                self._started[key] += pause
+
     def readings(self) -> Mapping[AttemptKey, timedelta]:
         """Return how long each attempt has run."""
         now = self._clock.monotonic()
-        return {key: timedelta(seconds=now - started) for key, started in self._started.items()}
+        return {
+            key: timedelta(seconds=self._stopped_at.get(key, now) - started)
+            for key, started in self._started.items()
+        }
 
 
 class JumpMeter:

@@ -1,12 +1,15 @@
-"""What an attempt's container is fed: the opened archive and the install plan made from it."""
+"""What an attempt's container is fed: the opened archive, the install plan made from it, and what of that is kept."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
+from datetime import datetime
 from typing import Self
 
 from ci_common.models import Attempt
-from ci_common.stores import Archive
-from ci_controller.feed import RunSpec, run_feed
+from ci_common.stores import Archive, ArchiveEntry
+from ci_controller.environment import Environment, environment_for
+from ci_controller.feed import Build, RunSpec, build_feed, run_feed, tree_feed
 from ci_controller.install_plan import plan_for
 from ci_controller.job_source import JobSource
 from ci_controller.policy import Policy
@@ -15,9 +18,10 @@ from ci_controller.policy import Policy
 class Upload:
     """An archive that was opened and judged; everything here is for worker threads."""
 
-    def __init__(self, archive: Archive, spec: RunSpec, stack: ExitStack) -> None:
+    def __init__(self, archive: Archive, spec: RunSpec, owner: str, stack: ExitStack) -> None:
         self._archive = archive
         self._spec = spec
+        self._owner = owner
         self._stack = stack
 
     @classmethod
@@ -35,12 +39,42 @@ class Upload:
                 interrupt_grace_seconds=policy.interrupt_grace.total_seconds(),
                 terminate_grace_seconds=policy.terminate_grace.total_seconds(),
             )
-            return cls(archive, spec, stack.pop_all())
+            return cls(archive, spec, attempt.job.user_id, stack.pop_all())
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yield what a container that waits for a run is fed."""
+    def environment(self, runner_image_id: str) -> Environment:
+        """Return what of the installation can be kept; raises InvalidArchive."""
+        plan = self._spec.install
+        return environment_for(self._archive, plan, runner_image_id=runner_image_id, owner=self._owner)
+
+    def whole(self) -> Iterator[bytes]:
+        """Yield a run that installs everything."""
         return run_feed(self._spec, self._archive)
+
+    def with_kept(self, environment: Environment, built_at: datetime) -> Iterator[bytes]:
+        """Yield a run for a container that has that environment."""
+        spec = replace(self._divided(environment, kept=True), kept_from=f"{built_at:%Y-%m-%d %H:%M} UTC")
+        return run_feed(spec, self._archive)
+
+    def build(self, environment: Environment) -> Iterator[bytes]:
+        """Yield the beginning of a run that builds that environment; raises InvalidArchive. `tree` is the rest."""
+        wanted = set(environment.dependency_files)
+        files = [
+            (entry.path, self._content(entry)) for entry in self._archive.entries if entry.path in wanted
+        ]
+        yield from build_feed(self._divided(environment, kept=False), Build(tuple(files)))
+
+    def tree(self) -> Iterator[bytes]:
+        """Yield what follows on `build`."""
+        return tree_feed(self._archive)
 
     def close(self) -> None:
         """The archive is closed."""
         self._stack.close()
+
+    def _divided(self, environment: Environment, *, kept: bool) -> RunSpec:
+        install = replace(self._spec.install, steps=() if kept else environment.steps)
+        return replace(self._spec, install=install, project_steps=environment.project_steps)
+
+    def _content(self, entry: ArchiveEntry) -> bytes:
+        with self._archive.open(entry) as reader:
+            return reader.read()

@@ -71,10 +71,9 @@ def decide(
         return verdict(reason, trailer.message or sentence)
     if stop is not None:
         return _intended(stop)
-    if trailer.outcome is Outcome.NOT_STARTED and begun:
-        return verdict(Reason.CRASHED, "The harness says nothing was started, after it had begun.")
     # The harness takes no signal from within its container, so a stop without intent came from outside; nor can
-    # a job keep the network that is taken from it.
+    # a job keep the network that is taken from it, or close the input: where that ended behind an installation
+    # (`begun`) whoever was to feed the tree has gone, which is charged, but no verdict.
     return Lost(Reason.INFRA, trailer.message or "The container was stopped from outside.")
 
 

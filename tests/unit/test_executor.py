@@ -12,7 +12,9 @@ from structlog.testing import capture_logs
 from ci_common.clock import SystemClock
 from ci_common.models import JobStatus, Reason
 from ci_controller.container_runtime import ContainerError
+from ci_controller.feed import prelude
 from ci_controller.frames import Outcome
+from ci_controller.install_plan import ENVIRONMENT
 from ci_controller.lease import Lease, Superseded
 from ci_controller.operations import AttemptKey, RemoveContainer
 from ci_controller.work import Workshop
@@ -45,6 +47,9 @@ EFFECTS = (
     "finish_attempt",
     "remove",
 )
+
+
+PRELUDE = tuple(prelude(ENVIRONMENT, ahead=True))
 
 
 @pytest.fixture
@@ -101,16 +106,24 @@ async def test_death_after_an_effect(system: ControlledSystem, effect: str, nth:
 
 
 @pytest.mark.parametrize(
-    ("effect", "attempt"),
-    [("create", 1), ("start", 1), ("mark_started", 2), ("rename", 2), ("feed", 2), ("finish", 1)],
+    ("effect", "nth", "attempt"),
+    [
+        ("create", 1, 1),
+        ("start", 1, 1),
+        ("feed", 1, 1),
+        ("mark_started", 1, 2),
+        ("rename", 1, 2),
+        ("feed", len(PRELUDE) + 1, 2),
+        ("finish", 1, 1),
+    ],
 )
 async def test_death_before_the_end_of_the_feed_costs_nothing(
-    system: ControlledSystem, effect: str, attempt: int
+    system: ControlledSystem, effect: str, nth: int, attempt: int
 ) -> None:
     """A container that no row has is made anew; one that was recorded says itself that it was not fed."""
     job_id = await system.submit()
     policy = replace(system.policy, max_attempts=1)
-    assert await lives_until_it_dies(system, Life(effect), job_id)
+    assert await lives_until_it_dies(system, Life(effect, nth), job_id)
     async with system.running(0.05, policy=policy):
         job = await system.finished(job_id)
     assert (job.success, job.attempt) == (True, attempt)

@@ -18,6 +18,18 @@ def test_a_reading_follows_the_monotonic_clock() -> None:
     assert stopwatches.readings() == {KEY: timedelta(seconds=60)}
 
 
+def test_what_is_stopped_does_not_go_on_meanwhile_nor_catches_up() -> None:
+    clock = WorldClock()
+    stopwatches = Stopwatches(clock)
+    stopwatches.start(KEY)
+    clock.advance(10)
+    with stopwatches.stopped(KEY):
+        clock.advance(600)
+        assert stopwatches.readings() == {KEY: timedelta(seconds=10)}
+    clock.advance(5)
+    assert stopwatches.readings() == {KEY: timedelta(seconds=15)}
+
+
 def test_a_successor_starts_where_the_attempt_is_and_only_once() -> None:
     clock = WorldClock()
     stopwatches = Stopwatches(clock)

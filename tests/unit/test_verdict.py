@@ -69,13 +69,14 @@ LOST = "lost"
         (said(Outcome.OOM), 106, None, True, Reason.OOM),
         (said(Outcome.BAD_ARCHIVE), 107, None, False, Reason.BAD_ARCHIVE),
         (said(Outcome.NOT_STARTED), 100, None, False, LOST),
-        (said(Outcome.NOT_STARTED), 100, None, True, Reason.CRASHED),
+        (said(Outcome.NOT_STARTED), 100, None, True, LOST),  # its feeder died
         (said(Outcome.STOPPED), 105, None, True, LOST),
         (said(Outcome.NOT_ISOLATED), 108, None, True, LOST),
         # somebody had decided to end it
         (said(Outcome.STOPPED), 105, CANCEL, True, Reason.CANCELLED),
         (said(Outcome.STOPPED), 105, TIMEOUT, True, Reason.TIMEOUT),
         (said(Outcome.NOT_STARTED), 100, CANCEL, False, Reason.CANCELLED),
+        (said(Outcome.NOT_STARTED), 100, CANCEL, True, Reason.CANCELLED),
         (None, 137, CANCEL, True, Reason.CANCELLED),
         (None, 137, TIMEOUT, True, Reason.TIMEOUT),
         (None, 0, CANCEL, True, Reason.CANCELLED),
