@@ -78,6 +78,7 @@ class JobController:
         self._jumps = JumpMeter(self._clock)
         self._wakeup = asyncio.Event()
         self._beat_now = asyncio.Event()
+        self._house_now = asyncio.Event()
         self._over = asyncio.Event()
         self._taken_over = False
         self._note: str | None = None
@@ -114,7 +115,7 @@ class JobController:
             self._jobs.instance_id,
             self._policy,
             self._places,
-            self._wakeup.set,
+            self._disks_changed,
             self._reserve,
         )
         log.info(
@@ -138,7 +139,7 @@ class JobController:
                     self._heartbeats,
                     self._follow_database,
                     self._disks.run,
-                    partial(_every, _HOUSEKEEPING_INTERVAL, self.keep_house),
+                    partial(_every, _HOUSEKEEPING_INTERVAL, self.keep_house, self._house_now),
                     partial(_every, _PRUNE_INTERVAL, self.prune),
                 )
             ]
@@ -181,6 +182,7 @@ class JobController:
         ours, image = self._executor.ours, self._policy.runner_image
         observed = await observe(self._jobs, self._runtime, image, work, ours, now)
         operations = plan(observed, now, self._policy)
+        self._executor.waiting.tend(observed, operations, now)
         self._look_at_network(observed.network)
         self._say(self._what_is_missing(observed))
         await self._executor.execute(operations)
@@ -274,6 +276,11 @@ class JobController:
                 if await changes.wait(60.0):
                     self._wakeup.set()
 
+    def _disks_changed(self) -> None:
+        self._wakeup.set()
+        if self._disks.low_disk:
+            self._house_now.set()  # what is kept for later goes at once, so that the pause may be short
+
     async def keep_house(self) -> None:
         for job_id in await self._jobs.keep_house(self._clock.now(), self._jumps.ahead()):
             log.info("expired in the queue", job=job_id)
@@ -281,13 +288,17 @@ class JobController:
             await self.prune(under_pressure=True)
 
     async def prune(self, *, under_pressure: bool = False) -> None:
-        """What is not to be kept is gone; `under_pressure`, of archives of ended jobs all but the minimum.
+        """What is not to be kept is gone; `under_pressure`, of archives of ended jobs all but the minimum, and of
+        environments all but those that jobs run in, if it is the engine's disk.
 
         It may be called at any time, beside the hourly turn.
         """
         gone = await self._jobs.prune(self._clock.now(), under_pressure=under_pressure)
         for one in gone:
             log.info("pruned", kind=one.kind, name=one.name, bytes=one.size, why=one.why)
+        is_low = under_pressure and self._disks.engine_is_low
+        for image in await self._executor.prune_images(under_pressure=is_low):
+            log.info("pruned", kind="environment", name=image.image.reference, why=image.why)
 
 
 def _haunted(observed: Observed) -> str | None:
@@ -300,16 +311,21 @@ def _haunted(observed: Observed) -> str | None:
     )
 
 
-async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    """The work is done now and again and again; what goes wrong with one turn ends with it."""
+async def _every(
+    seconds: float, work: Callable[[], Awaitable[None]], now: asyncio.Event | None = None
+) -> None:
+    """The work is done at once and again and again, sooner where `now` is set; what goes wrong with one turn ends
+    with it."""
+    sooner = now or asyncio.Event()
     while True:
+        sooner.clear()
         try:
             await work()
         except (CIError, OSError) as error:
             log.warning("housekeeping failed", error=str(error))
         except Exception:
             log.exception("housekeeping failed: a programming error")
-        await asyncio.sleep(seconds)
+        await _set_within(sooner, seconds)
 
 
 async def _end(tasks: Sequence[asyncio.Task[object]]) -> None:

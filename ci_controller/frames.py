@@ -48,6 +48,7 @@ class EventFrame:
     number: int
     type: str
     data: Mapping[str, Any]
+    at: int | None = None  # milliseconds since the epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class TrailerFrame:
     session_finished: bool = False  # pytest said so itself, through the reporting plugin
     collection_errors: int = 0
     message: str | None = None  # one sentence of evidence
+    at: int | None = None  # milliseconds since the epoch
+    first_output_at: int | None = None  # the first that was printed since the last event
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,9 @@ def _output(document: dict[str, Any]) -> OutputFrame:
 
 
 def _event(document: dict[str, Any]) -> EventFrame:
-    return EventFrame(_number(document), _typed(document["k"], str), _object(document["d"]))
+    return EventFrame(
+        _number(document), _typed(document["k"], str), _object(document["d"]), _moment(document, "at")
+    )
 
 
 def _trailer(document: dict[str, Any]) -> TrailerFrame:
@@ -154,6 +159,8 @@ def _trailer(document: dict[str, Any]) -> TrailerFrame:
         session_finished=document.get("session_finished") is True,
         collection_errors=_natural(document.get("collection_errors", 0)),
         message=None if message is None else _typed(message, str),
+        at=_moment(document, "at"),
+        first_output_at=_moment(document, "first_output_at"),
     )
 
 
@@ -162,6 +169,11 @@ def _number(document: dict[str, Any]) -> int:
     if not number:
         raise ValueError("numbers begin with 1")
     return number
+
+
+def _moment(document: dict[str, Any], key: str) -> int | None:
+    value = document.get(key)
+    return None if value is None else _natural(value)
 
 
 def _typed(value: Any, expected: type[_T]) -> _T:

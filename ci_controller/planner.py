@@ -38,10 +38,11 @@ def plan(observed: Observed, now: datetime, policy: Policy) -> list[Operation]:
     for attempt in observed.attempts:
         wanted += _about_attempt(attempt, containers.get(key_of(attempt)), observed, now, policy)
     wanted += _removals(observed, now, policy)
-    allowed: list[Operation] = [
-        one for one in wanted if _is_free(one, observed.work) and _is_fenced(one, observed)
+    allowed = [one for one in wanted if _is_free(one, observed.work) and _is_fenced(one, observed)]
+    within: list[Operation] = [
+        *_within_slots(allowed, policy.max_running_jobs - _starting_or_started(observed))
     ]
-    return [*allowed, *_claims(observed, policy)]  # last: whatever else is due does not wait for the database
+    return [*within, *_claims(observed, policy)]  # last: whatever else is due does not wait for the database
 
 
 def _is_free(operation: Operation, work: Work) -> bool:
@@ -53,13 +54,31 @@ def _is_fenced(operation: Operation, observed: Observed) -> bool:
     return observed.network.holds or not isinstance(operation, StartContainer)
 
 
-# -- claiming ----------------------------------------------------------------------------------------------
+# -- slots and claiming ------------------------------------------------------------------------------------
+
+
+def _within_slots(operations: Iterable[Operation], free: int) -> Iterator[Operation]:
+    """Yield the operations with only so many starts: who waited for an environment gave its slot away."""
+    for operation in operations:
+        if isinstance(operation, StartContainer):
+            free -= 1
+            if free < 0:
+                continue
+        yield operation
+
+
+def _starting_or_started(observed: Observed) -> int:
+    return sum(
+        attempt.started_at is not None or key_of(attempt) in observed.work.busy
+        for attempt in observed.attempts
+        if key_of(attempt) not in observed.work.awaits_environment
+    )
 
 
 def _claims(observed: Observed, policy: Policy) -> Iterator[Operation]:
     if not observed.network.holds:
         return
-    free = policy.max_running_jobs - len(observed.attempts) - _strays(observed)
+    free = free_slots(observed, policy)
     if not observed.claimable or free <= 0 or not observed.image_id or observed.work.low_disk:
         return
     if observed.work.trouble is None:
@@ -69,9 +88,29 @@ def _claims(observed: Observed, policy: Policy) -> Iterator[Operation]:
         yield Claim(1, f"{observed.claimable} queued, one tries whether the engine makes containers again")
 
 
-def _strays(observed: Observed) -> int:
-    """How many containers still use the machine although no open attempt has them."""
-    return sum(container.state is ContainerState.RUNNING for container in unheld(observed))
+def free_slots(observed: Observed, policy: Policy) -> int:
+    """Return how many more jobs may run; what only waits for one takes no slot."""
+    return policy.max_running_jobs - _slots_held(observed, policy) - _strays(observed, policy)
+
+
+def _slots_held(observed: Observed, policy: Policy) -> int:
+    """How many open attempts hold one; those that wait for an environment do not, but only so many of them: not
+    all that is queued is claimed to wait."""
+    waiting = sum(key_of(attempt) in observed.work.awaits_environment for attempt in observed.attempts)
+    return len(observed.attempts) - min(waiting, policy.max_running_jobs)
+
+
+def _strays(observed: Observed, policy: Policy) -> int:
+    """How many containers still use the machine although no open attempt has them.
+
+    What was never fed does nothing, and goes at once; only what does not go keeps a slot.
+    """
+
+    def is_used(container: ObservedContainer) -> bool:
+        never_fed = labels.is_waiting_name(policy.container_prefix, container.name)
+        return not never_fed or container.id in observed.work.irremovable
+
+    return sum(one.state is ContainerState.RUNNING and is_used(one) for one in unheld(observed))
 
 
 # -- attempts ----------------------------------------------------------------------------------------------
@@ -81,7 +120,7 @@ def _about_attempt(
     attempt: Attempt, container: ObservedContainer | None, observed: Observed, now: datetime, policy: Policy
 ) -> Iterable[AttemptOperation]:
     if attempt.started_at is None:
-        return [_prepare(attempt, observed, policy)]
+        return _prepare(attempt, observed, policy)
     if container is None or container.state is ContainerState.CREATED:
         cause = "its container is gone after the stop" if attempt.stop else "its container is gone"
         return [_given_up(attempt, "Its container vanished from the engine.", cause)]
@@ -90,14 +129,20 @@ def _about_attempt(
     return _supervise(attempt, attempt.started_at, container, observed.work, now, policy)
 
 
-def _prepare(attempt: Attempt, observed: Observed, policy: Policy) -> AttemptOperation:
+def _prepare(attempt: Attempt, observed: Observed, policy: Policy) -> Iterator[AttemptOperation]:
     """Of a claimed attempt, which no container is recorded of: nothing was fed for it, by whomever."""
+    key, work = key_of(attempt), observed.work
     if attempt.job.cancel_requested_at:
-        return FinishAttempt(attempt, Reason.CANCELLED, _by(attempt), "cancel requested before it started")
-    if observed.image_id is None:
+        yield FinishAttempt(attempt, Reason.CANCELLED, _by(attempt), "cancel requested before it started")
+    elif observed.image_id is None:
         message = f"The runner image {policy.runner_image} is not on the engine."
-        return ReleaseAttempt(attempt, message, "the runner image is missing")
-    return StartContainer(attempt, observed.image_id, "claimed, no container")
+        yield ReleaseAttempt(attempt, message, "the runner image is missing")
+    elif key in work.awaited_environment:
+        yield StartContainer(
+            attempt, observed.image_id, "the environment that it waited for is no longer built"
+        )
+    elif key not in work.awaits_environment:
+        yield StartContainer(attempt, observed.image_id, "claimed, no container")
 
 
 def _given_up(attempt: Attempt, message: str, cause: str) -> AttemptOperation:
@@ -213,6 +258,6 @@ def _why_remove(
     if container.id in observed.ended:
         return "its attempt has ended"
     if labels.is_waiting_name(policy.container_prefix, container.name):
-        return "it was never fed, and whoever made it has gone"
+        return "it was never fed, and nobody keeps it"
     is_late = now - container.created_at >= policy.orphan_grace
     return "an orphan: no attempt knows it" if is_late else None

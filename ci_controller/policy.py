@@ -47,6 +47,8 @@ class Policy:
     max_backoff: timedelta = timedelta(seconds=60)
     retention: Retention = DEFAULT_RETENTION
     environments: ImageLimits = DEFAULT_IMAGE_LIMITS
+    warm_containers: int = 2  # that wait ahead of need, at most
+    warm_age: timedelta = timedelta(minutes=10)  # who waited that long goes
 
     @property
     def stop_grace(self) -> timedelta:

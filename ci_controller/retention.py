@@ -132,8 +132,9 @@ def choose_packs(packs: Sequence[PackUse], keep: KeepBlobs, now: datetime) -> li
     filled_of: defaultdict[str, int] = defaultdict(int)
     chosen: list[Prunable] = []
     for pack in packs:
-        filled += pack.size
         filled_of[pack.user_id] += pack.size
+        if filled_of[pack.user_id] <= keep.size_per_user:  # beyond it, it goes, and takes nobody else's place
+            filled += pack.size
         why = _why_pack(pack, filled, filled_of[pack.user_id], keep, now)
         if why and now - pack.created_at > ABANDONED_AFTER:
             chosen.append(Prunable("blobs", pack.name, pack.size, why))

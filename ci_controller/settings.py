@@ -220,6 +220,14 @@ class ControllerSettings(ServiceSettings):
         default=DEFAULTS.environments.age,
         description="How long after it was built an environment is used; then everything is installed anew.",
     )
+    warm_containers: Count = Field(
+        default=DEFAULTS.warm_containers,
+        description="Containers that are started ahead of need, for what ran lately, at most; each holds memory."
+        " `0`: every job starts its own.",
+    )
+    warm_age: Duration = Field(
+        default=DEFAULTS.warm_age, description="How long one of them waits before another takes its place."
+    )
 
     @property
     def environments(self) -> ImageLimits:
@@ -273,4 +281,6 @@ class ControllerSettings(ServiceSettings):
             queue_timeout=self.queue_timeout,
             retention=self.retention,
             environments=self.environments,
+            warm_containers=self.warm_containers,
+            warm_age=self.warm_age,
         )

@@ -1,17 +1,21 @@
-"""Containers that run and wait to be told what: created, started, their input held open, and nobody's yet.
+"""Containers that run and wait to be told what: created, started, told how to wait, and nobody's yet.
 
 The row of an attempt says that it has one. Until then only this process knows whose it is: its name is in
 `names()` from before it is created, so that nobody here takes it for one that was left behind. When this
 process dies the input ends, the container leaves by itself, and the successor removes it by its name.
 """
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from ci_common.crash_points import crash_point
 from ci_controller import labels
-from ci_controller.container_runtime import ContainerInput, ContainerRuntime, ContainerSpec
+from ci_controller.container_runtime import (
+    ContainerError,
+    ContainerGone,
+    ContainerInput,
+    ContainerRuntime,
+    ContainerSpec,
+)
 from ci_controller.feed import BOOTSTRAP_COMMAND, prelude
 from ci_controller.install_plan import ENVIRONMENT
 from ci_controller.job_source import JobSource
@@ -24,12 +28,13 @@ class WaitingContainer:
     """One of them, running; whoever has it may feed it once."""
 
     id: str
+    name: str  # until it has its job's
     image_id: str
     input: ContainerInput
 
 
 class WaitingContainers:
-    """Makes containers that wait, and hands them out."""
+    """Makes containers that wait, and knows those that nobody else may touch."""
 
     def __init__(self, jobs: JobSource, runtime: ContainerRuntime, policy: Policy, lease: Lease) -> None:
         self._jobs = jobs
@@ -42,24 +47,32 @@ class WaitingContainers:
         """Return what the containers are called that are being made, wait or are being assigned."""
         return frozenset(self._names)
 
-    @asynccontextmanager
-    async def handed_out(self, image_id: str) -> AsyncGenerator[WaitingContainer]:
-        """A container of that image is the caller's alone, who leaves behind a row that has it, or nothing to keep.
-
-        When the context is left its input is closed.
-        """
+    async def make(self, image_id: str) -> WaitingContainer:
+        """A container of that image waits, and is the caller's alone until it is let go."""
         name = labels.waiting_name(self._policy.container_prefix)
         self._names.add(name)
         try:
-            container = await self._make(name, image_id)
-            try:
-                crash_point("after_start")
-                await container.input.send(prelude(ENVIRONMENT, ahead=True))
-                yield container
-            finally:
-                container.input.close()
-        finally:
+            return await self._make(name, image_id)
+        except BaseException:
             self._names.remove(name)
+            raise
+
+    async def is_alive(self, container: WaitingContainer) -> bool:
+        """Tell whether the engine says that it runs; one whose input ended leaves by itself."""
+        try:
+            return await self._runtime.exit_state(container.id) is None
+        except (ContainerGone, ContainerError):
+            return False
+
+    def let_go(self, container: WaitingContainer) -> None:
+        """Its input is closed; unless a row has it, the next plan removes it."""
+        container.input.close()
+        self._names.discard(container.name)
+
+    async def remove(self, container: WaitingContainer) -> None:
+        """It is gone from the engine, where no next plan of ours would see to that."""
+        self._lease.require()
+        await self._runtime.remove(container.id)
 
     async def _make(self, name: str, image_id: str) -> WaitingContainer:
         self._lease.require()
@@ -67,7 +80,14 @@ class WaitingContainers:
         container_id = await self._runtime.create(self._spec(name, image_id))
         crash_point("after_create")
         self._lease.require()
-        return WaitingContainer(container_id, image_id, await self._runtime.start(container_id))
+        container = WaitingContainer(container_id, name, image_id, await self._runtime.start(container_id))
+        try:
+            crash_point("after_start")
+            await container.input.send(prelude(ENVIRONMENT, ahead=True))
+        except BaseException:
+            container.input.close()
+            raise
+        return container
 
     def _spec(self, name: str, image_id: str) -> ContainerSpec:
         return ContainerSpec(

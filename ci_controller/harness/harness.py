@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from ci_controller.harness.ahead import Ahead, pytest_command
 from ci_controller.harness.complaints import of_pytest, plain_text
 from ci_controller.harness.ending import CRASHED, EXIT_CODES, HARNESS_FAILED, Ended
-from ci_controller.harness.installer import Installer
+from ci_controller.harness.installer import Installer, removed
 from ci_controller.harness.intake import HEADER, WAITING, Feed, FeedEnded, Tree, unpack
 from ci_controller.harness.interpreter import Python
 from ci_controller.harness.leftovers import empty
@@ -83,21 +83,15 @@ class Run:
             if not self._header["project_steps"]:
                 self._installer.ensure_pytest()
             self._steps = []
-            self._empty_workspace()
+            removed(lambda: empty(self._header["workspace"]))
         self._log.event("prepared")
         with self._runner.paused():
             feed.wait()
 
-    def _empty_workspace(self) -> None:
-        try:
-            empty(self._header["workspace"])
-        except (OSError, RecursionError) as error:
-            raise Ended(
-                "install_failed", f"What the installation left cannot be removed: {error}."
-            ) from error
-
     def install(self) -> None:
         """Everything the tests need is installed; raises Ended."""
+        if self._header["kept_from"]:
+            self._log.say(f"Using the environment kept from {self._header['kept_from']}")
         steps = [*self._steps, *self._header["project_steps"]]
         if steps:
             self._discard_ahead()

@@ -9,7 +9,7 @@ import importlib.machinery
 import os
 import shutil
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from ci_controller.harness.complaints import of_installer, plain_text
@@ -23,6 +23,14 @@ _PYTEST = {"title": "pytest", "uv": ["pip", "install", "pytest"], "pip": ["insta
 _SHARED_UMASK = 0o002
 # Whatever installers keep beside the packages they install.
 _CACHES = ("TMPDIR", "XDG_CACHE_HOME", "UV_CACHE_DIR", "PIP_CACHE_DIR")
+
+
+def removed(remove_it: Callable[[], None]) -> None:
+    """What an installation left was removed; raises Ended, whoever left it made it so."""
+    try:
+        remove_it()
+    except (OSError, RecursionError) as error:
+        raise Ended("install_failed", f"What the installation left cannot be removed: {error}.") from error
 
 
 class Installer:
@@ -49,7 +57,7 @@ class Installer:
     def for_an_image(self) -> Generator[None, None, None]:
         """What is installed meanwhile is fit for an image: compiled, for the whole group, with no cache beside it."""
         place = os.path.join(self._python.home, ".ci-build")
-        remove(place)
+        removed(lambda: remove(place))
         before = self._environment
         caches = {name: os.path.join(place, name) for name in _CACHES}
         for directory in caches.values():
@@ -58,7 +66,7 @@ class Installer:
         with self.for_the_group():
             yield
         self._environment = before
-        remove(place)
+        removed(lambda: remove(place))
 
     @contextlib.contextmanager
     def for_the_group(self) -> Generator[None, None, None]:

@@ -1,7 +1,7 @@
 """The Python that dependencies go into and pytest runs from. It is never the one that runs us: its files may be the
 job's own."""
 
-# ruff: noqa: PTH108, PTH110, PTH112, PTH113, PTH118, PTH120, PTH208 - pathlib is a tenth of a second of imports
+# ruff: noqa: PTH108, PTH110, PTH113, PTH118, PTH120, PTH208 - pathlib is a tenth of a second of imports
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Python:
 
     @classmethod
     def of_image(cls) -> Python:
-        """Return the first on PATH, if its packages can be added to; else a new environment over the one we run in."""
+        """Return the first on PATH, if its packages can be added to; else an environment over the one we run in."""
         home = os.environ.get("HOME", "")
         home = home if os.access(home, os.W_OK) else "/tmp"  # noqa: S108 - the container's own
-        program = shutil.which("python3") or ""
-        packages = _packages_of(program)
-        if packages is None:
-            program, packages = _new_environment(os.path.join(home, ".ci-venv"))
-        return cls(program, packages, home)
+        for program in (shutil.which("python3") or "", os.path.join(home, ".ci-venv", "bin", "python")):
+            packages = _packages_of(program)
+            if packages is not None:
+                return cls(program, packages, home)
+        return cls(*_new_environment(home), home)
 
     def environment(self, variables: dict[str, str]) -> dict[str, str]:
         """Return the environment of whatever is run with it."""
@@ -65,7 +65,10 @@ class Python:
 def _packages_of(program: str) -> str | None:
     """Return where the packages of an interpreter are, None where there is no such place or we may not write to it."""
     libraries = os.path.join(os.path.dirname(os.path.dirname(program)), "lib")
-    names = os.listdir(libraries) if program and os.path.isdir(libraries) else []
+    names: list[str] = []
+    if program and os.path.isfile(program):
+        with contextlib.suppress(OSError):  # a build may have closed it
+            names = os.listdir(libraries)
     ours = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for name in sorted(names, key=lambda name: (name != ours, name)):
         packages = os.path.join(libraries, name, "site-packages")
@@ -74,10 +77,14 @@ def _packages_of(program: str) -> str | None:
     return None
 
 
-def _new_environment(place: str) -> tuple[str, str]:
+def _new_environment(home: str) -> tuple[str, str]:
+    place = os.path.join(home, ".ci-venv")
+    if os.path.lexists(place):  # whatever a build left there: nothing of it runs before it is the job's time
+        place += os.urandom(8).hex()
     subprocess.run(
         [sys.executable, "-I", "-m", "venv", "--system-site-packages", place],
         check=True,
+        env={**os.environ, "PYTHONNOUSERSITE": "1"},
         cwd="/",  # nothing of the tree's may be imported here: it is before `begun`, and on our own stream
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

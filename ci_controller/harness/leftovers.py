@@ -1,6 +1,6 @@
 """Removing what an installation left, whoever made it and however."""
 
-# ruff: noqa: PTH101, PTH108, PTH112, PTH114, PTH118 - pathlib is a tenth of a second of imports
+# ruff: noqa: PTH101, PTH108, PTH112, PTH114, PTH116, PTH118 - pathlib is a tenth of a second of imports
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import shutil
 
 def empty(directory: str) -> None:
     """Nothing is in the directory any more; raises OSError."""
-    os.chmod(directory, 0o755)  # noqa: S103 - as it was made
+    if os.stat(directory).st_uid == os.geteuid():  # else it is the image's, and nobody could close it
+        os.chmod(directory, 0o775)  # noqa: S103 - another user of the group comes after us
     for name in os.listdir(directory):  # noqa: PTH208
         remove(os.path.join(directory, name))
 

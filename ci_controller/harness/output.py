@@ -27,6 +27,7 @@ class Log:
         self._tail = b"\n"  # the end of the text since our own last line
         self._gathered = bytearray()  # counted, not yet out
         self._next_flush = 0.0
+        self._first_output: int | None = None  # since the last event, as `_now` has it
 
     def output(self, data: bytes) -> bool:
         """What fits under the limit is out, or will be at `due`; returns False when something did not fit.
@@ -34,6 +35,7 @@ class Log:
         The first bytes after a pause go out at once; only those that follow close behind are gathered.
         """
         self.last_output = time.monotonic()
+        self._first_output = self._first_output or _now()
         room = len(data) if self.limit is None else max(0, self.limit - self._size)
         self._take(data[:room])
         if len(self._gathered) >= FRAME_BYTES or self.last_output >= self._next_flush:
@@ -72,11 +74,13 @@ class Log:
     def event(self, kind: str, **data: Any) -> None:
         """An event is out, behind the text before it."""
         self.flush()
-        _write_all(self._frame(t="e", k=kind, d=data))
+        self._first_output = None
+        _write_all(self._frame(t="e", k=kind, at=_now(), d=data))
 
     def trailer(self, outcome: str, message: str | None, fields: dict[str, Any]) -> None:
         """The last frame is out."""
         self.flush()
+        fields = {**fields, "at": _now(), "first_output_at": self._first_output}
         fields = {**fields, "log_bytes": self._size, "log_sha256": self._digest.hexdigest()}
         _write_all(
             self._frame(t="end", outcome=outcome, message=message and _plain(message[:1000]), **fields)
@@ -91,6 +95,11 @@ class Log:
     def _frame(self, **fields: Any) -> bytes:
         self._number += 1
         return json.dumps({"n": self._number, **fields}, separators=(",", ":")).encode() + b"\n"
+
+
+def _now() -> int:
+    """Return milliseconds since the epoch: the clock is the machine's, so they stand beside those of others."""
+    return int(time.time() * 1000)
 
 
 def _plain(text: str) -> str:

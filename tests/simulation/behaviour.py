@@ -8,7 +8,7 @@ from typing import Final
 from ci_common.models import JobStatus, Reason
 from ci_controller.container_runtime import ExitState
 from ci_controller.frames import Outcome
-from tests.support.controlled import Frames
+from tests.support.controlled import Frames, opening
 from tests.support.fake_runtime import Script, Step, UntilSignal
 
 
@@ -44,9 +44,11 @@ def _lines(job_id: str) -> list[bytes]:
     return [f"{job_id} line {number} é\n".encode() for number in range(4)]
 
 
-def not_started() -> Iterator[Step]:
+def not_started(fed: bytes) -> Iterator[Step]:
     """Do what every container does whose input broke off."""
-    yield Frames().trailer(Outcome.NOT_STARTED, message="The feed broke off.")
+    frames = Frames()
+    yield from opening(fed, frames)
+    yield frames.trailer(Outcome.NOT_STARTED, message="The feed broke off.")
     yield ExitState(100)
 
 
@@ -55,7 +57,7 @@ def script_of(job_id: str, kind: Kind) -> Script:
 
     def script(fed: bytes) -> Iterator[Step]:
         frames = Frames()
-        yield frames.begun()
+        yield from opening(fed, frames)
         for line in _lines(job_id):
             yield frames.output(line)
         yield from _ending(kind, frames)

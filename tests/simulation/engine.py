@@ -16,15 +16,17 @@ from ci_controller.container_runtime import (
     ContainerSpec,
     ContainerState,
     ExitState,
+    NewImage,
     ObservedContainer,
 )
 from ci_controller.operations import AttemptKey
 from tests.simulation.behaviour import not_started
 from tests.simulation.faults import Faults
-from tests.support.controlled import GO
+from tests.support.controlled import GO, builds
 from tests.support.fake_runtime import FakeContainer, FakeContainerRuntime, Script, Step, UntilSignal
 
 Behaviour = Callable[[str], Script]  # of a job, by its id
+_HEADER: Final = b'{"steps": '  # begins the first record of a job
 _CATCHES_UP: Final = 2  # chunks between two readings: with all of a job's late, five readings find the last
 
 
@@ -41,6 +43,7 @@ class SimulatedEngine(FakeContainerRuntime):
         super().__init__(clock=clock)
         self.faults = faults
         self.runs: Counter[AttemptKey] = Counter()  # containers that got all of their input
+        self.feeds: Counter[str] = Counter()  # headers of a job that a container got, by its id
         self.before_removal: Callable[[FakeContainer], None] = lambda container: None
         self.stalled = 0
         self.log_stalls = False  # what is late stays so, however often it is read
@@ -116,6 +119,12 @@ class SimulatedEngine(FakeContainerRuntime):
         await self._slowly("rename", name)
         await super().rename(container_id, name)
 
+    async def commit(self, container_id: str, image: NewImage) -> str:
+        await self._slowly("commit", self._name(container_id))
+        image_id = await super().commit(container_id, image)
+        self._reply("commit", self._name(container_id))
+        return image_id
+
     async def signal(self, container_id: str, signal: str) -> None:
         await self._slowly("signal", self._name(container_id))
         await super().signal(container_id, signal)
@@ -160,14 +169,22 @@ class SimulatedEngine(FakeContainerRuntime):
         if self.faults.strikes("reply lost", f"{call} {self._whom(container)}"):
             raise EngineUnavailable(f"the reply to {call} was lost")
 
+    def _hear(self, container: FakeContainer) -> None:
+        """Installing takes no time, and what a container says then is never late: its feed waits for that."""
+        for step in builds(container.fed) or ():
+            assert isinstance(step, bytes)
+            FakeContainerRuntime._write(self, container, step)
+
     def _begin(self, container: FakeContainer) -> None:
+        self.feeds[container.id] += container.fed.count(_HEADER)
         if not container.fed.endswith(GO):
-            self._steps[container.id] = not_started()
+            self._steps[container.id] = not_started(container.fed)
             return
         key = key_of(container)
         assert key is not None, "what is fed has its job's name"
         self.runs[key] += 1
-        self._steps[container.id] = iter(self._behaviour(key.job_id)(container.fed))
+        said = len(container.output)  # while its environment was built
+        self._steps[container.id] = itertools.islice(self._behaviour(key.job_id)(container.fed), said, None)
 
     def read_output(self, container_id: str) -> AbstractContextManager[Iterator[bytes]]:
         """The log lags behind the container's exit: each reading may find more than the one before."""

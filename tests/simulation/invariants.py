@@ -1,4 +1,4 @@
-"""I1 to I8 of the fault catalogue, each a function that raises AssertionError in a world where it does not hold.
+"""I1 to I8 and I10, each a function that raises AssertionError in a world where it does not hold.
 
 I9 is in `World._pass_of`: each pass has a deadline, while slow calls never end by themselves.
 """
@@ -30,6 +30,7 @@ async def check_all(world: World) -> None:
         i4_nothing_is_removed_before_its_log_and_verdict(world, db)
         i5_a_sealed_log_is_what_was_printed(world, jobs)
         i6_limits_hold(world, db)
+        i10_a_container_is_one_attempts(world, db)
     finally:
         db.close()
     await i7_nobody_sees_what_is_not_theirs(world)
@@ -111,8 +112,12 @@ def i5_a_sealed_log_is_what_was_printed(world: World, jobs: Sequence[Job]) -> No
 
 
 def i6_limits_hold(world: World, db: sqlite3.Connection) -> None:
-    held = db.execute("SELECT count(*) FROM attempts WHERE ended_at IS NULL").fetchone()[0]
-    assert held <= world.system.policy.max_running_jobs, "more run than may"
+    query = "SELECT count(started_at), count(*) FROM attempts WHERE ended_at IS NULL"
+    started, held = db.execute(query).fetchone()
+    policy = world.system.policy
+    assert started <= policy.max_running_jobs, "more run than may"
+    wait = 0 if policy.environments.are_off else policy.max_running_jobs  # for what another one builds
+    assert held <= policy.max_running_jobs + wait, "more are claimed than may be"
     fresh = dict(  # what comes back to the queue was admitted before, and is not refused again
         db.execute(
             "SELECT user_id, count(*) FROM jobs WHERE status = 'queued' AND attempt = 0 GROUP BY user_id"
@@ -120,6 +125,16 @@ def i6_limits_hold(world: World, db: sqlite3.Connection) -> None:
     )
     assert max(fresh.values(), default=0) <= world.limits.per_user, "a user has more queued than they may"
     assert sum(fresh.values()) <= world.limits.total, "more is queued than may be"
+
+
+def i10_a_container_is_one_attempts(world: World, db: sqlite3.Connection) -> None:
+    """Whether or not it waited: it is fed for one attempt at most, and no two attempts have it."""
+    assert all(times <= 1 for times in world.engine.feeds.values()), world.engine.feeds
+    shared = db.execute(
+        "SELECT container_id FROM attempts WHERE container_id IS NOT NULL"
+        " GROUP BY container_id HAVING count(*) > 1"
+    ).fetchall()
+    assert not shared, "two attempts have one container"
 
 
 async def i7_nobody_sees_what_is_not_theirs(world: World) -> None:

@@ -37,9 +37,9 @@ def told(world: World) -> Generator[None]:
 
 
 async def a_life(seed: int, path: Path, steps: int = STEPS) -> None:
-    """A world goes through its steps and recovers."""
+    """A world goes through its steps and recovers; in most, containers wait ahead of need."""
     with capture_logs():
-        async with simulated(seed, path) as world:
+        async with simulated(seed, path, warm_containers=seed % 3) as world:
             with told(world):
                 await world.live(steps, check_all)
                 await world.recover(check_all)

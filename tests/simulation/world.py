@@ -22,6 +22,7 @@ from ci_common.crash_points import CRASH_POINTS, CrashPoint, told_of_crash_point
 from ci_common.errors import JobFinished, QueueFull, TooManyRequests, Unauthorized
 from ci_common.models import Idempotency, Job, QueueLimits, User
 from ci_common.settings import StorageSettings
+from ci_controller import labels
 from ci_controller.controller import JobController
 from ci_controller.policy import Policy
 from ci_persistence.factory import open_stores
@@ -354,7 +355,13 @@ class World:
 
     async def is_over(self) -> bool:
         jobs = [await self.system.job(job_id) for job_id in self.submitted]
-        return all(job.status.is_terminal for job in jobs) and not self.engine.containers
+        left = {name for name in self.engine.containers if not self._may_wait(name)}
+        return all(job.status.is_terminal for job in jobs) and not left
+
+    def _may_wait(self, name: str) -> bool:
+        """Tell whether the controller keeps that container for a job that may come."""
+        kept = [one for one in self.engine.containers if labels.is_waiting_name("", one)]
+        return name in kept and len(kept) <= self.system.policy.warm_containers
 
 
 def _reached(name: CrashPoint) -> None:
@@ -363,8 +370,8 @@ def _reached(name: CrashPoint) -> None:
 
 
 @asynccontextmanager
-async def simulated(seed: int, path: Path) -> AsyncGenerator[World]:
-    """A world of that seed, below that directory."""
+async def simulated(seed: int, path: Path, warm_containers: int = 0) -> AsyncGenerator[World]:
+    """A world of that seed, below that directory, in which so many containers may wait for jobs."""
     clock, faults = WorldClock(), Faults(seed)
     database = new_database(path)
     kinds: dict[str, Kind] = {}
@@ -372,7 +379,7 @@ async def simulated(seed: int, path: Path) -> AsyncGenerator[World]:
     settings = StorageSettings(db_path=database)
     users = {name: User(name, name, f"{name}@example.org", clock.now()) for name in USERS}
     repository = SQLiteJobRepository(database)
-    policy = Policy(max_running_jobs=3, queue_timeout=timedelta(hours=24))
+    policy = Policy(max_running_jobs=3, queue_timeout=timedelta(hours=24), warm_containers=warm_containers)
     system = ControlledSystem(repository, open_stores(settings), engine, users["ada"], policy)
     world = World(seed, clock, faults, engine, system, database, random.Random(seed), kinds, users)
     engine.before_removal = world.note_removal

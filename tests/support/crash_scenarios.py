@@ -27,6 +27,7 @@ from ci_common.crash_points import CrashPoint, told_of_crash_points
 from ci_common.models import APIKey, Job, JobFilter, JobStatus, new_id
 from ci_common.stores import BlobStore
 from ci_controller.frames import Outcome
+from ci_controller.image_retention import DEFAULT_IMAGE_LIMITS
 from ci_persistence.factory import open_stores
 from ci_server.app import create_app
 from ci_server.settings import ServerSettings
@@ -72,6 +73,60 @@ async def two_jobs_run(path: Path, point: CrashPoint, nth: int) -> bool:
             assert (await system.job(job_id)).success, await system.job(job_id)
             await _has_one_whole_story(system, job_id, "completed")
         assert runs() == 2, "the user's code ran once for each job"
+        return died
+
+
+async def two_jobs_build_environments(path: Path, point: CrashPoint, nth: int) -> bool:
+    """Each job needs another one; the third finds the first one's, whoever built it."""
+    async with controlled_system(path, a_run()) as system:
+        system.policy = replace(system.policy, max_running_jobs=1, environments=DEFAULT_IMAGE_LIMITS)
+        runs = _times_run(system)
+        trees = [{"requirements.txt": name, "test_a.py": b"pass\n"} for name in (b"one\n", b"two\n")]
+        jobs = [await system.submit(tree) for tree in trees]
+        died = await _first_life(system, point, nth, lambda: _all_over(system, jobs))
+        async with system.running(0.05):
+            for job_id in jobs:
+                await system.finished(job_id)
+            jobs.append(await system.submit(trees[0]))
+            assert (await system.finished(jobs[-1])).image_cached
+        for job_id in jobs:
+            assert (await system.job(job_id)).success, await system.job(job_id)
+            await _has_one_whole_story(system, job_id, "completed")
+        assert runs() == 3, "the user's code ran once for each job"
+        images = await system.runtime.environment_images(await system.repository.instance_id())
+        assert len({image.reference for image in images}) == len(images) == 2
+        return died
+
+
+async def a_second_job_gets_what_waited(path: Path, point: CrashPoint, nth: int) -> bool:
+    """A job runs; then a container waits, which a second one is assigned; then another one waits."""
+    async with controlled_system(path, a_run()) as system:
+        cold = system.policy
+        system.policy = replace(cold, warm_containers=1)
+        runs = _times_run(system)
+        jobs = [await system.submit()]
+
+        async def over() -> bool:
+            terminal = [(await system.job(job_id)).status.is_terminal for job_id in jobs]
+            waits = any(
+                one.fed and name.startswith("waiting-") for name, one in system.runtime.containers.items()
+            )
+            if all(terminal) and waits and len(jobs) == 1:
+                jobs.append(await system.submit())
+                return False
+            return all(terminal) and waits
+
+        died = await _first_life(system, point, nth, over)
+        if len(jobs) == 1:
+            jobs.append(await system.submit())
+        async with system.running(0.05, policy=cold):
+            for job_id in jobs:
+                await system.finished(job_id)
+            await eventually(lambda: _all_over(system, jobs))
+        for job_id in jobs:
+            assert (await system.job(job_id)).success, await system.job(job_id)
+            await _has_one_whole_story(system, job_id, "completed")
+        assert runs() == len(jobs), "the user's code ran once for each job"
         return died
 
 
@@ -288,9 +343,13 @@ SCENARIOS: Final[Mapping[CrashPoint, Scenario]] = MappingProxyType(
         "before_create": _RUN,
         "after_create": _RUN,
         "after_start": _RUN,
+        "after_waiting": Scenario(a_second_job_gets_what_waited),
+        "after_taken": Scenario(a_second_job_gets_what_waited, hits=1),
         "after_mark_started": _RUN,
         "after_rename": _RUN,
         "during_feed": _RUN,
+        "after_prepared": Scenario(two_jobs_build_environments),
+        "after_commit": Scenario(two_jobs_build_environments),
         "after_feed": _RUN,
         "after_mark_begun": _RUN,
         "during_pump": _RUN,

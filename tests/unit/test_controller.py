@@ -18,7 +18,9 @@ from ci_common.models import JobFilter, JobStatus, Reason
 from ci_controller import labels
 from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState, start_and_feed
 from ci_controller.container_users import NONE_FREE, USERS
+from ci_controller.feed import prelude
 from ci_controller.frames import Outcome
+from ci_controller.install_plan import ENVIRONMENT
 from ci_controller.lease import Superseded
 from ci_controller.operations import render
 from ci_persistence.commit_watch import CommitWatch
@@ -35,6 +37,7 @@ from tests.support.controlled import (
 )
 from tests.support.fake_runtime import Step, UntilSignal
 
+PRELUDE = b"".join(prelude(ENVIRONMENT, ahead=True))  # what a container is fed before there is a job for it
 IMPATIENT = {
     "interrupt_grace": timedelta(seconds=0.04),
     "terminate_grace": timedelta(seconds=0.01),
@@ -514,7 +517,7 @@ async def test_a_container_waits_is_recorded_renamed_and_fed_in_this_order(syste
         assert labels.is_waiting_name("", container.spec.name)
         assert not {word for word in (job_id, system.user.id) if word in str(container.spec)}
         [attempt] = await system.repository.open_attempts()
-        assert (attempt.container_id, container.fed) == (container.id, b"")
+        assert (attempt.container_id, container.fed) == (container.id, PRELUDE)
         engine.go_on.set()
         await system.printed(job_id)
         assert container.spec.name == labels.job_name("", job_id, 1)
@@ -588,7 +591,7 @@ async def test_a_container_that_cannot_get_its_name_is_never_fed_and_costs_nothi
         await controller.reconcile_once()
         await controller.idle()
     [container] = system.runtime.containers.values()
-    assert container.fed == b""
+    assert container.fed == PRELUDE
     job = await system.job(job_id)
     assert (job.status, job.message) == (JobStatus.QUEUED, "no answer")
     [removal] = await controller.reconcile_once()
@@ -716,12 +719,12 @@ async def is_empty(system: ControlledSystem) -> bool:
 
 
 def times_fed(system: ControlledSystem) -> Callable[[], int]:
-    """Count the containers that got anything at all."""
+    """Count the containers that got anything of a job."""
     fed: list[bytes] = []
     script = system.runtime.script
 
     def counted(data: bytes) -> Iterable[Step]:
-        if data:
+        if not PRELUDE.startswith(data):
             fed.append(data)
         return script(data)
 

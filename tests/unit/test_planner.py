@@ -70,6 +70,35 @@ def test_claims_no_more_than_are_queued() -> None:
     assert planned(world(claimable=1)) == "claim 1: 1 queued, 2 of 2 slots free"
 
 
+def test_who_waits_for_an_environment_holds_no_slot_and_starts_when_nobody_builds_it() -> None:
+    one, waits = container("a"), key_of(claimed("b"))
+    builds = world(running("a"), claimed("b"), one, claimable=3, work=follows(one))
+    waiting_ = replace(builds, work=replace(builds.work, awaits_environment=frozenset({waits})))
+    assert planned(waiting_) == "claim 1: 3 queued, 1 of 2 slots free"
+    over = replace(builds, work=replace(builds.work, awaited_environment=frozenset({waits})))
+    assert planned(over) == "start b/1: the environment that it waited for is no longer built"
+
+
+def test_who_is_to_be_cancelled_waits_for_no_environment() -> None:
+    waits = Work(awaits_environment=frozenset({KEY}))
+    assert planned(world(claimed("a", cancel=True), work=waits)) == (
+        "finish a/1 (cancelled): cancel requested before it started"
+    )
+
+
+def test_only_so_many_wait_for_an_environment() -> None:
+    attempts = [claimed(name) for name in "abcd"]
+    waits = Work(awaits_environment=frozenset(key_of(one) for one in attempts))
+    assert planned(world(*attempts[:3], claimable=9, work=waits)) == "claim 1: 9 queued, 1 of 2 slots free"
+    assert planned(world(*attempts, claimable=9, work=waits)) == ""
+
+
+def test_who_gave_its_slot_away_starts_when_there_is_one_again() -> None:
+    one = container("a")
+    observed = world(running("a"), claimed("b"), claimed("c"), one, claimable=9, work=follows(one))
+    assert planned(observed) == "start b/1: claimed, no container"
+
+
 def test_claims_nothing_while_every_slot_is_taken() -> None:
     one, two = container("a"), container("b")
     observed = world(running("a"), running("b"), one, two, claimable=3, work=follows(one, two))
@@ -86,6 +115,19 @@ def test_a_container_that_outlived_its_attempt_keeps_its_slot() -> None:
     assert planned(observed) == (
         "remove job-a-1: its attempt has ended\nremove job-b-1: its attempt has ended"
     )
+
+
+def test_what_waits_or_was_never_fed_takes_no_slot() -> None:
+    kept = waiting(RUNNING)
+    ours = world(kept, claimable=5, work=Work(ours=frozenset({kept.name})))
+    assert planned(ours) == "claim 2: 5 queued, 2 of 2 slots free"
+    assert planned(world(kept, claimable=5)).endswith("claim 2: 5 queued, 2 of 2 slots free")
+
+
+def test_what_was_never_fed_and_cannot_be_removed_keeps_its_slot() -> None:
+    stuck = waiting(RUNNING)
+    observed = world(stuck, claimable=5, work=Work(irremovable=frozenset({stuck.id})))
+    assert planned(observed).endswith("claim 1: 5 queued, 1 of 2 slots free")
 
 
 def test_a_claim_comes_after_everything_else() -> None:
@@ -122,8 +164,7 @@ def test_a_container_that_was_never_fed_is_removed_at_once_and_its_attempt_start
 ) -> None:
     observed = world(claimed(), waiting(state))
     assert planned(observed) == (
-        "start a/1: claimed, no container\n"
-        "remove waiting-0123456789ab: it was never fed, and whoever made it has gone"
+        "start a/1: claimed, no container\nremove waiting-0123456789ab: it was never fed, and nobody keeps it"
     )
 
 
