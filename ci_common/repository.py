@@ -7,7 +7,7 @@ else's looks like what does not exist. Drivers' errors come out as `ci_common.er
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
@@ -20,6 +20,7 @@ from ci_common.models import (
     ControllerLease,
     ControllerState,
     DailyTotal,
+    DocumentPage,
     Fence,
     FinishedJob,
     Idempotency,
@@ -183,6 +184,14 @@ class JobRepository(ABC):
         """Return the newest jobs first (`created_at`, then id); raises InvalidRequest for a bad cursor."""
 
     @abstractmethod
+    async def list_documents(self, job_filter: JobFilter) -> DocumentPage:
+        """Return what `list_jobs` returns, as the JSON that the API answers with."""
+
+    @abstractmethod
+    async def version(self) -> Hashable:
+        """Return a value that is another one as soon as anything was committed, by whatever process."""
+
+    @abstractmethod
     async def queue_position(self, job_id: str) -> int | None:
         """Return how many queued jobs come before this one as things stand, None if it is not queued.
 
@@ -228,7 +237,7 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def pack_bytes(self, user_id: str) -> int:
-        """Return how many bytes the user's packs take."""
+        """Return how many bytes the user's packs take, with the rows about them."""
 
     # -- the controller ----------------------------------------------------------------------------------
 

@@ -83,6 +83,10 @@ class LogStore(ABC):
         """Return a reader that goes on reading even if the log is deleted meanwhile."""
 
     @abstractmethod
+    def read_events(self, job_id: str, attempt: int, length: int) -> bytes:
+        """Return at most so many first bytes of the attempt's `.events`; empty where there are none."""
+
+    @abstractmethod
     def delete(self, job_id: str) -> None:
         """Nothing is left of the logs of that job's attempts; it is no error if nothing was there."""
 
@@ -184,14 +188,17 @@ class ArchiveStore(ABC):
         """The store of contents that came apart from their trees."""
 
     @abstractmethod
-    async def judge_manifest(self, files: Sequence[Any]) -> Manifest:
-        """Return the tree of these files, as JSON has them; raises InvalidArchive."""
+    async def judge_manifest(self, files: Sequence[Any], owner: str = "") -> Manifest:
+        """Return the tree of these files, as JSON has them; raises InvalidArchive. Owners take turns as in `save`."""
 
     @abstractmethod
-    async def judge_tree(self, root: bytes, find: FindBlobs) -> tuple[Manifest, Collection[str]]:
+    async def judge_tree(
+        self, root: bytes, find: FindBlobs, owner: str = ""
+    ) -> tuple[Manifest, Collection[str]]:
         """Return the tree whose root's listing has that hash, and the packs that its listings were read from.
 
-        Raises InvalidArchive, and MissingBlobs with the listings that `find` does not know.
+        Owners take turns as in `save`. Raises InvalidArchive, and MissingBlobs with the listings that `find` does not
+        know, or that a prune took meanwhile.
         """
 
     @abstractmethod
@@ -235,6 +242,10 @@ class Subscription(ABC):
 
         A change that came between two calls makes the next one return at once.
         """
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Whoever waits returns as if something had changed."""
 
 
 class ChangeHub(ABC):

@@ -10,14 +10,14 @@ import os
 import re
 import time
 import uuid
-from collections.abc import AsyncIterable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from ci_common.blobs import BlobPlace, Manifest
-from ci_common.errors import ArchiveTooLarge, MissingBlobs
+from ci_common.errors import ArchiveTooLarge, InvalidArchive, MissingBlobs
 from ci_common.stores import Archive, ArchiveStore, FindBlobs, StoredArchive, StoredItem
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
@@ -27,7 +27,7 @@ from ci_persistence.manifest_archive import manifest_bytes, read_blob, read_mani
 from ci_persistence.manifest_rules import check_sizes, judge, read_files
 from ci_persistence.ownership import FILE_MODE, adopt_owner, fsync_directory, make_shared_directory
 from ci_persistence.settled import settled
-from ci_persistence.tree_listings import MAX_LISTINGS_BYTES, Expansion
+from ci_persistence.tree_listings import Expansion
 from ci_persistence.zip_format import refuse
 
 ZIP, MANIFEST = ".zip", ".manifest"
@@ -57,15 +57,23 @@ class FileArchiveStore(ArchiveStore):
     def blobs(self) -> FileBlobStore:
         return self._blobs
 
-    async def judge_manifest(self, files: Sequence[Any]) -> Manifest:
-        async with self._judging:
+    @asynccontextmanager
+    async def _turn(self, owner: str) -> AsyncGenerator[None, None]:
+        """Something of that owner's may be judged, and nothing else of his meanwhile."""
+        async with self._turns.setdefault(owner, asyncio.Lock()), self._judging:
+            yield
+
+    async def judge_manifest(self, files: Sequence[Any], owner: str = "") -> Manifest:
+        async with self._turn(owner):
             return await settled(
                 asyncio.to_thread(lambda: judge(read_files(files, self._limits), self._limits))
             )
 
-    async def judge_tree(self, root: bytes, find: FindBlobs) -> tuple[Manifest, Collection[str]]:
+    async def judge_tree(
+        self, root: bytes, find: FindBlobs, owner: str = ""
+    ) -> tuple[Manifest, Collection[str]]:
         expansion, packs = Expansion(root, self._limits), set[str]()
-        async with self._judging:
+        async with self._turn(owner):
             while wanted := expansion.wanted():
                 places = await find(wanted)
                 if missing := wanted - places.keys():
@@ -76,12 +84,16 @@ class FileArchiveStore(ArchiveStore):
         return manifest, packs
 
     def _descend(self, expansion: Expansion, places: Mapping[bytes, BlobPlace]) -> None:
-        expansion.descend(self._listings(places))
+        expansion.allow(sum(place.size for place in places.values()))
+        expansion.descend({sha256: self._listing(sha256, place) for sha256, place in places.items()})
 
-    def _listings(self, places: Mapping[bytes, BlobPlace]) -> dict[bytes, bytes]:
-        if sum(place.size for place in places.values()) > MAX_LISTINGS_BYTES:
-            raise refuse("names_size", f"The listings of the tree take more than {MAX_LISTINGS_BYTES} bytes.")
-        return {sha256: read_blob(sha256, place, self._blobs.open) for sha256, place in places.items()}
+    def _listing(self, sha256: bytes, place: BlobPlace) -> bytes:
+        try:
+            return read_blob(sha256, place, self._blobs.open)
+        except InvalidArchive as error:
+            if error.extra["rule"] != "gone":
+                raise
+            raise MissingBlobs.of([sha256]) from error  # a prune came between
 
     def prepare(self) -> None:
         """The directory exists; what is above those two must exist already."""
@@ -93,12 +105,8 @@ class FileArchiveStore(ArchiveStore):
         unfinished = self._root / (ref + _UNFINISHED)
         try:
             upload = _Upload(unfinished, max_bytes)
-            try:
-                await settled(asyncio.to_thread(self._begin, upload))
-                await _receive(upload, chunks)
-            finally:
-                await settled(asyncio.to_thread(upload.close))
-            async with self._turns.setdefault(owner, asyncio.Lock()), self._judging:
+            await self._receive(upload, chunks)
+            async with self._turn(owner):
                 await settled(asyncio.to_thread(self._publish, unfinished, ref))
         except BaseException:
             await settled(asyncio.to_thread(self._discard, unfinished, ref))
@@ -128,6 +136,20 @@ class FileArchiveStore(ArchiveStore):
         self._name(unfinished, ref)
         return len(data)
 
+    async def _receive(self, upload: "_Upload", chunks: AsyncIterable[bytes]) -> None:
+        """The upload is on disk for good."""
+        batch = bytearray()
+        try:
+            await settled(asyncio.to_thread(self._begin, upload))
+            async for chunk in chunks:
+                batch += chunk
+                if len(batch) >= _BATCH:
+                    await settled(asyncio.to_thread(upload.write, bytes(batch)))
+                    batch.clear()
+            await settled(asyncio.to_thread(upload.finish, bytes(batch)))
+        finally:
+            upload.close()
+
     def _begin(self, upload: "_Upload") -> None:
         self.prepare()  # the server may have started before there was a place for its data
         upload.open()
@@ -154,7 +176,8 @@ class FileArchiveStore(ArchiveStore):
         if not path.exists():
             raise refuse("gone", "The archive is not in the store any more.")
         if path.suffix == MANIFEST:
-            yield read_manifest(path, self._blobs.open)
+            with contextlib.closing(read_manifest(path, self._blobs.open)) as tree:
+                yield tree
             return
         with open_archive(path, self._limits) as archive:
             yield archive
@@ -215,6 +238,11 @@ class _Upload:
             while view:
                 view = view[os.write(self._descriptor, view) :]
 
+    def finish(self, data: bytes) -> None:
+        """The last bytes are written, and all of them are on disk for good."""
+        self.write(data)
+        self.sync()
+
     def sync(self) -> None:
         with disk_full_as_storage_full(self._path):
             os.fsync(self._descriptor)
@@ -225,17 +253,6 @@ class _Upload:
 
     def sha256(self) -> str:
         return self._hash.hexdigest()
-
-
-async def _receive(upload: _Upload, chunks: AsyncIterable[bytes]) -> None:
-    batch = bytearray()
-    async for chunk in chunks:
-        batch += chunk
-        if len(batch) >= _BATCH:
-            await settled(asyncio.to_thread(upload.write, bytes(batch)))
-            batch.clear()
-    await settled(asyncio.to_thread(upload.write, bytes(batch)))
-    await settled(asyncio.to_thread(upload.sync))
 
 
 def _age(path: Path, now: float) -> float | None:

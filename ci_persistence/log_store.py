@@ -59,14 +59,12 @@ class FileLogStore(LogStore):
             return 0
 
     def read(self, job_id: str, attempt: int, offset: int, length: int) -> bytes:
-        try:
-            descriptor = os.open(self._path(job_id, attempt), os.O_RDONLY)
-        except FileNotFoundError:
-            return b""
-        try:
-            return _read_fully(descriptor, offset, length)
-        finally:
-            os.close(descriptor)
+        with _reading(self._path(job_id, attempt)) as reader:
+            return reader.read(offset, length)
+
+    def read_events(self, job_id: str, attempt: int, length: int) -> bytes:
+        with _reading(_events_path(self._path(job_id, attempt))) as reader:
+            return reader.read(0, length)
 
     def reader(self, job_id: str, attempt: int) -> AbstractContextManager[LogReader]:
         return _reading(self._path(job_id, attempt))

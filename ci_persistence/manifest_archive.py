@@ -10,6 +10,7 @@ import io
 import json
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
@@ -24,6 +25,7 @@ from ci_persistence.zip_format import refuse
 _FORMAT: Final = 1
 _RECORD: Final = struct.Struct(">HQ32sIQQB")
 _SUM_BYTES: Final = 32
+_SMALL: Final = 256 * 1024  # bytes of a file that is read at once
 
 OpenPack = Callable[[str], int]
 
@@ -68,6 +70,8 @@ class ManifestArchive(Archive):
         )
         self._packs: list[str] = first["packs"]
         self._open_pack = open_pack
+        self._lock = threading.Lock()
+        self._idle: tuple[int, int] | None = None  # the pack that was read last, with its descriptor
         self._entries = tuple(ArchiveEntry(path, one.mode, one.size) for path, one in self._records.items())
 
     @property
@@ -75,18 +79,46 @@ class ManifestArchive(Archive):
         return self._entries
 
     def open(self, entry: ArchiveEntry) -> AbstractContextManager[BinaryIO]:
-        return self._open(entry)
+        record = self._records[entry.path]
+        if record.size <= _SMALL and record.stored <= _SMALL:
+            with self._descriptor(record.pack) as descriptor:
+                data = _whole(descriptor, record)
+            if data is not None:
+                return contextlib.nullcontext(io.BytesIO(data))
+        return self._open(entry, record)  # which also says what is wrong with a small one
 
     @contextlib.contextmanager
-    def _open(self, entry: ArchiveEntry) -> Generator[BinaryIO]:
-        record = self._records[entry.path]
-        # Opened for each file: a tree may be spread over more packs than a process may hold open.
-        descriptor = self._open_pack(self._packs[record.pack])
-        try:
+    def _open(self, entry: ArchiveEntry, record: _Record) -> Generator[BinaryIO]:
+        with self._descriptor(record.pack) as descriptor:
             reader = _BlobReader(descriptor, repr(entry.path[:200]), record.sha256, record)
             yield io.BufferedReader(reader, READ_SIZE)
+
+    @contextlib.contextmanager
+    def _descriptor(self, pack: int) -> Generator[int]:
+        """The context is a descriptor of the pack, nobody else's meanwhile.
+
+        The last one stays open: most files lie in the pack of the one before, and in all there may be more packs
+        than a process may hold open.
+        """
+        idle = self._swap_idle(None)
+        if idle and idle[0] == pack:
+            descriptor = idle[1]
+        else:
+            _close(idle)
+            descriptor = self._open_pack(self._packs[pack])
+        try:
+            yield descriptor
         finally:
-            os.close(descriptor)
+            _close(self._swap_idle((pack, descriptor)))
+
+    def close(self) -> None:
+        """Nothing is open any more; reading opens it again."""
+        _close(self._swap_idle(None))
+
+    def _swap_idle(self, new: tuple[int, int] | None) -> tuple[int, int] | None:
+        with self._lock:
+            idle, self._idle = self._idle, new
+        return idle
 
 
 def read_manifest(path: Path, open_pack: OpenPack) -> ManifestArchive:
@@ -101,6 +133,26 @@ def read_blob(sha256: bytes, place: BlobPlace, open_pack: OpenPack) -> bytes:
         return _BlobReader(descriptor, sha256.hex(), sha256, place).readall()
     finally:
         os.close(descriptor)
+
+
+def _close(idle: tuple[int, int] | None) -> None:
+    if idle:
+        os.close(idle[1])
+
+
+def _whole(descriptor: int, place: "_Record") -> bytes | None:
+    """Return the contents of a small file at once, None where they are not what was declared."""
+    data = os.pread(descriptor, place.stored, place.offset)
+    if place.encoding == Encoding.ZLIB:
+        inflate = zlib.decompressobj()
+        try:
+            data = inflate.decompress(data, place.size + 1)  # and never more, whatever the data says
+        except zlib.error:
+            return None
+        if not inflate.eof or inflate.unused_data:
+            return None
+    good = len(data) == place.size and hashlib.sha256(data).digest() == place.sha256
+    return data if good else None
 
 
 class _BlobReader(PackedReader):

@@ -15,6 +15,7 @@ from ci_common.errors import ArchiveTooLarge, InvalidBlob
 from ci_persistence.archive_rules import ArchiveLimits
 
 HEADER: Final = struct.Struct(">32sQQB")
+MOST_BLOBS: Final = 10_000  # of one request: their rows are one transaction, which everybody waits for
 _INPUT = 64 * 1024  # bytes that zlib gets at once: it copies what it did not come to
 _OUTPUT = 256 * 1024  # bytes that are unpacked at once
 
@@ -64,10 +65,9 @@ class RecordStream:
         self._total += size
         record = _Record(sha256, stored, size, encoding)
         limits = self._limits
-        if self._records > limits.entries:
-            raise ArchiveTooLarge(
-                f"The request has more than {limits.entries} blobs; send several.", limit=limits.entries
-            )
+        if self._records > min(MOST_BLOBS, limits.entries):
+            most = min(MOST_BLOBS, limits.entries)
+            raise ArchiveTooLarge(f"The request has more than {most} blobs; send several.", limit=most)
         if self._total > limits.total_bytes:
             raise ArchiveTooLarge(
                 f"The blobs of the request unpack to more than {limits.total_bytes} bytes; send several requests.",

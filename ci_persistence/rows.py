@@ -105,7 +105,8 @@ def api_key_from(row: sqlite3.Row) -> APIKey:
     )
 
 
-def _options_from(text: str) -> JobOptions:
+def options_from(text: str) -> JobOptions:
+    """Return the options that `options_text` stored."""
     raw: dict[str, Any] = json.loads(text)
     fresh = bool(raw.get("fresh"))  # jobs of the first releases have no such option
     return JobOptions(tuple(raw["pytest_args"]), raw["timeout_seconds"], fresh)
@@ -119,7 +120,7 @@ def job_from(row: sqlite3.Row) -> Job:
         created_at=from_text(row["created_at"]),
         archive_ref=row["archive_ref"],
         status=JobStatus(row["status"]),
-        options=_options_from(row["options"]),
+        options=options_from(row["options"]),
         attempt=row["attempt"],
         success=_optional_bool(row["success"]),
         exit_code=row["exit_code"],

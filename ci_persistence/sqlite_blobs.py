@@ -12,19 +12,25 @@ from ci_persistence.sqlite_control import holds
 from ci_persistence.sqlite_jobs import create_job, require_active_owner
 
 _AT_ONCE = 1000  # values in one statement: each of them is one seek in the index
-_FIND = "SELECT sha256, pack_id, offset, stored, size, encoding FROM blobs WHERE user_id = ? AND sha256 IN "
+_FIND = (
+    "SELECT sha256, name, offset, stored, blobs.size, encoding FROM blobs JOIN packs ON packs.id = pack_id "
+    "WHERE blobs.user_id = ? AND sha256 IN "
+)
+# Beside its bytes a pack takes a block of its disk and rows of ours: a million packs of one byte are not a megabyte.
+_BYTES_PER_PACK = 4096
+_BYTES_PER_BLOB = 256
+_FORGOTTEN_AT_ONCE = 5_000  # rows: others wait meanwhile
 _NEEDED = "SELECT 1 FROM job_packs WHERE job_packs.pack_id = packs.id"
 
 
 def find_blobs(db: sqlite3.Connection, user_id: str, hashes: Collection[bytes]) -> dict[bytes, BlobPlace]:
     """Return where those of the contents lie that the user has stored."""
-    names = dict(db.execute("SELECT id, name FROM packs WHERE user_id = ?", (user_id,)))
     cursor = db.cursor()
     cursor.row_factory = None  # plain tuples: looking columns up by name would double the time
     found: dict[bytes, BlobPlace] = {}
-    for some in _slices(sorted(hashes)):
+    for some in slices(hashes):
         rows = cursor.execute(_FIND + _marks(some), (user_id, *some))
-        found |= {row[0]: BlobPlace(names[row[1]], row[2], row[3], row[4], row[5]) for row in rows}
+        found |= {row[0]: BlobPlace(*row[1:]) for row in rows}
     return found
 
 
@@ -38,7 +44,7 @@ def add_pack(db: sqlite3.Connection, user_id: str, pack: Pack, now: datetime) ->
     moment = to_text(now)
     pack_id = db.execute(
         "INSERT INTO packs (user_id, name, size, created_at, used_at) VALUES (?, ?, ?, ?, ?)",
-        (user_id, pack.name, pack.size, moment, moment),
+        (user_id, pack.name, pack.size + _BYTES_PER_PACK + _BYTES_PER_BLOB * len(fresh), moment, moment),
     ).lastrowid
     db.executemany(
         "INSERT INTO blobs (user_id, pack_id, sha256, offset, stored, size, encoding) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -110,13 +116,26 @@ def packs(db: sqlite3.Connection) -> list[PackUse]:
     ]
 
 
+def forget_some(db: sqlite3.Connection, lease: ControllerLease | None, names: Sequence[str]) -> bool:
+    """Something of what lies in the packs is missing from now on; False: all of it is, or the lease is stale."""
+    if lease is not None and not holds(db, lease):
+        return False
+    left = _FORGOTTEN_AT_ONCE
+    delete = (
+        "DELETE FROM blobs WHERE (user_id, sha256) IN (SELECT user_id, sha256 FROM blobs "
+        "WHERE pack_id = (SELECT id FROM packs WHERE name = ?) LIMIT ?)"
+    )
+    for name in names:
+        left -= db.execute(delete, (name, left)).rowcount
+        if left <= 0:
+            return True
+    return False
+
+
 def remove_packs(db: sqlite3.Connection, lease: ControllerLease | None, names: Sequence[str]) -> list[str]:
-    """What lies in the packs is missing from now on; those that no job needs are gone and returned."""
+    """Those of the packs that no job needs are gone and returned; what lay in them was forgotten before."""
     if lease is not None and not holds(db, lease):
         return []
-    db.executemany(
-        "DELETE FROM blobs WHERE pack_id = (SELECT id FROM packs WHERE name = ?)", [(name,) for name in names]
-    )
     delete = f"DELETE FROM packs WHERE name = ? AND NOT EXISTS ({_NEEDED})"  # noqa: S608
     return [name for name in names if db.execute(delete, (name,)).rowcount]
 
@@ -127,7 +146,9 @@ def known_packs(db: sqlite3.Connection, names: Collection[str]) -> set[str]:
     return {name for name in names if db.execute(query, (name,)).fetchone() is not None}
 
 
-def _slices(values: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+def slices(hashes: Collection[bytes]) -> Iterator[Sequence[bytes]]:
+    """Yield them in order, as many at a time as one statement takes."""
+    values = sorted(hashes)
     for start in range(0, len(values), _AT_ONCE):
         yield values[start : start + _AT_ONCE]
 

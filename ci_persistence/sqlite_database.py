@@ -47,6 +47,12 @@ class SQLiteDatabase:
         """Return what the work read from one consistent snapshot."""
         return await self._reader.run(lambda db: read_transaction(db, work))
 
+    async def version(self) -> tuple[int, int]:
+        """Return what is another pair as soon as anybody committed, this process included; microseconds."""
+        # Its number counts for one connection, and that one never writes.
+        number = await self._reader.run(_data_version)
+        return self._reader.opened, number
+
     async def maintain(self) -> None:
         """Free pages went back to the disk, and the write-ahead log is small again, unless a reader or writer
         was in the way this time."""
@@ -85,6 +91,7 @@ class _Slot:
         self._query_only = query_only
         self._lock = asyncio.Lock()
         self._connection: _Connection | None = None
+        self.opened = 0  # times
 
     async def run(self, work: Work[T]) -> T:
         async with self._lock:
@@ -112,6 +119,7 @@ class _Slot:
         except BaseException:
             await connection.close()
             raise
+        self.opened += 1
         return connection
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -123,6 +131,10 @@ class _Slot:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+def _data_version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA data_version").fetchone()[0])
 
 
 def _vacuum_slice(db: sqlite3.Connection) -> bool:

@@ -13,7 +13,12 @@ _LONGEST_CURSOR = 400
 
 def encode_cursor(job: Job) -> str:
     """Return the opaque name of the place after that job in the order of listings."""
-    return base64.urlsafe_b64encode(f"{to_text(job.created_at)} {job.id}".encode()).decode().rstrip("=")
+    return cursor_after(to_text(job.created_at), job.id)
+
+
+def cursor_after(created_at: str, job_id: str) -> str:
+    """Return the same, of a job by the columns of its row."""
+    return base64.urlsafe_b64encode(f"{created_at} {job_id}".encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> tuple[str, str]:
@@ -59,19 +64,22 @@ def _where(job_filter: JobFilter) -> _Where:
     return where
 
 
-def listing_query(job_filter: JobFilter) -> tuple[str, list[str | int]]:
-    """Return the query for a page and one job more (which tells whether another page follows)."""
+def listing_query(job_filter: JobFilter, columns: str = "*") -> tuple[str, list[str | int]]:
+    """Return the query for a page and one job more (which tells whether another page follows).
+
+    Raises InvalidRequest.
+    """
+    if job_filter.limit is not None and job_filter.limit < 1:
+        raise InvalidRequest("The limit of a listing is at least 1.")
     where = _where(job_filter)
     limit = -1 if job_filter.limit is None else job_filter.limit + 1
     # The conditions are constants of this module, their values are bound.
-    sql = f"SELECT * FROM jobs {where} ORDER BY created_at DESC, id DESC LIMIT ?"  # noqa: S608
+    sql = f"SELECT {columns} FROM jobs {where} ORDER BY created_at DESC, id DESC LIMIT ?"  # noqa: S608
     return sql, [*where.values, limit]
 
 
 def list_jobs(db: sqlite3.Connection, job_filter: JobFilter) -> JobPage:
     """Return one page, newest first."""
-    if job_filter.limit is not None and job_filter.limit < 1:
-        raise InvalidRequest("The limit of a listing is at least 1.")
     jobs = [job_from(row) for row in db.execute(*listing_query(job_filter))]
     if job_filter.limit is None or len(jobs) <= job_filter.limit:
         return JobPage(tuple(jobs))

@@ -1,8 +1,10 @@
-"""JobRepository over one SQLite file: each method is one transaction; the SQL is in the modules beside this one."""
+"""JobRepository over one SQLite file: each method is one transaction, but for those about very many contents of files;
+the SQL is in the modules beside this one."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
@@ -15,6 +17,7 @@ from ci_common.models import (
     ControllerLease,
     ControllerState,
     DailyTotal,
+    DocumentPage,
     Fence,
     FinishedJob,
     Idempotency,
@@ -44,7 +47,10 @@ from ci_persistence.migrations import migrate, require_current_schema, rewrite_d
 from ci_persistence.settled import settled
 from ci_persistence.sqlite_audit import append_audit, list_audit
 from ci_persistence.sqlite_database import SQLiteDatabase
+from ci_persistence.sqlite_documents import list_documents
 from ci_persistence.sqlite_listing import list_jobs
+
+_PACKS_AT_ONCE = 200
 
 
 class SQLiteJobRepository(JobRepository):
@@ -146,6 +152,12 @@ class SQLiteJobRepository(JobRepository):
     async def list_jobs(self, job_filter: JobFilter) -> JobPage:
         return await self._db.read(lambda db: list_jobs(db, job_filter))
 
+    async def list_documents(self, job_filter: JobFilter) -> DocumentPage:
+        return await self._db.read(lambda db: list_documents(db, job_filter))
+
+    async def version(self) -> Hashable:
+        return await self._db.version()
+
     async def queue_position(self, job_id: str) -> int | None:
         return await self._db.read(lambda db: queue.queue_position(db, job_id))
 
@@ -165,7 +177,10 @@ class SQLiteJobRepository(JobRepository):
     # -- contents of files -------------------------------------------------------------------------------
 
     async def find_blobs(self, user_id: str, hashes: Collection[bytes]) -> Mapping[bytes, BlobPlace]:
-        return await self._db.read(lambda db: blobs_sql.find_blobs(db, user_id, hashes))
+        found: dict[bytes, BlobPlace] = {}
+        for some in blobs_sql.slices(hashes):  # one reader serves all: others have their turn between
+            found |= await self._db.read(partial(blobs_sql.find_blobs, user_id=user_id, hashes=some))
+        return found
 
     async def add_pack(self, user_id: str, pack: Pack, now: datetime) -> int:
         return await self._db.write(lambda db: blobs_sql.add_pack(db, user_id, pack, now))
@@ -277,7 +292,13 @@ class SQLiteJobRepository(JobRepository):
         return await self._db.read(blobs_sql.packs)
 
     async def remove_packs(self, lease: ControllerLease | None, names: Sequence[str]) -> list[str]:
-        return await self._db.write(lambda db: blobs_sql.remove_packs(db, lease, names))
+        removed: list[str] = []
+        for start in range(0, len(names), _PACKS_AT_ONCE):
+            some = names[start : start + _PACKS_AT_ONCE]
+            while await self._db.write(partial(blobs_sql.forget_some, lease=lease, names=some)):
+                pass  # in short transactions: everybody else, our own lease too, waits for each of them
+            removed += await self._db.write(partial(blobs_sql.remove_packs, lease=lease, names=some))
+        return removed
 
     async def known_packs(self, names: Collection[str]) -> set[str]:
         return await self._db.read(lambda db: blobs_sql.known_packs(db, names))

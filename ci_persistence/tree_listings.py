@@ -10,11 +10,13 @@ from typing import Any, Final
 from ci_common.blobs import ManifestFile, as_digest
 from ci_common.bounded_json import loads_bounded
 from ci_common.errors import InvalidArchive
-from ci_persistence.archive_paths import MAX_DEPTH
+from ci_persistence.archive_paths import MAX_DEPTH, MAX_NAME_BYTES
 from ci_persistence.archive_rules import MAX_NAMES_BYTES, ArchiveLimits
 from ci_persistence.zip_format import refuse
 
-MAX_LISTINGS_BYTES: Final = 32 * 1024 * 1024  # of one level
+MAX_LISTINGS_BYTES: Final = (
+    64 * 1024 * 1024
+)  # of a whole tree, each level's counted once; 300 bytes for each entry
 _MODES: Final = {"f": 0o644, "x": 0o755}
 _VALUES_PER_ITEM: Final = 10  # five, and what looks like one in a name
 _MAX_SIZE: Final = 2**63 - 1
@@ -31,12 +33,18 @@ class Expansion:
     def __init__(self, root: bytes, limits: ArchiveLimits) -> None:
         self._limits = limits
         self._level: list[tuple[str, bytes]] = [("", root)]  # what stands before its names, and the listing
-        self._levels = self._listings = self._names = 0
+        self._levels = self._listings = self._names = self._bytes = 0
         self.files: list[ManifestFile] = []
 
     def wanted(self) -> set[bytes]:
         """Return the listings that are needed next; none: all files are found."""
         return {sha256 for _, sha256 in self._level}
+
+    def allow(self, size: int) -> None:
+        """So many bytes of listings may be read for this level, beside those of the levels above."""
+        self._bytes += size
+        if self._bytes > MAX_LISTINGS_BYTES:
+            raise refuse("names_size", f"The listings of the tree take more than {MAX_LISTINGS_BYTES} bytes.")
 
     def descend(self, contents: Mapping[bytes, bytes]) -> None:
         """The listings of this level were read, and those below are wanted."""
@@ -49,7 +57,7 @@ class Expansion:
             self._add(prefix, parsed[sha256])
 
     def _add(self, prefix: str, items: Collection[tuple[str, str, int, bytes]]) -> None:
-        self._names += len(prefix) * len(items)
+        self._names += len(prefix) * len(items) + sum(len(item[0]) for item in items)
         if self._names > MAX_NAMES_BYTES:
             raise refuse("names_size", f"The archive's file names take more than {MAX_NAMES_BYTES} bytes.")
         for name, kind, size, sha256 in items:
@@ -86,6 +94,8 @@ def _items(items: list[Any]) -> Iterator[tuple[str, str, int, bytes]]:
             yield "", "p", 0, digest
         elif kind not in ("f", "x", "d") or "/" in name or not name:
             raise _malformed()
+        elif len(name) > MAX_NAME_BYTES:  # before it is kept: a listing may be one name of megabytes
+            raise refuse("path_length", f"The name {name[:200]!r} is longer than {MAX_NAME_BYTES} bytes.")
         else:
             yield name, kind, size, digest
 

@@ -79,6 +79,16 @@ TIMELINE: list[JsonValue] = [
     },
 ]
 
+MOMENTS: list[JsonValue] = [
+    {"at": "2025-10-13T10:29:59.000000Z", "type": "submitted", "attempt": None, "data": {}},
+    {
+        "at": "2025-10-13T10:29:59.012000Z",
+        "type": "phase",
+        "attempt": 1,
+        "data": {"name": "test", "title": "pytest"},
+    },
+]
+
 HEALTHY: Document = {"status": "healthy", "version": "0.1.0"}
 
 _DISK: Document = {"status": "ok", "message": None, "free_bytes": 21474836480, "free_inodes_percent": 91.3}
@@ -155,6 +165,7 @@ EXAMPLES: dict[str, JsonValue] = {
     "cancelling_job": CANCELLING_JOB,
     "cancelled_job": CANCELLED_JOB,
     "timeline": TIMELINE,
+    "moments": MOMENTS,
     "healthy": HEALTHY,
     "capacity": {"room": True},
     "ready": READY,

@@ -2,20 +2,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Collection, Mapping
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import structlog
 from fastapi import Request
 
-from ci_common.blobs import Pack, as_digest
+from ci_common.blobs import BlobPlace, Pack, as_digest
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
 from ci_common.errors import InvalidRequest, TooManyRequests
 from ci_common.repository import JobRepository
 from ci_common.stores import BlobStore
 from ci_server.auth import Authenticator, Caller
-from ci_server.bodies import as_list, json_body
+from ci_server.bodies import JsonBodies, as_list
 from ci_server.disk import require_room
 from ci_server.settings import ServerSettings
 from ci_server.uploads import check_declared_length, guarded_body
@@ -38,7 +39,12 @@ class Blobs:
         authenticator: Authenticator,
         settings: ServerSettings,
         clock: Clock,
+        bodies: JsonBodies,
     ) -> None:
+        self._bodies = bodies
+        self._turns = WeakValueDictionary[
+            str, asyncio.Lock
+        ]()  # of users whose blobs are looked up or added, or wait
         self._repository = repository
         self._store = store
         self._authenticator = authenticator
@@ -47,9 +53,11 @@ class Blobs:
 
     async def missing(self, request: Request, caller: Caller) -> list[str]:
         """Return those of the hashes in the body that the caller has not stored, each once, in their order."""
-        document = await json_body(request, self._settings, _QUESTION_BYTES, MOST_HASHES + 10)
-        asked = await asyncio.to_thread(_hashes, document.get("sha256"))
-        found = await self._repository.find_blobs(caller.user.id, asked)
+        user_id = caller.user.id
+        async with self._bodies.read(request, user_id, _QUESTION_BYTES, MOST_HASHES + 10) as document:
+            asked = await asyncio.to_thread(_hashes, document.get("sha256"))
+            async with self._turn(user_id):
+                found = await self._repository.find_blobs(user_id, asked)
         return [sha256.hex() for sha256 in asked if sha256 not in found]
 
     async def store(self, request: Request, caller: Caller) -> int:
@@ -69,7 +77,9 @@ class Blobs:
         try:
             # The upload may have taken long: who was locked out meanwhile stores nothing.
             await self._authenticator.recheck(caller)
-            fresh = await self._repository.add_pack(caller.user.id, pack, self._clock.now())
+            async with self._turn(caller.user.id):
+                await self._check_quota(caller)  # once more: many may have come side by side
+                fresh = await self._repository.add_pack(caller.user.id, pack, self._clock.now())
         except Exception:
             # As with archives: a failed transaction left no row, a cancelled one may still commit.
             await self._discard(pack)
@@ -78,6 +88,22 @@ class Blobs:
             await self._discard(pack)
         crash_point("after_pack_added")
         return fresh
+
+    async def places(self, user_id: str, hashes: Collection[bytes]) -> Mapping[bytes, BlobPlace]:
+        """Return where those of the contents lie that the user has stored, in packs that are there."""
+        async with self._turn(user_id):
+            places = await self._repository.find_blobs(user_id, hashes)
+        lost = await asyncio.to_thread(self._store.absent, {place.pack for place in places.values()})
+        if not lost:
+            return places
+        # After a restore, or by human hands: what is asked for again can be sent again.
+        _log.warning("packs_lost", user_id=user_id, packs=sorted(lost))
+        await self._repository.forget_packs(user_id, lost)
+        return {sha256: place for sha256, place in places.items() if place.pack not in lost}
+
+    def _turn(self, user_id: str) -> asyncio.Lock:
+        """Return what one user holds for one large question to the database at a time: others come between."""
+        return self._turns.setdefault(user_id, asyncio.Lock())
 
     async def _check_quota(self, caller: Caller) -> None:
         limit = self._settings.max_blob_bytes_per_user

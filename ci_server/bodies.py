@@ -2,29 +2,63 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from fastapi import Request
 
 from ci_common.bounded_json import loads_bounded
-from ci_common.errors import ArchiveTooLarge, InvalidRequest
+from ci_common.errors import ArchiveTooLarge, InvalidRequest, TooManyRequests
 from ci_server.settings import ServerSettings
 from ci_server.uploads import check_declared_length, guarded_body
 
+_HELD_PER_USER: Final = (
+    64 * 1024 * 1024
+)  # bytes of JSON, two of the largest: it is in memory, however slowly it comes
+_RETRY_AFTER: Final = 5  # seconds
 
-async def json_body(
-    request: Request, settings: ServerSettings, limit: int, most_values: int
-) -> dict[str, Any]:
-    """Return the JSON object that the body is; raises InvalidRequest, ArchiveTooLarge and what slow uploads get."""
-    check_declared_length(request, settings)
-    data = bytearray()
-    async with contextlib.aclosing(guarded_body(request, settings)) as chunks:
-        async for chunk in chunks:
-            data += chunk
-            if len(data) > limit:
-                raise ArchiveTooLarge(f"The request's JSON is larger than {limit} bytes.", limit=limit)
-    return await asyncio.to_thread(json_object, bytes(data), most_values)
+
+class JsonBodies:
+    """Reads bodies that are JSON, and no more of one user's at a time than has a place in memory."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._held = Counter[str]()  # bytes by user
+
+    @contextlib.asynccontextmanager
+    async def read(
+        self, request: Request, user_id: str, limit: int, most_values: int
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the JSON object that the body is; it counts as held while in the block.
+
+        Raises InvalidRequest, ArchiveTooLarge, TooManyRequests and what slow uploads get.
+        """
+        check_declared_length(request, self._settings)
+        data, held = bytearray(), 0
+        try:
+            async with contextlib.aclosing(guarded_body(request, self._settings)) as chunks:
+                async for chunk in chunks:
+                    data += chunk
+                    held += len(chunk)
+                    self._hold(user_id, len(chunk))
+                    if held > limit:
+                        raise ArchiveTooLarge(
+                            f"The request's JSON is larger than {limit} bytes.", limit=limit
+                        )
+            document = await asyncio.to_thread(json_object, bytes(data), most_values)
+            data.clear()
+            yield document
+        finally:
+            self._held -= Counter({user_id: held})  # who holds nothing is not counted
+
+    def _hold(self, user_id: str, size: int) -> None:
+        self._held[user_id] += size
+        if self._held[user_id] > _HELD_PER_USER:
+            message = (
+                f"Requests of yours take more than {_HELD_PER_USER} bytes in memory; send them one by one."
+            )
+            raise TooManyRequests(message, retry_after=_RETRY_AFTER)
 
 
 def json_object(data: bytes, most_values: int) -> dict[str, Any]:

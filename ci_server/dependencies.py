@@ -19,10 +19,13 @@ from ci_common.stores import ArchiveStore, ChangeHub, LogStore
 from ci_persistence.factory import open_repository, open_stores
 from ci_server.auth import Authenticator, Caller
 from ci_server.blobs import Blobs
+from ci_server.bodies import JsonBodies
 from ci_server.event_stream import StreamSlots
+from ci_server.listings import Listings
 from ci_server.rate_limits import RateLimits
 from ci_server.request_context import client_address
 from ci_server.settings import ServerSettings
+from ci_server.shared_looks import SharedLooks
 from ci_server.submissions import Submissions
 from ci_server.trees import Trees
 
@@ -36,6 +39,8 @@ class Resources:
     logs: LogStore
     archives: ArchiveStore
     hub: ChangeHub
+    listings: Listings
+    looks: SharedLooks
     authenticator: Authenticator
     submissions: Submissions
     blobs: Blobs
@@ -52,7 +57,8 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
     repository = open_repository(settings)
     stores = open_stores(settings)
     authenticator = Authenticator(repository, clock)
-    blobs = Blobs(repository, stores.archives.blobs, authenticator, settings, clock)
+    bodies = JsonBodies(settings)
+    blobs = Blobs(repository, stores.archives.blobs, authenticator, settings, clock, bodies)
     try:
         await stores.hub.start()
         yield Resources(
@@ -61,10 +67,12 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             logs=stores.logs,
             archives=stores.archives,
             hub=stores.hub,
+            listings=Listings(repository),
+            looks=SharedLooks(repository, stores.logs, clock),
             authenticator=authenticator,
-            submissions=Submissions(repository, stores.archives, authenticator, settings, clock),
+            submissions=Submissions(repository, stores.archives, blobs, authenticator, settings, clock),
             blobs=blobs,
-            trees=Trees(repository, stores.archives, blobs, settings),
+            trees=Trees(stores.archives, blobs, settings, bodies),
             slots=StreamSlots(settings.max_streams_per_user),
             rates=RateLimits(settings, clock),
             clock=clock,
@@ -75,7 +83,7 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
         await repository.close()
 
 
-def _resources(request: Request) -> Resources:
+async def _resources(request: Request) -> Resources:  # what is not async goes through a thread
     resources = request.app.state.resources
     assert isinstance(resources, Resources), "the app's lifespan has begun"
     return resources

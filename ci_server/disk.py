@@ -17,12 +17,15 @@ MIN_FREE_INODES_PERCENT: Final = 1.0
 async def require_room(request: Request, settings: ServerSettings) -> None:
     """The disks of data and database have room for the upload beside what is kept free; raises StorageFull."""
     declared = request.headers.get("content-length", "")
-    needed = settings.submit_min_free_bytes + (int(declared) if declared.isdecimal() else 0)
+    await asyncio.to_thread(_require_room, int(declared) if declared.isdecimal() else 0, settings)
+
+
+def _require_room(upload: int, settings: ServerSettings) -> None:
     for name, path, wanted in (
-        ("data", settings.data_path, needed),
+        ("data", settings.data_path, settings.submit_min_free_bytes + upload),
         ("database", settings.db_path.parent, settings.submit_min_free_bytes),
     ):
-        if not _has_room(await asyncio.to_thread(_space_of, path), wanted):
+        if not _has_room(_space_of(path), wanted):
             raise StorageFull(
                 f"The disk of {path} has too little room for new jobs.",
                 public_detail=f"The server's {name} disk has too little room for new jobs; its operator has to "

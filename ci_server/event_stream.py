@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from functools import lru_cache
 
 import anyio
 import structlog
@@ -98,6 +99,15 @@ async def frames(events: AsyncGenerator[StreamEvent, None], stop: anyio.Event) -
 
 def frame(event: StreamEvent) -> bytes:
     """Return one event as bytes. Its JSON is ASCII on one line, so no log text can forge a field."""
+    return _log_frame(event) if isinstance(event, LogEvent) else _frame(event)
+
+
+@lru_cache(maxsize=8)  # viewers of one job are sent the same pieces, one after another
+def _log_frame(event: LogEvent) -> bytes:
+    return _frame(event)
+
+
+def _frame(event: StreamEvent) -> bytes:
     position = event.position if isinstance(event, LogEvent | StatusEvent) else None
     identity = f"id: {position}\n" if position is not None else ""
     return f"{identity}data: {json.dumps(event.to_json())}\n\n".encode()

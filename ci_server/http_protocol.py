@@ -61,6 +61,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(Unavailable("Too many connections are open here; try again in a moment."), 503)
             return
         _give_up_unacknowledged_data(transport, self._limits.timeouts.send)
+        _send_at_once(transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -151,6 +152,16 @@ class GuardedProtocol(HttpToolsProtocol):
             b"".join((STATUS_LINE[status], head.encode(), b"connection: close\r\n\r\n", document))
         )
         self.transport.close()
+
+
+def _send_at_once(transport: asyncio.Transport) -> None:
+    """What is written goes out now, not when what went before was acknowledged: that can take 40 ms.
+
+    Event loops see to it themselves, but not at an inherited socket (`--fd`), which uvicorn takes for a Unix socket.
+    """
+    connection = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError):  # a Unix socket does so anyway
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _give_up_unacknowledged_data(transport: asyncio.Transport, seconds: float) -> None:

@@ -7,17 +7,16 @@ How the events travel is `ci_server.event_stream`.
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import anyio
 
-from ci_common.clock import Clock, SystemClock
 from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, LogIncomplete, LogPruned
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position, StatusEvent, StreamEvent
 from ci_common.models import Job, JobStatus
 from ci_common.repository import JobRepository
 from ci_common.stores import ChangeHub, LogStore, Subscription
-from ci_server.waiting import waiting_for
+from ci_server.shared_looks import Look, SharedLooks, Tail
 
 BATCH_BYTES = 64 * 1024  # batching decides throughput
 LOOK_AGAIN_SECONDS = 2.0  # a lost wake-up costs this much, and a controller's silence is noticed
@@ -48,10 +47,10 @@ class Following:
     repository: JobRepository
     logs: LogStore
     hub: ChangeHub
+    looks: SharedLooks  # of the whole process
     stop: anyio.Event  # set: the events end early, and the reader comes back elsewhere
     check_access: Callable[[], Awaitable[None]] = _always  # raises when the reader may not go on
     look_again_after: float = LOOK_AGAIN_SECONDS
-    clock: Clock = field(default_factory=SystemClock)
 
 
 def follow_job(
@@ -76,15 +75,19 @@ class _Follower:
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
         # Subscribed before the first look, so that nothing can happen between the look and the wait.
-        with self._around.hub.log(self._job_id) as changes:
+        with (
+            self._around.hub.log(self._job_id) as changes,
+            self._around.looks.tail(self._job_id) as tail,
+            _woken_by(self._around.stop, changes),
+        ):
             quiet = False
             while not self._around.stop.is_set():
                 await self._around.check_access()
-                job = await self._row()  # the row first, then the file up to what the row says
+                look, job = await self._look()  # the row first, then the file up to what the row says
                 superseded = self._position.attempt < job.attempt
-                if not superseded and (status := await self._news(job, quiet=quiet)):
+                if not superseded and (status := await self._news(look, job, quiet=quiet)):
                     yield status
-                with contextlib.closing(self._output(job)) as pieces:
+                with contextlib.closing(self._output(look, job, tail)) as pieces:
                     for piece in pieces:
                         yield piece
                         await self._breathe()
@@ -97,34 +100,34 @@ class _Follower:
                         yield last
                     return
                 else:
-                    quiet = not await self._pause(changes)
+                    quiet = not await changes.wait(self._around.look_again_after)
 
-    async def _row(self) -> Job:
-        job = await self._around.repository.get_job(self._job_id, self._user_id)
-        if job is None:
+    async def _look(self) -> tuple[Look, Job]:
+        look = await self._around.looks.look(self._job_id, self._user_id)
+        if look.job is None:
             raise JobNotFound(f"Job {self._job_id} does not exist any more.")
-        return job
+        return look, look.job
 
-    async def _news(self, job: Job, *, quiet: bool) -> StatusEvent | None:
+    async def _news(self, look: Look, job: Job, *, quiet: bool) -> StatusEvent | None:
         """Return the status if it is not what was said last."""
         if job.status.is_terminal and not self._changed_attempt:
             return None  # `complete` says it
-        message = await self._message(job, quiet=quiet)
+        message = await self._message(look, job, quiet=quiet)
         event = StatusEvent(job.status, job.attempt, message, self._position)
         if event == self._said:
             return None
         self._said, self._changed_attempt = event, False
         return event
 
-    async def _message(self, job: Job, *, quiet: bool) -> str | None:
+    async def _message(self, look: Look, job: Job, *, quiet: bool) -> str | None:
         if job.status.is_terminal:
             return None
         if job.status is JobStatus.RUNNING and job.cancel_requested_at is None and not quiet:
             # Why: output that flows needs no explanation, and each piece of it would cost another query.
             return self._said.message if self._said and self._said.status is job.status else None
-        return await waiting_for(self._around.repository, job, self._around.clock.now())
+        return await look.message()
 
-    def _output(self, job: Job) -> Generator[LogEvent]:
+    def _output(self, look: Look, job: Job, tail: Tail) -> Generator[LogEvent]:
         """Yield what stands after the position: all of it when no more can come, else up to a whole character.
 
         Reads of 64 KiB that the page cache answers are quicker than their way through a thread.
@@ -133,6 +136,13 @@ class _Follower:
         if attempt == 0:
             return
         final = attempt < job.attempt or job.status.is_terminal
+        if not final:
+            end = look.log_size(attempt)
+            while piece := tail.piece(attempt, self._position.offset, end):  # somebody has read it already
+                self._position = piece.position
+                yield piece
+            if self._position.offset >= end:
+                return
         # Held open to its end: who has begun to read is not cut off by a prune.
         with self._around.logs.reader(self._job_id, attempt) as log:
             end = _limited(log.size(), job, attempt)
@@ -142,8 +152,11 @@ class _Follower:
                 whole = data if final and offset + len(data) >= end else without_incomplete_tail(data)
                 if not whole:
                     return
-                self._position = Position(attempt, offset + len(whole))
-                yield LogEvent(whole, self._position)
+                piece = LogEvent(whole, Position(attempt, offset + len(whole)))
+                if not final:
+                    tail.keep(attempt, offset, piece)
+                self._position = piece.position
+                yield piece
 
     def _begin_attempt(self, attempt: int) -> None:
         self._changed_attempt = self._position.attempt > 0
@@ -163,19 +176,20 @@ class _Follower:
         await asyncio.sleep(0)
         await self._around.check_access()
 
-    async def _pause(self, changes: Subscription) -> bool:
-        """Return True when something may have changed; at the latest when it is time for a look anyway."""
-        changed = False
-        async with anyio.create_task_group() as group:
 
-            async def give_up() -> None:
-                await self._around.stop.wait()
-                group.cancel_scope.cancel()
+@contextlib.contextmanager
+def _woken_by(stop: anyio.Event, changes: Subscription) -> Generator[None]:
+    """While in the block, the end of all streams wakes who waits for changes."""
 
-            group.start_soon(give_up)
-            changed = await changes.wait(self._around.look_again_after)
-            group.cancel_scope.cancel()
-        return changed
+    async def wake() -> None:
+        await stop.wait()
+        changes.wake()
+
+    waking = asyncio.create_task(wake())
+    try:
+        yield
+    finally:
+        waking.cancel()
 
 
 def log_pruned(job: Job) -> LogPruned | None:

@@ -88,6 +88,17 @@ class JobEventModel(BaseModel):
     data: dict[str, str | int | float | bool | None]
 
 
+class MomentModel(BaseModel):
+    """One moment of a job's timeline."""
+
+    model_config = ConfigDict(title="Moment")
+
+    at: datetime
+    type: str = Field(description="Skip those you do not know.")
+    attempt: int | None = Field(description="Of which attempt; null where it is of the job.")
+    data: dict[str, Any]
+
+
 class HealthModel(BaseModel):
     """The process is alive."""
 

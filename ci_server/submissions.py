@@ -17,6 +17,7 @@ from ci_common.models import Idempotency, Job, JobOptions, QueueLimits, new_id
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore
 from ci_server.auth import Authenticator, Caller
+from ci_server.blobs import Blobs
 from ci_server.disk import require_room
 from ci_server.settings import ServerSettings
 from ci_server.trees import TreeSubmission
@@ -36,12 +37,14 @@ class Submissions:
         self,
         repository: JobRepository,
         archives: ArchiveStore,
+        blobs: Blobs,
         authenticator: Authenticator,
         settings: ServerSettings,
         clock: Clock,
     ) -> None:
         self._repository = repository
         self._archives = archives
+        self._blobs = blobs
         self._authenticator = authenticator
         self._settings = settings
         self._limits = QueueLimits(settings.max_queued_per_user, settings.max_queued)
@@ -96,13 +99,7 @@ class Submissions:
     async def _places(self, user_id: str, manifest: Manifest) -> Mapping[bytes, BlobPlace]:
         """Return where all contents of the tree lie, in packs that are there; raises MissingBlobs."""
         hashes = manifest.hashes()
-        places = await self._repository.find_blobs(user_id, hashes)
-        packs = {place.pack for place in places.values()}
-        if lost := await asyncio.to_thread(self._archives.blobs.absent, packs):
-            # After a restore, or by human hands: what is asked for again can be sent again.
-            _log.warning("packs_lost", user_id=user_id, packs=sorted(lost))
-            await self._repository.forget_packs(user_id, lost)
-            places = {sha256: place for sha256, place in places.items() if place.pack not in lost}
+        places = await self._blobs.places(user_id, hashes)
         if missing := hashes - places.keys():
             raise MissingBlobs.of(missing)
         return places

@@ -11,11 +11,10 @@ from fastapi import Request
 from ci_common.blobs import Manifest, as_digest
 from ci_common.errors import InvalidRequest
 from ci_common.models import JobOptions
-from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore
 from ci_server.auth import Caller
 from ci_server.blobs import Blobs
-from ci_server.bodies import as_list, json_body, json_object, split_body
+from ci_server.bodies import JsonBodies, as_list, json_object, split_body
 from ci_server.settings import ServerSettings
 from ci_server.uploads import check_declared_length, guarded_body, job_options
 
@@ -40,22 +39,23 @@ class Trees:
     """Reads submissions of trees."""
 
     def __init__(
-        self, repository: JobRepository, archives: ArchiveStore, blobs: Blobs, settings: ServerSettings
+        self, archives: ArchiveStore, blobs: Blobs, settings: ServerSettings, bodies: JsonBodies
     ) -> None:
-        self._repository = repository
+        self._bodies = bodies
         self._archives = archives
         self._blobs = blobs
         self._settings = settings
 
-    async def read_manifest(self, request: Request, _: Caller) -> TreeSubmission:
+    async def read_manifest(self, request: Request, caller: Caller) -> TreeSubmission:
         """Return the tree whose files the body names; raises InvalidRequest, InvalidArchive."""
         most = _VALUES_PER_FILE * self._settings.archive_max_entries + _OTHER_VALUES
-        document = await json_body(request, self._settings, _MANIFEST_BYTES, most)
-        options = _options(document, self._settings)
-        files = as_list(document.get("files"))
-        if files is None:
-            raise InvalidRequest("'files' must be a list.")
-        return TreeSubmission(await self._archives.judge_manifest(files), options)
+        user_id = caller.user.id
+        async with self._bodies.read(request, user_id, _MANIFEST_BYTES, most) as document:
+            options = _options(document, self._settings)
+            files = as_list(document.get("files"))
+            if files is None:
+                raise InvalidRequest("'files' must be a list.")
+            return TreeSubmission(await self._archives.judge_manifest(files, user_id), options)
 
     async def read_tree(self, request: Request, caller: Caller) -> TreeSubmission:
         """Return the tree whose root the body names, once the blobs that the body also holds are stored.
@@ -74,7 +74,7 @@ class Trees:
             await self._store_rest(rest, chunks, caller)
         user_id = caller.user.id
         manifest, packs = await self._archives.judge_tree(
-            root, lambda hashes: self._repository.find_blobs(user_id, hashes)
+            root, lambda hashes: self._blobs.places(user_id, hashes), user_id
         )
         return TreeSubmission(manifest, options, packs)
 

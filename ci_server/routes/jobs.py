@@ -12,21 +12,22 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from ci_common.errors import InvalidOffset, InvalidRequest, JobFinished, JobNotFound, TooManyRequests
-from ci_common.models import AuditAction, JobFilter, JobPage, JobStatus
-from ci_common.repository import JobRepository
+from ci_common.models import AuditAction, DocumentPage, JobFilter, JobStatus
 from ci_server.api_description import event_stream, example, problems
 from ci_server.dependencies import CurrentUser, JobId, MaySubmit, OwnedJob, Reader, Server, unknown_job
+from ci_server.listings import Listings
 from ci_server.log_stream import start_position
 from ci_server.problems import request_id_of
-from ci_server.rendering import event_document, job_document, jobs_json, json_response
+from ci_server.rendering import event_document, job_document, json_response
 from ci_server.routes.streaming import open_stream
-from ci_server.schemas import JobEventModel, JobModel
+from ci_server.schemas import JobEventModel, JobModel, MomentModel
+from ci_server.timeline import EVENTS_BYTES, attempts_of, timeline
 
 router = APIRouter(tags=["jobs"])
 
 _audit = structlog.stdlib.get_logger("ci_server.audit")  # the request id is in its context
 
-_PAGE = 500
+_PAGE = 1000
 _LARGEST_INDEX = 2**63 - 1  # what a database can be asked for
 
 Limit = Annotated[
@@ -66,11 +67,11 @@ async def list_jobs(
         cursor=cursor,
         limit=limit or _PAGE,
     )
-    page = await server.repository.list_jobs(wanted)
+    page = await server.listings.page(wanted)
     if limit is None:
-        return _all_jobs(server.repository, wanted, page)
+        return _all_jobs(server.listings, wanted, page)
     link = {"Link": _next_link(request, page.next_cursor)} if page.next_cursor else {}
-    return _array(f"[{jobs_json(page.jobs)}]", link)
+    return _array(page, link)
 
 
 @router.get(
@@ -135,6 +136,24 @@ async def get_events(
 
 
 @router.get(
+    "/jobs/{job_id}/timeline",
+    summary="Read when a job did what",
+    description="The moments of `/events` and those inside its containers, by time: where the time of the job went. "
+    "Dependencies being installed and tests being run are a `phase`, named in `data`; `first_output` and "
+    "`session_end` are known once pytest has ended. What was pruned with the log is no longer there.",
+    response_model=list[MomentModel],
+    response_description="The moments.",
+    responses={**example("moments"), **problems(JobNotFound, InvalidRequest)},
+)
+async def get_timeline(job: OwnedJob, server: Server) -> Response:
+    events = await server.repository.get_events(job.id, 0)
+    said = {
+        attempt: server.logs.read_events(job.id, attempt, EVENTS_BYTES) for attempt in attempts_of(events)
+    }
+    return json_response(timeline(events, said))
+
+
+@router.get(
     "/jobs/{job_id}/stream",
     summary="Follow a job",
     description="Its output and status as server-sent events until it ends. Any number may follow at once, and each "
@@ -165,25 +184,26 @@ async def stream_job(
         return open_stream(server, caller, job, start, held.pop_all())
 
 
-def _all_jobs(repository: JobRepository, wanted: JobFilter, first: JobPage) -> Response:
+def _all_jobs(listings: Listings, wanted: JobFilter, first: DocumentPage) -> Response:
     """Return every job in one array, a page at a time: neither memory nor other requests feel how many."""
     if first.next_cursor is None:
-        return _array(f"[{jobs_json(first.jobs)}]", {})
+        return _array(first, {})
 
-    async def pieces() -> AsyncIterator[str]:
+    async def pieces() -> AsyncIterator[bytes]:
         page = first
-        yield f"[{jobs_json(page.jobs)}"
+        yield b"[" + page.content
         while page.next_cursor is not None:
-            page = await repository.list_jobs(replace(wanted, cursor=page.next_cursor))
-            if page.jobs:
-                yield f",{jobs_json(page.jobs)}"
-        yield "]"
+            page = await listings.page(replace(wanted, cursor=page.next_cursor))
+            if page.content:
+                yield b"," + page.content
+        yield b"]"
 
     headers = {"Cache-Control": "no-store"}
     return StreamingResponse(pieces(), headers=headers, media_type="application/json")
 
 
-def _array(content: str, headers: dict[str, str]) -> Response:
+def _array(page: DocumentPage, headers: dict[str, str]) -> Response:
+    content = b"[%b]" % page.content
     return Response(content, headers={"Cache-Control": "no-store", **headers}, media_type="application/json")
 
 

@@ -29,10 +29,10 @@ def open_stream(
         repository=server.repository,
         logs=server.logs,
         hub=server.hub,
+        looks=server.looks,
         stop=stop,
         check_access=server.authenticator.guard(caller, every=interval),
         look_again_after=min(LOOK_AGAIN_SECONDS, interval),
-        clock=server.clock,
     )
     events = _after(first, follow_job(around, job.id, job.user_id, start))
     location = {"Content-Location": f"/jobs/{job.id}/stream"}

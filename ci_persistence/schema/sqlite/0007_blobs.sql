@@ -5,7 +5,7 @@ CREATE TABLE packs (
     id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again
     user_id TEXT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
     name TEXT NOT NULL UNIQUE, -- of the file
-    size INTEGER NOT NULL, -- bytes of the file
+    size INTEGER NOT NULL, -- bytes that it takes: of the file, and of the rows about it
     created_at TEXT NOT NULL,
     used_at TEXT NOT NULL -- when a job was last submitted that needs something of it
 ) STRICT;
