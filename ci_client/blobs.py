@@ -15,6 +15,7 @@ _IDENTITY, _ZLIB = 0, 1
 _SAMPLE = 1 << 16
 _WORTH = 0.9  # what does not shrink by a tenth goes as it is
 _CHUNK = 1 << 20
+_MOST_RATIO, _RATIO_SLACK = 200, 1 << 20  # what unpacks to more is an attack, to the server
 
 
 class FileChanged(Exception):
@@ -68,7 +69,7 @@ def _record(blob: Blob, *, compress: bool) -> tuple[bytes, bytes]:
     data = _bytes_of(blob)
     if compress and (len(data) <= _SAMPLE or _shrinks(data[:_SAMPLE])):
         packed = zlib.compress(data, 1)
-        if len(packed) < len(data):
+        if len(packed) < len(data) and not _looks_like_a_bomb(len(packed), len(data)):
             return _HEAD.pack(blob.digest, len(packed), len(data), _ZLIB), packed
     return _HEAD.pack(blob.digest, len(data), len(data), _IDENTITY), data
 
@@ -94,6 +95,9 @@ def _streamed(blob: Blob, *, compress: bool) -> Packed:
     pieces, stored, encoding = _verified(blob, file), blob.size, _IDENTITY
     if compress and _shrinks(file.read(_SAMPLE)):
         packed = _compressed(pieces)
+        if _looks_like_a_bomb(packed.tell(), blob.size):
+            packed.close()
+            return _streamed(blob, compress=False)
         pieces, stored, encoding = _pieces(packed), packed.tell(), _ZLIB
         packed.seek(0)
     return Packed(
@@ -134,6 +138,10 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
     with file:
         while piece := file.read(_CHUNK):
             yield piece
+
+
+def _looks_like_a_bomb(packed: int, size: int) -> bool:
+    return size > _MOST_RATIO * packed + _RATIO_SLACK
 
 
 def _shrinks(sample: bytes) -> bool:

@@ -199,12 +199,15 @@ def list_jobs(statuses: tuple[str, ...], limit: int | None, as_json: bool, **fla
 
 @ci.command("status")
 @_job_argument
+@click.option("--timing", is_flag=True, help="Show where its time went instead.")
 @_json_option
 @_connection_options
-def status(job_id: str, as_json: bool, **flags: str | None) -> int:
+def status(job_id: str, timing: bool, as_json: bool, **flags: str | None) -> int:
     """Show a job as it stands."""
     from ci_client.commands import jobs
 
+    if timing:
+        return jobs.timing(Console(), Flags(**flags), job_id, json=as_json)
     return jobs.status(Console(), Flags(**flags), job_id, json=as_json)
 
 

@@ -16,11 +16,11 @@
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar, cast
 from urllib.parse import quote
 
 from ci_client import config
-from ci_client._http import Disconnected, Http, ServerEvent
+from ci_client._http import Disconnected, Http, ProtocolError, ServerEvent
 from ci_client.following import StreamState, is_last
 from ci_client.job_info import JobInfo
 from ci_client.retry import NO_ROOM, Retries, RetryPolicy, wait_for_room
@@ -158,6 +158,13 @@ class CIClient:
     def get_job(self, job_id: str) -> JobInfo:
         """Return a job as it stands; raises JobNotFound."""
         return JobInfo.from_json(self._patiently(lambda: self._http.json("GET", _job_path(job_id))))
+
+    def timeline(self, job_id: str) -> list[Mapping[str, Any]]:
+        """Return the moments of a job's life as the server sent them; raises JobNotFound."""
+        moments = self._patiently(lambda: self._http.json("GET", f"{_job_path(job_id)}/timeline"))
+        if not isinstance(moments, list):
+            raise ProtocolError("The server sent a timeline this client cannot read.")
+        return cast(list[Mapping[str, Any]], moments)
 
     def list_jobs(self, *, status: Iterable[str] = (), limit: int | None = None) -> Iterator[JobInfo]:
         """Yield the caller's jobs, newest first, page by page; `status` keeps those in one of these states."""

@@ -14,29 +14,28 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-_MAGIC = b"ci-index-1\n"
-_RECORD = struct.Struct("<QqqQQI32s")  # size, times of modification and change, inode, device, mode; SHA-256
+from ci_client.tree import Directory
+
+_MAGIC = (
+    b"ci-index-2\n"  # another one, too, when the rules for names change: what is known is not judged again
+)
+_FACTS = struct.Struct("<QqqQQI")  # size, times of modification and change, inode, device, mode
 _DIGEST = 32
+_RECORD_SIZE = _FACTS.size + _DIGEST
+_DIRECTORY = struct.Struct("<III")  # files, directories, listings
 _NEW = "new-"  # begins the names of files that are being written
 _TICK_NS = 2_000_000_000  # the coarsest clock of a file system that is in use
 _KEPT_SECONDS = 90 * 86_400
 
-Record = tuple[int, int, int, int, int, int, bytes]
 
-
-def record(info: os.stat_result, digest: bytes) -> Record:
-    """Return what is kept of one file."""
-    return (
-        info.st_size,
-        info.st_mtime_ns,
-        info.st_ctime_ns,
-        info.st_ino,
-        info.st_dev,
-        info.st_mode,
-        digest,
+def facts(info: os.stat_result) -> bytes:
+    """Return what says, as long as it stays the same, that a file's bytes do."""
+    return _FACTS.pack(
+        info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev, info.st_mode
     )
 
 
@@ -45,29 +44,31 @@ class FileIndex:
     """The files of one project by path, as one scan found them, and the tree that they made."""
 
     scanned_at: int = 0  # nanoseconds; before the first file was looked at
-    files: dict[str, Record] = field(default_factory=dict[str, Record])
-    listings: frozenset[bytes] = frozenset()
+    files: dict[str, bytes] = field(default_factory=dict[str, bytes])  # the facts, then the SHA-256
+    directories: dict[str, Directory] = field(default_factory=dict[str, Directory])
     accepted_by: str = ""  # the server that took exactly this tree for the same user
 
-    def digest(self, path: str, info: os.stat_result) -> bytes | None:
-        """Return the hash of a file's bytes, None where only reading them tells."""
+    def known(self, path: str, info: os.stat_result) -> bytes | None:
+        """Return what is kept of a file, its hash last; None where only reading the file tells its hash."""
         known = self.files.get(path)
         if known is None or sys.platform == "win32":  # there, no time says that the bytes changed
             return None
-        size, modified, changed, inode, device, mode, digest = known
-        same = (
-            changed == info.st_ctime_ns
-            and modified == info.st_mtime_ns
-            and size == info.st_size
-            and inode == info.st_ino
-            and device == info.st_dev
-            and mode == info.st_mode
-        )
-        return digest if same and max(changed, modified) < self.scanned_at - _TICK_NS else None
+        oldest = self.scanned_at - _TICK_NS
+        old = info.st_ctime_ns < oldest and info.st_mtime_ns < oldest
+        return known if old and known.startswith(facts(info)) else None
+
+    def listings(self) -> set[bytes]:
+        """Return the hashes of all listings of the tree."""
+        return {digest for directory in self.directories.values() for digest in directory.listings}
 
     def blobs(self) -> set[bytes]:
         """Return the hashes of everything that the tree is made of."""
-        return {known[-1] for known in self.files.values()} | self.listings
+        return {digest_of(known) for known in self.files.values()} | self.listings()
+
+
+def digest_of(record: bytes) -> bytes:
+    """Return the hash that is kept of a file."""
+    return record[-_DIGEST:]
 
 
 def path_of(root: Path, environ: Mapping[str, str] = os.environ) -> Path:
@@ -107,13 +108,16 @@ def _encoded(index: FileIndex, root: Path) -> bytes:
         "scanned_at": index.scanned_at,
         "accepted_by": index.accepted_by,
         "files": len(index.files),
-        "listings": len(index.listings),
+        "directories": len(index.directories),
+        "listings": sum(len(known.listings) for known in index.directories.values()),
     }
+    directories = index.directories.values()
     parts = [
         json.dumps(head).encode() + b"\n",  # ASCII, whatever is in the name of the directory
-        b"".join(index.listings),
-        b"".join([_RECORD.pack(*known) for known in index.files.values()]),
-        "\0".join(index.files).encode(),
+        b"".join(index.files.values()),
+        b"".join([_DIRECTORY.pack(known.files, known.trees, len(known.listings)) for known in directories]),
+        b"".join([digest for known in directories for digest in known.listings]),
+        "\0".join([*index.files, *index.directories]).encode(),
     ]
     body = b"".join(parts)
     return _MAGIC + sha256(body).digest() + body
@@ -127,17 +131,26 @@ def _decoded(data: bytes, root: Path) -> FileIndex:
     head = cast(dict[str, Any], json.loads(data[start:line_end]))
     if head["root"] != os.fsdecode(root.resolve()):
         raise ValueError("of another project")
-    listings_end = line_end + 1 + head["listings"] * _DIGEST
-    records_end = listings_end + head["files"] * _RECORD.size
-    listings = struct.iter_unpack(f"{_DIGEST}s", data[line_end + 1 : listings_end])
-    records = cast("list[Record]", _RECORD.iter_unpack(data[listings_end:records_end]))
-    names = data[records_end:].decode().split("\0") if head["files"] else []
+    files_end = line_end + 1 + head["files"] * _RECORD_SIZE
+    directories_end = files_end + head["directories"] * _DIRECTORY.size
+    listings_end = directories_end + head["listings"] * _DIGEST
+    names = data[listings_end:].decode().split("\0") if head["files"] + head["directories"] else []
+    files = _pieces(data[line_end + 1 : files_end], _RECORD_SIZE)
+    listings = iter(_pieces(data[directories_end:listings_end], _DIGEST))
+    directories = [
+        Directory(files, trees, tuple(islice(listings, count)))
+        for files, trees, count in _DIRECTORY.iter_unpack(data[files_end:directories_end])
+    ]
     return FileIndex(
         scanned_at=head["scanned_at"],
-        files=dict(zip(names, records, strict=True)),
-        listings=frozenset(digest for (digest,) in listings),
+        files=dict(zip(names[: len(files)], files, strict=True)),
+        directories=dict(zip(names[len(files) :], directories, strict=True)),
         accepted_by=head["accepted_by"],
     )
+
+
+def _pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def _cache_directory(environ: Mapping[str, str]) -> Path:

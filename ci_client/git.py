@@ -61,7 +61,7 @@ def _start(directory: Path, query: tuple[str, ...]) -> subprocess.Popen[bytes]:
 def _names(exit_code: int, output: bytes, errors: bytes) -> list[str]:
     if exit_code != 0:
         raise GitFailed(_reason(os.fsdecode(errors).strip().splitlines() or [f"exit {exit_code}"]))
-    return [os.fsdecode(name) for name in output.split(b"\0") if name]
+    return [name for name in os.fsdecode(output).split("\0") if name]
 
 
 def _reason(lines: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,9 @@ BY_CIIGNORE = f"excluded by {CIIGNORE}"
 BY_DEFAULT = "not sent by default"
 
 
+LookedUp = Callable[[], Mapping[str, os.stat_result]]  # by path; of links themselves
+
+
 @dataclass(slots=True)
 class Listing:
     """Paths relative to the root, with slashes; and what stays behind, with the reason."""
@@ -42,10 +45,13 @@ class Listing:
     warnings: list[str] = field(default_factory=list[str])
 
 
-def list_project(root: Path, *, include_ignored: bool = False) -> Listing:
-    """Return what there is to send under a directory; with `include_ignored`, git is not asked."""
+def list_project(root: Path, *, include_ignored: bool = False, looked_up: LookedUp = dict) -> Listing:
+    """Return what there is to send under a directory; with `include_ignored`, git is not asked.
+
+    `looked_up` tells, once git has answered, what the caller has found out of files meanwhile.
+    """
     spec = _ciignore(root)
-    listing = None if include_ignored else _git_listing(root)
+    listing = None if include_ignored else _git_listing(root, looked_up)
     if listing is None or not (listing.paths or listing.skipped):
         # Nothing at all: the directory itself is ignored by a repository around it, which does not mean us.
         warnings = listing.warnings if listing else []
@@ -57,10 +63,10 @@ def list_project(root: Path, *, include_ignored: bool = False) -> Listing:
     return listing
 
 
-def _git_listing(root: Path) -> Listing | None:
+def _git_listing(root: Path, looked_up: LookedUp) -> Listing | None:
     """Return what git lists, None where it cannot say."""
     try:
-        return _list_repository(root, "", set())
+        return _list_repository(root, "", set(), looked_up)
     except GitFailed as error:
         if not any((parent / ".git").exists() for parent in (root, *root.parents)):
             return None
@@ -71,7 +77,7 @@ def _git_listing(root: Path) -> Listing | None:
         return walked
 
 
-def _list_repository(root: Path, prefix: str, seen: set[Path]) -> Listing:
+def _list_repository(root: Path, prefix: str, seen: set[Path], looked_up: LookedUp) -> Listing:
     """Return the files of one repository and of those nested in it, submodules or not."""
     directory = root / prefix
     listing = Listing()
@@ -80,28 +86,29 @@ def _list_repository(root: Path, prefix: str, seen: set[Path]) -> Listing:
     )
     listing.skipped = {prefix + name: IGNORED_BY_GIT for name in ignored}
     base = os.path.join(root, "")  # noqa: PTH118 - a Path for each of many thousand files takes a second
+    paths, infos, known = listing.paths, listing.infos, looked_up()
     for name in sorted(set(ours)):
         path = prefix + name.rstrip("/")
-        info = _lstat(base + path)
+        info = known.get(path) or _lstat(base + path)
         if info and stat.S_ISDIR(info.st_mode):
-            _add_nested(listing, root, path, seen)
+            _add_nested(listing, root, path, seen, looked_up)
             continue
-        listing.paths.append(path)
+        paths.append(path)
         if info:
-            listing.infos[path] = info
+            infos[path] = info
     if os.name == "nt":
         listing.executable |= {prefix + name for name in _tracked_executables(directory)}
     return listing
 
 
-def _add_nested(listing: Listing, root: Path, path: str, seen: set[Path]) -> None:
+def _add_nested(listing: Listing, root: Path, path: str, seen: set[Path], looked_up: LookedUp) -> None:
     real = (root / path).resolve()
     if not (root / path / ".git").exists():
         listing.skipped[path] = "submodule that is not checked out"
         listing.warnings.append(f"{path}: the submodule is not checked out, so it is not sent")
     elif real not in seen:
         seen.add(real)
-        nested = _list_repository(root, f"{path}/", seen)
+        nested = _list_repository(root, f"{path}/", seen, looked_up)
         listing.paths += nested.paths
         listing.infos |= nested.infos
         listing.skipped |= nested.skipped

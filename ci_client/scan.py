@@ -1,17 +1,18 @@
 """The selected files with their hashes: of those that changed by reading them, of the others from the index."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from time import time_ns
 
 from ci_client.blobs import SMALL, Blob
-from ci_client.file_index import FileIndex, record
+from ci_client.file_index import FileIndex, digest_of, facts
 from ci_client.selection import Entry, Selection
-from ci_client.tree import Tree, build_tree
+from ci_client.tree import Directory, File, Tree, build_tree, parent_of
 
+Found = tuple[Entry, int, bytes]  # a file with the size and the hash of what was read of it
 _CHUNK = 1 << 20
 
 
@@ -19,7 +20,7 @@ _CHUNK = 1 << 20
 class Scan:
     """A project as it was found."""
 
-    entries: tuple[tuple[Entry, int, bytes], ...]  # each with the size and the hash of what was read of it
+    entries: tuple[Found, ...]
     tree: Tree
     index: FileIndex  # for the next scan
     warnings: tuple[str, ...]
@@ -27,7 +28,8 @@ class Scan:
 
     def blobs(self) -> list[Blob]:
         """Return everything that the tree is made of, each once."""
-        listings = [Blob(digest, len(data), data=data) for digest, data in self.tree.listings.items()]
+        whole = build_tree(_files(self.entries))  # also the listings that did not have to be made
+        listings = [Blob(digest, len(data), data=data) for digest, data in whole.listings.items()]
         files = {digest: Blob(digest, size, one.path, one.source) for one, size, digest in self.entries}
         return [*files.values(), *listings]
 
@@ -44,31 +46,48 @@ def scan(
     Every blob of the tree but those `present` is passed to `on_blob` as soon as its hash is known. Files that vanish
     or cannot be read meanwhile are left out, with a warning.
     """
-    found: list[tuple[Entry, int, bytes]] = []
+    found: list[Found] = []
     new_index = FileIndex(scanned_at=began)
     warnings: list[str] = []
     files_read = 0
+    changed: set[str] = set()  # directories
     for entry in selection.entries:
-        digest = index.digest(entry.path, entry.info)
-        if digest is not None:
-            new_index.files[entry.path] = index.files[entry.path]
-            found.append((entry, entry.info.st_size, digest))
+        path, info = entry.path, entry.info
+        known = index.known(path, info)
+        if known is not None:
+            new_index.files[path] = known
+            digest = digest_of(known)
+            found.append((entry, info.st_size, digest))
             if digest not in present:
-                on_blob(Blob(digest, entry.info.st_size, entry.path, entry.source))
+                on_blob(Blob(digest, info.st_size, path, entry.source))
         else:
             files_read += 1
+            changed.add(parent_of(path))
             try:
                 blob = _read(entry, new_index)
             except OSError as error:
-                warnings.append(f"{entry.path}: not sent (cannot be read: {error.strerror})")
+                warnings.append(f"{path}: not sent (cannot be read: {error.strerror})")
                 continue
             found.append((entry, blob.size, blob.digest))
             on_blob(blob)
-    tree = build_tree((entry.path, entry.executable, size, digest) for entry, size, digest in found)
+    tree = build_tree(_files(found), _present(index.directories, present), changed)
     for digest, data in tree.listings.items():
         on_blob(Blob(digest, len(data), data=data))
-    new_index.listings = frozenset(tree.listings)
+    new_index.directories = tree.directories
     return Scan(tuple(found), tree, new_index, tuple(warnings), files_read)
+
+
+def _files(found: Iterable[Found]) -> Iterator[File]:
+    return ((entry.path, entry.executable, size, digest) for entry, size, digest in found)
+
+
+def _present(directories: Mapping[str, Directory], present: Collection[bytes]) -> dict[str, Directory]:
+    """Return the directories whose listings need not be made, because nobody needs their bytes."""
+    return {
+        path: directory
+        for path, directory in directories.items()
+        if all(listing in present for listing in directory.listings)
+    }
 
 
 def now() -> int:
@@ -89,7 +108,7 @@ def _read(entry: Entry, index: FileIndex) -> Blob:
                 running.update(piece)
             blob = Blob(running.digest(), file.tell(), entry.path, entry.source)
         after = os.fstat(file.fileno())
-    known = record(before, blob.digest)
-    if known == record(after, blob.digest) and before.st_size == blob.size:
-        index.files[entry.path] = known
+    same = facts(before)
+    if same == facts(after) and before.st_size == blob.size:
+        index.files[entry.path] = same + blob.digest
     return blob

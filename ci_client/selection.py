@@ -3,19 +3,23 @@
 import os
 import re
 import stat
+import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ci_client.listing import Listing, list_project
 from ci_common.errors import NotAProject
 
+_FILE_TYPE, _IS_WINDOWS = stat.S_IFMT(0o177777), os.name == "nt"
 _BIG_FILE = 50_000_000
 _SECRET_NAMES = (".netrc", ".pypirc", ".pgpass", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519")
 _SECRET_SUFFIXES = (".pem", ".key", ".p12", ".pfx", ".jks", ".keystore")
+_SECRET_ENDS = (*_SECRET_NAMES, *_SECRET_SUFFIXES)
 _ENV_EXAMPLES = (".example", ".sample", ".template", ".dist", ".defaults")
 _MAX_DEPTH, _MAX_NAME, _MAX_PATH = 32, 255, 1024  # the server's rules for names
 _NAMED = 5  # files that one warning names
@@ -52,17 +56,43 @@ class Selection:
         return sum(entry.size for entry in self.entries)
 
 
-def select_files(root: Path, *, include_ignored: bool = False) -> Selection:
+def select_files(root: Path, *, include_ignored: bool = False, ahead: "LookAhead | None" = None) -> Selection:
     """Return what goes of a project; raises NotAProject where nothing could be tested."""
     if not root.is_dir():
         raise NotAProject(f"{root} is not a directory.")
-    listing = list_project(root, include_ignored=include_ignored)
-    selector = _Selector(root, listing)
-    for path in listing.paths:
-        selector.add(path)
-    entries = tuple(sorted(selector.entries.values(), key=lambda entry: entry.path.encode()))
+    looked_up = ahead.result if ahead else dict[str, os.stat_result]
+    listing = list_project(root, include_ignored=include_ignored, looked_up=looked_up)
+    selector = _Selector(root, listing, ahead.names if ahead else ())
+    selector.add_all(listing.paths)
+    entries = tuple(sorted(selector.entries.values(), key=itemgetter(0)))  # the order of UTF-8 as well
     _require_python(root.resolve(), entries, listing.skipped)
     return Selection(root, entries, listing.skipped, (*listing.warnings, *_surprises(entries)))
+
+
+class LookAhead:
+    """Files that were entries the last time are looked up in a thread, while git lists what there is.
+
+    Their names passed the rules, so they are not judged again.
+    """
+
+    def __init__(self, root: Path, names: Collection[str]) -> None:
+        self.names = names
+        self._base = os.path.join(root, "")  # noqa: PTH118 - as below
+        self._infos: dict[str, os.stat_result] = {}
+        self._thread = threading.Thread(target=self._look, daemon=True, name="look")
+        self._thread.start()
+
+    def result(self) -> Mapping[str, os.stat_result]:
+        """Return what `lstat` said of those that are there."""
+        self._thread.join()
+        return self._infos
+
+    def _look(self) -> None:
+        for name in self.names:
+            try:
+                self._infos[name] = os.lstat(self._base + name)
+            except OSError:
+                continue  # gone, most likely; whether that matters, the listing says
 
 
 class _Refused(Exception):
@@ -76,12 +106,13 @@ class _Selector:
     behind a link (a name in git's index may lead through one) is judged as a link is.
     """
 
-    def __init__(self, root: Path, listing: Listing) -> None:
+    def __init__(self, root: Path, listing: Listing, known: Container[str]) -> None:
         self.entries: dict[str, Entry] = {}
         self._base = os.path.join(root, "")  # noqa: PTH118 - a Path for each of many thousand files takes a second
         self._root = root
         self._real_root = root.resolve()
         self._listing = listing
+        self._known = known
         self._linked: dict[str, bool] = {"": False}  # directory -> whether a link leads to it
 
     @cached_property
@@ -89,9 +120,23 @@ class _Selector:
         """What goes by its own name, if it can be read."""
         return {path for path in self._listing.paths if not _forbidden(path)}
 
-    def add(self, path: str) -> None:
-        """The path is an entry, or skipped with a reason."""
-        self._add(path, path, within_link=False)
+    def add_all(self, paths: Iterable[str]) -> None:
+        """Each path is an entry, or skipped with a reason."""
+        infos, known, linked, base = self._listing.infos, self._known, self._linked, self._base
+        for path in paths:
+            info = infos.get(path)
+            cut = path.rfind("/")
+            # What nearly all files of a large tree are, in few steps; the other way leads to the same.
+            if (
+                info is not None
+                and path in known
+                and linked.get(path[:cut] if cut > 0 else "") is False
+                and (mode := info.st_mode) & _FILE_TYPE == stat.S_IFREG
+                and not _IS_WINDOWS
+            ):
+                self.entries[path] = Entry(path, base + path, info, mode & stat.S_IXUSR != 0)
+            else:
+                self._add(path, path, within_link=False)
 
     def _add(self, name: str, path: str, *, within_link: bool) -> None:
         """The file at a path of the project is an entry under that name, or the name is skipped with a reason."""
@@ -219,10 +264,16 @@ def _require_python(root: Path, entries: tuple[Entry, ...], skipped: dict[str, s
 
 
 def _surprises(entries: tuple[Entry, ...]) -> Iterator[str]:
-    secrets = [entry.path for entry in entries if _is_secret(entry.path[entry.path.rfind("/") + 1 :])]
+    secrets = [
+        path
+        for path, _, _, _ in entries
+        if (path.endswith(_SECRET_ENDS) or ".env" in path) and _is_secret(path[path.rfind("/") + 1 :])
+    ]
     if secrets:
         yield f"this looks secret and is sent: {_some(secrets)} (keep it back by .ciignore)"
-    big = [f"{entry.path} ({entry.size / 1e6:.0f} MB)" for entry in entries if entry.size >= _BIG_FILE]
+    big = [
+        f"{path} ({info.st_size / 1e6:.0f} MB)" for path, _, info, _ in entries if info.st_size >= _BIG_FILE
+    ]
     if big:
         yield f"big files are sent: {_some(big)} (keep them back by .ciignore)"
 

@@ -7,61 +7,109 @@ cut depends on the names alone, so that an edit touches one part.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import NamedTuple
 from zlib import crc32
 
+File = tuple[str, bool, int, bytes]  # path, executable or not, size, SHA-256
 Item = tuple[str, str, int, str]  # name, kind, size, SHA-256 in hexadecimal digits
 _LONG = 1024  # entries of a listing that is cut into parts
 _CUT = 256  # entries of a part, on average
 
 
+class Directory(NamedTuple):
+    """A directory as a tree has it."""
+
+    files: int  # in it, not below
+    trees: int
+    listings: tuple[bytes, ...]  # by hash: its parts, if it has any, then its own
+
+    @property
+    def digest(self) -> bytes:
+        """What the directory above names it by."""
+        return self.listings[-1]
+
+
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A root and the listings under it, by hash; the root's is among them."""
+    """A root, the directories under it by path, and the listings that were made for them, by hash."""
 
     root: bytes
+    directories: dict[str, Directory]  # the root is ""
     listings: dict[bytes, bytes]
 
 
-def build_tree(files: Iterable[tuple[str, bool, int, bytes]]) -> Tree:
-    """Return the tree of files: path, executable or not, size and hash of each."""
-    directories: defaultdict[str, list[Item]] = defaultdict(list)
-    directories[""] = []
-    for path, executable, size, digest in files:
-        cut = path.rfind("/")
-        kind = "x" if executable else "f"
-        directories[path[:cut] if cut > 0 else ""].append((path[cut + 1 :], kind, size, digest.hex()))
-    for path in list(directories):
-        _add_parents(directories, path)
+def build_tree(
+    files: Iterable[File], known: Mapping[str, Directory] | None = None, changed: Collection[str] = ()
+) -> Tree:
+    """Return the tree of files.
+
+    `known` are directories of an earlier tree: of every file of theirs that is in this one as well either nothing
+    has changed, or its directory is among the `changed`, which are also the directories of all new files. So where
+    there are as many as before, they are the same, and no listing is made.
+    """
+    known, dirty = known or {}, set(changed)
+    files_in: defaultdict[str, list[File]] = defaultdict(list)
+    for file in files:
+        path = file[0]
+        files_in[path[: max(path.rfind("/"), 0)]].append(file)
+    trees_in = _trees(files_in)
+    directories: dict[str, Directory] = {}
     listings: dict[bytes, bytes] = {}
-    *below, root = sorted(directories, key=_depth, reverse=True)
-    for path in below:
-        digest = _add_listing(listings, directories[path])
-        parent, _, name = path.rpartition("/")
-        directories[parent].append((name, "d", 0, digest.hex()))
-    return Tree(_add_listing(listings, directories[root]), listings)
+    for path in sorted(trees_in, key=_depth, reverse=True):
+        inside, trees, old = files_in.get(path, []), trees_in[path], known.get(path)
+        if old and path not in dirty and (old.files, old.trees) == (len(inside), len(trees)):
+            directories[path] = old
+            continue
+        items = [_item(file) for file in inside]
+        items += [(_name(tree), "d", 0, directories[tree].digest.hex()) for tree in trees]
+        new = directories[path] = Directory(len(inside), len(trees), _add_listing(listings, items))
+        if not old or old.digest != new.digest:
+            dirty.add(parent_of(path))
+    return Tree(directories[""].digest, directories, listings)
+
+
+def parent_of(path: str) -> str:
+    """Return the directory that a path is in; the root is ""."""
+    return path[: max(path.rfind("/"), 0)]
+
+
+def _name(path: str) -> str:
+    return path[path.rfind("/") + 1 :]
+
+
+def _item(file: File) -> Item:
+    path, executable, size, digest = file
+    return _name(path), "x" if executable else "f", size, digest.hex()
 
 
 def _depth(path: str) -> int:
     return path.count("/") + 1 if path else 0
 
 
-def _add_parents(directories: defaultdict[str, list[Item]], path: str) -> None:
-    """Every directory above this one is there, also one without files of its own."""
-    while path:
-        path = path.rpartition("/")[0]
-        if path in directories:
-            return
-        directories[path] = []
+def _trees(directories: Iterable[str]) -> dict[str, list[str]]:
+    """Return the directories that each directory holds: of these, and of those above them, the root included."""
+    trees: dict[str, list[str]] = {"": []}
+    for directory in directories:
+        path = directory
+        while path not in trees:
+            trees[path] = []
+            path = parent_of(path)
+    for path in trees:
+        if path:
+            trees[parent_of(path)].append(path)
+    return trees
 
 
-def _add_listing(listings: dict[bytes, bytes], items: list[Item]) -> bytes:
+def _add_listing(listings: dict[bytes, bytes], items: list[Item]) -> tuple[bytes, ...]:
+    """The directory's listing is there; returns the hashes of its parts and its own."""
     items.sort(key=lambda item: item[0].encode())
-    if len(items) > _LONG:
-        items = [("", "p", 0, _add_blob(listings, part).hex()) for part in _parts(items)]
-    return _add_blob(listings, items)
+    parts = [_add_blob(listings, part) for part in _parts(items)] if len(items) > _LONG else []
+    if parts:
+        items = [("", "p", 0, part.hex()) for part in parts]
+    return *parts, _add_blob(listings, items)
 
 
 def _add_blob(listings: dict[bytes, bytes], items: list[Item]) -> bytes:

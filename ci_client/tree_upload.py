@@ -12,7 +12,7 @@ from ci_client import file_index
 from ci_client._http import Body, Http, ProtocolError, ServerEvent, json_body
 from ci_client.blobs import Blob, FileChanged, Packed, pack
 from ci_client.scan import Scan, now, scan
-from ci_client.selection import select_files
+from ci_client.selection import LookAhead, select_files
 from ci_client.sender import Sender
 from ci_client.upload import Progress, ZipUpload
 from ci_common.errors import MethodNotAllowed, MissingBlobs, NotFound
@@ -155,7 +155,8 @@ class TreeUpload:
     def _look(self, http: Http, sender: Sender) -> None:
         began = now()
         known = self._known(http)
-        selection = select_files(self._root, include_ignored=self._include_ignored)
+        ahead = LookAhead(self._root, known.files)
+        selection = select_files(self._root, include_ignored=self._include_ignored, ahead=ahead)
         self._warn(selection.warnings)
         with sender:
             self._scan = scan(selection, known, began, sender.add, self._present)
@@ -205,7 +206,7 @@ class TreeUpload:
             raise error
         sent = {blob.digest for blob in self._inline}
         # Below a listing that it lacks, the server does not know what else it lacks: all is asked for.
-        self._present = sent if lacking & self._scan.tree.listings.keys() else self._present | sent
+        self._present = sent if lacking & self._scan.index.listings() else self._present | sent
         self._present -= lacking
 
     def _packed(self) -> ZipUpload:

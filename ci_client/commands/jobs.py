@@ -1,12 +1,14 @@
 """`ci list`, `ci status`, `ci logs`, `ci cancel`: one question to the server and its answer."""
 
 import json as json_text
+from shutil import get_terminal_size
 
 from ci_client.commands.connecting import connected
 from ci_client.config import Flags
 from ci_client.console import Console
 from ci_client.exit_codes import ClientExit
 from ci_client.render import LogWriter, job_details, job_table
+from ci_client.waterfall import WIDTH, spans_of, waterfall
 from ci_common.models import JobStatus
 
 
@@ -30,6 +32,19 @@ def status(console: Console, flags: Flags, job_id: str, *, json: bool) -> int:
         job = client.get_job(job_id)
     lines = [json_text.dumps(dict(job.raw), indent=2)] if json else job_details(job)
     for line in lines:
+        console.line(line)
+    return ClientExit.OK
+
+
+def timing(console: Console, flags: Flags, job_id: str, *, json: bool) -> int:
+    """Where the job's time went is on stdout: a waterfall, or its spans as one JSON array."""
+    with connected(console, flags) as client:
+        spans = spans_of(client.timeline(job_id))
+    if json:
+        console.line(json_text.dumps([span.to_json() for span in spans], indent=2))
+        return ClientExit.OK
+    columns = get_terminal_size().columns if console.terminal.stdout else WIDTH
+    for line in waterfall(spans, columns, colour=console.terminal.stdout and console.terminal.out_colour):
         console.line(line)
     return ClientExit.OK
 

@@ -5,13 +5,16 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ci_client import file_index
 from ci_client.file_index import FileIndex
 from ci_client.scan import Scan, now, scan
-from ci_client.selection import select_files
+from ci_client.selection import LookAhead, select_files
 
 HOUR = 3_600 * 10**9
 
@@ -127,6 +130,54 @@ def test_a_file_with_a_time_of_modification_from_the_future_is_always_read(proje
     later = now() + 10 * HOUR
     os.utime(project / "pkg" / "a.py", ns=(later, later))
     assert look(project, long_after(project), began=now()).files_read == 1
+
+
+def test_listings_that_nothing_changed_are_not_made_again(project: Path) -> None:
+    index = long_after(project)
+    again = scan(select_files(project), index, now(), present=index.blobs())
+    assert (again.tree.root, again.tree.listings) == (truth(project), {})
+    assert again.index.directories == index.directories
+    assert {blob.digest for blob in again.blobs()} == index.blobs(), "the server may have lost them"
+
+
+MOVES = st.tuples(
+    st.sampled_from(("write", "remove", "rename", "executable")),
+    st.sampled_from(("a.py", "b.py", "x/a.py", "x/b.py", "x/y/a.py", "z/a.py")),
+    st.sampled_from(("a.py", "c.py", "x/c.py", "x/y/b.py", "w/a.py")),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(MOVES, max_size=3), min_size=1, max_size=4))
+def test_whatever_changes_the_tree_is_the_one_that_a_first_look_finds(
+    rounds: list[list[tuple[str, str, str]]],
+) -> None:
+    with TemporaryDirectory() as folder:
+        root, index, count = Path(folder, "project"), FileIndex(), 0
+        for moves in [[("write", "a.py", ""), ("write", "x/b.py", ""), ("write", "x/y/a.py", "")], *rounds]:
+            for name, path, other in moves:
+                count += 1
+                move(root, name, path, other, count)
+            (root / "always.py").touch()
+            ahead = LookAhead(root, index.files)
+            found = scan(select_files(root, ahead=ahead), index, now() + HOUR, present=index.blobs())
+            assert found.tree.root == truth(root)
+            assert found.index.listings() == set(look(root, FileIndex(), began=now()).tree.listings)
+            index = found.index
+
+
+def move(root: Path, name: str, path: str, other: str, count: int) -> None:
+    source, target = root / path, root / other
+    source.parent.mkdir(parents=True, exist_ok=True)
+    if name == "write":
+        source.write_text("#" * count)  # of another size: the clock may not have ticked since
+    elif source.exists() and name == "remove":
+        source.unlink()
+    elif source.exists() and name == "rename":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+    elif source.exists():
+        source.chmod(source.stat().st_mode ^ 0o100)
 
 
 def test_a_file_that_vanishes_is_left_out_and_named(project: Path) -> None:

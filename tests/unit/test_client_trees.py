@@ -10,12 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ci_client.blobs import Blob, pack
 from ci_client.client import CIClient
 from ci_client.retry import RetryPolicy
 from ci_client.tree import Tree, build_tree
 from ci_client.tree_upload import Told, TreeUpload
+from ci_common.blobs import Encoding
 from ci_common.errors import CIError, MissingBlobs, NotAProject, TooManyRequests
 from ci_common.models import JobOptions
+from ci_persistence.archive_rules import ArchiveLimits
+from ci_persistence.record_stream import RecordStream
 from tests.support.blob_shelf import BlobShelf
 from tests.support.http_peer import JOB_ID, KEY, Answer, Cut, HangUp, HttpPeer, Received
 
@@ -304,3 +308,14 @@ def test_an_edit_in_a_directory_of_many_files_changes_little() -> None:
     new = [after.listings[digest] for digest in after.listings.keys() - before.listings.keys()]
     assert sum(map(len, new)) < 200_000
     assert all(len(listing) < MEGABYTE for listing in after.listings.values())
+
+
+def test_a_file_that_packs_like_a_bomb_goes_as_it_is(tmp_path: Path) -> None:
+    data = bytes(12 * MEGABYTE)
+    file = tmp_path / "zeros"
+    file.write_bytes(data)
+    stream = RecordStream(lambda _: None, ArchiveLimits(10, 200, len(data)))
+    for chunk in pack([Blob(sha256(data).digest(), len(data), "zeros", str(file))], compress=True).chunks:
+        stream.feed(chunk)
+    stream.finish()
+    assert [(blob.size, blob.encoding) for blob in stream.blobs] == [(len(data), Encoding.IDENTITY)]
