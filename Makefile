@@ -15,7 +15,7 @@ PYTEST_ARGS ?= -n auto
 # Without compiled files every worker of pytest would compile every test anew, and every process of a test what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv docker runner-image demo test soak check format doctor bench bench-reliability clean
+.PHONY: help venv docker runner-image demo test soak check format doctor bench bench-check bench-peers bench-reliability clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +61,14 @@ doctor: $(STAMP) ## say what is missing on this machine
 bench-reliability: $(STAMP) runner-image ## measure recovery: take-over, cancel, what is lost (BENCH_ARGS="--rounds 7")
 	@$(BIN)/python -m bench.reliability $(BENCH_ARGS)
 
-bench: $(STAMP) runner-image ## measure each number beside its floor, in one run
+bench: $(STAMP) runner-image ## measure each number beside its floor, in one run (BENCH_ARGS="--quick", or names)
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)
+
+bench-check: bench ## the same, then compare its ratios with the committed ones; fails on a regression
+	@$(BIN)/python -m bench.check
+
+bench-peers: $(STAMP) ## install what can be had of the CI systems that `make bench` compares with
+	@$(BIN)/python -m bench.peers
 
 clean: ## remove what was built here (the engine and the runner image stay)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

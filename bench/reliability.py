@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 
 from bench.claims import claim_latencies
+from bench.place import running
 from bench.report import Row, main
-from bench.run import running
 from tests.support.archives import zip_of
 from tests.support.docker_cli import docker
 from tests.support.eventually import eventually
