@@ -62,7 +62,7 @@ class PackUse:
 
     name: str
     user_id: str
-    size: int
+    size: int  # bytes of the file, and of the rows about it
     created_at: datetime
     used_at: datetime
     needed: bool  # by a job that has not ended, or whose archive is kept

@@ -326,6 +326,14 @@ class JobPage:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentPage:
+    """One page of jobs as the API shows them: the inside of a JSON array, and where the next page begins."""
+
+    content: bytes
+    next_cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Idempotency:
     """A submitter's promise that two submissions are the same one."""
 

@@ -276,6 +276,20 @@ def test_a_python_that_a_build_left_on_the_path_is_not_the_first_process(image: 
     assert FORGED.encode() in said.log, "it was only what the tests ran with"
 
 
+def test_what_a_build_closed_or_left_in_place_of_an_environment_does_not_stop_the_harness(image: str) -> None:
+    """It would end or wait before anything of the job's is said to have begun: that is retried for nothing."""
+    script = """
+    cat > /tmp/left; chmod +x /tmp/left; mkdir -p ~/.ci-venv/bin; ln -s /tmp/left ~/.ci-venv/bin/python
+    mv /opt/venv/lib /opt/venv/was; mkdir -m 0 /opt/venv/lib
+    """
+    hostile = kept(image, script, "#!/bin/sh\nexec sleep 1000\n")
+    try:
+        said = said_of(hostile, {"test_it.py": "def test_a(): pass"}, ahead=False)
+    finally:
+        docker("rmi", "-f", hostile, check=False)
+    assert said.events[0] == "begun", said.log.decode()
+
+
 def source_of(requirement: str, folder: Path) -> Tree:
     """Return the files of the source distribution."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", requirement]

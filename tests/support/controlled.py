@@ -29,12 +29,14 @@ from ci_controller.container_runtime import (
 )
 from ci_controller.controller import JobController
 from ci_controller.frames import Outcome
+from ci_controller.image_retention import ImageLimits
 from ci_controller.policy import Policy
 from ci_persistence.factory import Stores, open_repository, open_stores
 from tests.support.fake_runtime import FakeContainerRuntime, Step
 
 T = TypeVar("T")
 
+NO_ENVIRONMENTS: Final = ImageLimits(0, 0)
 GO: Final = b"G\0\0\0\0"  # the last record of a complete feed
 OUTPUT: Final = b"collected 1 item\n\xff\xfe not text\n1 passed\n"
 
@@ -65,16 +67,51 @@ class Frames:
         return json.dumps({"n": self._number, **fields}, separators=(",", ":")).encode() + b"\n"
 
 
+def records(fed: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the records behind the harness, type and payload; one that has not come whole is left out."""
+    found: list[tuple[bytes, bytes]] = []
+    at = 4 + int.from_bytes(fed[:4], "big")
+    while len(fed) >= at + 5 and len(fed) >= (end := at + 5 + int.from_bytes(fed[at + 1 : at + 5], "big")):
+        found.append((fed[at : at + 1], fed[at + 5 : end]))
+        at = end
+    return found
+
+
+def header_of(fed: bytes) -> dict[str, Any] | None:
+    """Return the header of the run, if it has come."""
+    return next((json.loads(payload) for kind, payload in records(fed) if kind == b"H"), None)
+
+
+def is_at_barrier(fed: bytes) -> bool:
+    """Tell whether an environment's files have come, and nothing behind them."""
+    kinds = [kind for kind, _ in records(fed)]
+    return bool((header_of(fed) or {}).get("build")) and kinds[-1] == b"E" and kinds.count(b"E") == 1
+
+
+def builds(fed: bytes) -> Iterable[Step] | None:
+    """Do what every container does that is to build an environment, once it can."""
+    return opening(fed, Frames()) if is_at_barrier(fed) else None
+
+
+def opening(fed: bytes, frames: Frames) -> Iterator[bytes]:
+    """Yield what a harness says before its tests, where it gets so far: again, as an engine may repeat itself."""
+    if (header_of(fed) or {}).get("build"):
+        yield frames.begun()
+        yield frames.event("prepared")
+    elif fed.endswith(GO):
+        yield frames.begun()
+
+
 def a_run(*middle: Step, exit_code: int = 0) -> Callable[[bytes], Iterable[Step]]:
     """Return the script of a container that prints OUTPUT, does `middle`, and ends as pytest with that code."""
 
     def script(fed: bytes) -> Iterator[Step]:
         frames = Frames()
+        yield from opening(fed, frames)
         if not fed.endswith(GO):
             yield frames.trailer(Outcome.NOT_STARTED, message="The feed broke off.")
             yield ExitState(100)
             return
-        yield frames.begun()
         for line in OUTPUT.splitlines(keepends=True):
             yield frames.output(line)
         yield from middle
@@ -102,7 +139,9 @@ class ControlledSystem:
     stores: Stores
     runtime: FakeContainerRuntime
     user: User
-    policy: Policy = field(default_factory=lambda: Policy(max_running_jobs=2))
+    policy: Policy = field(
+        default_factory=lambda: Policy(max_running_jobs=2, warm_containers=0, environments=NO_ENVIRONMENTS)
+    )
 
     def controller(self, interval: float = 60, **changes: Any) -> JobController:
         """Return a controller that is not started; by default only hints make it move."""
@@ -128,10 +167,12 @@ class ControlledSystem:
             controller.stop()
             await task
 
-    async def submit(self, files: dict[str, bytes] | None = None, **options: Any) -> str:
+    async def submit(
+        self, files: dict[str, bytes] | None = None, *, user: User | None = None, **options: Any
+    ) -> str:
         """A job is queued; returns its id."""
         stored = await self.save_archive(files)
-        job = Job(new_id(), self.user.id, utcnow(), stored.ref, options=JobOptions(**options))
+        job = Job(new_id(), (user or self.user).id, utcnow(), stored.ref, options=JobOptions(**options))
         return (await self.repository.create_job(job)).id
 
     async def save_archive(self, files: dict[str, bytes] | None = None) -> StoredArchive:
@@ -199,6 +240,7 @@ async def controlled_system(
     repository = open_repository(settings)
     stores = open_stores(settings)
     runtime = FakeContainerRuntime(script)
+    runtime.ahead = builds
     try:
         await repository.initialize()
         await stores.hub.start()
@@ -388,7 +430,7 @@ def mortal(system: ControlledSystem, life: Life) -> dict[str, Any]:
             "release_attempt",
         }
     )
-    calls = frozenset({"create", "rename", "signal", "remove"})
+    calls = frozenset({"create", "rename", "commit", "signal", "remove"})
     return {
         "repository": cast("JobRepository", _Mortal(system.repository, life, writes)),
         "runtime": cast("ContainerRuntime", _MortalRuntime(system.runtime, life, calls)),

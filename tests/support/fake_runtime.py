@@ -8,10 +8,11 @@
 
     runtime = FakeContainerRuntime(script=script)
 
-A script runs in a thread of its own once its container's input has ended, and gets all that was fed. SIGKILL,
-`end()` and removal end a container whatever its script waits for. Switches: `down`, `endless` (following an
-output goes on when its container has ended), `lose_reply_of()`, `vanish()`, `end()`; what happened can be read
-from `calls` and `containers`.
+A script runs in a thread of its own once its container's input has ended, and gets all that was fed. What a
+container does before that is `runtime.ahead(fed)`, asked after each piece of its input. SIGKILL, `end()` and
+removal end a container whatever its script waits for. Switches: `down`, `endless` (following an output goes on
+when its container has ended), `lose_reply_of()`, `vanish()`, `end()`; what happened can be read from `calls` and
+`containers`.
 """
 
 import asyncio
@@ -63,6 +64,11 @@ class UntilIsolated:
 
 Step = bytes | ExitState | threading.Event | UntilSignal | UntilIsolated
 Script = Callable[[bytes], Iterable[Step]]
+Ahead = Callable[[bytes], Iterable[Step] | None]
+
+
+def _nothing_yet(fed: bytes) -> None:
+    return None
 
 
 def _exit_at_once(fed: bytes) -> Iterable[Step]:
@@ -96,10 +102,15 @@ class FakeInput:
     """What was sent stands in the container's `fed`; at the end of the input its script begins."""
 
     def __init__(
-        self, container: FakeContainer, threads: Executor, begin: Callable[[FakeContainer], None]
+        self,
+        container: FakeContainer,
+        threads: Executor,
+        hear: Callable[[FakeContainer], None],
+        begin: Callable[[FakeContainer], None],
     ) -> None:
         self._container = container
         self._threads = threads
+        self._hear = hear
         self._begin = begin
         self._lock = threading.Lock()
         self._has_ended = False
@@ -130,6 +141,7 @@ class FakeInput:
                 if self._has_ended or self._container.state is not ContainerState.RUNNING:
                     return
                 self._container.fed += chunk
+            self._hear(self._container)
             crash_point("during_feed")
 
 
@@ -145,6 +157,7 @@ class FakeContainerRuntime:
     ) -> None:
         self._clock = clock or SystemClock()
         self.script = script
+        self.ahead: Ahead = _nothing_yet
         self.scripts = dict(scripts or {})  # by the container's command, before `script`
         self.images = dict(images if images is not None else {"ci-runner:latest": "sha256:" + "0" * 64})
         self.down = False
@@ -201,6 +214,14 @@ class FakeContainerRuntime:
         known = {**self.images, **{image: image for image in self.images.values()}, **made}
         return reference if reference in self._made else known.get(reference)
 
+    async def image_size(self, image_id: str) -> int:
+        self._answer("image_size")
+        if image_id in self._made:
+            return self._made[image_id].size
+        if image_id not in self.images.values():
+            raise ContainerError(f"no such image: {image_id}")
+        return 0
+
     async def list(self, instance_id: str) -> list[ObservedContainer]:
         self._answer("list")
         with self._changed:
@@ -238,7 +259,7 @@ class FakeContainerRuntime:
                 raise ContainerError(f"the container {container.spec.name} was started before")
             container.state = ContainerState.RUNNING
         self._notify(container)
-        held = FakeInput(container, self._threads, self._begin)
+        held = FakeInput(container, self._threads, self._hear, self._begin)
         try:
             self._reply("start", container.spec.name)
         except EngineUnavailable:
@@ -395,16 +416,28 @@ class FakeContainerRuntime:
             self._changed.notify_all()
         self._notify(container)
 
+    def _hear(self, container: FakeContainer) -> None:
+        """The container does what it does with so much of its input."""
+        if (steps := self.ahead(container.fed)) is not None:
+            self._in_thread(self._play, container, steps)
+
     def _begin(self, container: FakeContainer) -> None:
         """The input has ended, and the script runs."""
-        thread = threading.Thread(target=self._run, args=(container,), daemon=True)
+        self._in_thread(self._run, container)
+
+    def _in_thread(self, work: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args, daemon=True)
         thread.start()
         with self._changed:
             self._scripts = [*(one for one in self._scripts if one.is_alive()), thread]
 
     def _run(self, container: FakeContainer) -> None:
         script = self.scripts.get(container.spec.command, self.script)
-        for step in script(container.fed):
+        self._play(container, script(container.fed))
+        self._exit(container, ExitState(0))
+
+    def _play(self, container: FakeContainer, steps: Iterable[Step]) -> None:
+        for step in steps:
             match step:
                 case bytes():
                     self._write(container, step)
@@ -418,7 +451,6 @@ class FakeContainerRuntime:
                     self._wait(container, lambda name=name: name in container.signals)
             if container.state is not ContainerState.RUNNING:
                 return
-        self._exit(container, ExitState(0))
 
     def _write(self, container: FakeContainer, data: bytes) -> None:
         with self._changed:

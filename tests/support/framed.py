@@ -22,6 +22,9 @@ class FramedOutput:
     def event(self, kind: str, **data: Any) -> "FramedOutput":
         return self._add(t="e", k=kind, d=data)
 
+    def dated_event(self, kind: str, at: int, **data: Any) -> "FramedOutput":
+        return self._add(t="e", k=kind, at=at, d=data)
+
     def trailer(self, outcome: str = "tests_ran", **fields: Any) -> "FramedOutput":
         digest = hashlib.sha256(self._output).hexdigest()
         whole = {

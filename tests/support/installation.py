@@ -16,6 +16,7 @@ import httpx
 from click.testing import CliRunner
 
 from ci_admin.cli import cli
+from ci_controller.labels import INSTANCE
 from tests.support import plain_http
 from tests.support.docker_cli import RUNNER_IMAGE, containers_of, docker
 from tests.support.eventually import eventually
@@ -94,6 +95,7 @@ class Installation:
             "CI_CONTAINER_PREFIX": self.prefix,
             "CI_RUNNER_IMAGE": self.image,
             "CI_CONFIG_FILE": str(self.root / "no-config"),
+            "CI_WARM_CONTAINERS": "0",  # most tests count containers; those of this subject ask for some
             **_UNLIMITED,
             **extra,
         }
@@ -154,7 +156,15 @@ class Installation:
         left = self.containers()
         for container in left:
             self.remove(container)
+        self._remove_images()
         return left
+
+    def _remove_images(self) -> None:
+        """No environment that jobs of this installation built is left on the engine."""
+        if instance_id := self.instance_id():
+            wanted = f"label={INSTANCE}={instance_id}"
+            if images := self.docker("images", "-q", "--no-trunc", "--filter", wanted).split():
+                self.docker("rmi", "-f", *images)
 
     def _wait_for_removals(self) -> None:
         """A verdict comes before its container goes: a controller that still runs is given the time for that."""

@@ -532,6 +532,22 @@ class RuntimeContract:
         images = {one.reference: one for one in await engine.runtime.environment_images(engine.instance_id)}
         assert dict(images[engine.image("b").reference].labels) == dict(engine.image("b").labels)
 
+    async def test_an_image_tells_its_size_and_one_that_is_gone_tells_none(self, engine: Engine) -> None:
+        made = await engine.runtime.commit(await engine.start(EXIT_3), engine.image("a"))
+        base = await engine.runtime.image_size(engine.image_id)
+        [found] = await engine.runtime.environment_images(engine.instance_id)
+        assert base <= await engine.runtime.image_size(made) == found.size
+        await engine.runtime.remove_image(made)
+        with pytest.raises(ContainerError):
+            await engine.runtime.image_size(made)
+
+    async def test_of_an_image_that_is_gone_nothing_is_created(self, engine: Engine) -> None:
+        made = await engine.runtime.commit(await engine.start(EXIT_3), engine.image("a"))
+        await engine.runtime.remove_image(made)
+        with pytest.raises(ContainerError):
+            await engine.runtime.create(replace(engine.spec(EXIT_3), image_id=made))
+        assert await engine.runtime.image_id(made) is None
+
     async def test_images_of_other_installations_are_not_listed(self, engine: Engine) -> None:
         await engine.runtime.commit(await engine.start(EXIT_3), engine.image("a"))
         assert list(await engine.runtime.environment_images(str(uuid.uuid4()))) == []

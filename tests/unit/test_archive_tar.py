@@ -38,6 +38,17 @@ def test_modes_are_kept_and_nobody_owns_anything() -> None:
     assert (script.uid, script.gid, script.uname, script.mtime) == (0, 0, "", 0)
 
 
+@given(PATHS, st.sampled_from([0, 1, 511, 512, 8**11 - 1, 8**11]), st.booleans())
+def test_the_header_is_the_one_that_tarfile_writes(path: str, size: int, executable: bool) -> None:
+    name = f"{path}.sh" if executable else path
+    head = next(
+        tar_stream(MemoryArchive({name.rpartition("/")[2]: b""}, sizes={name.rpartition("/")[2]: size}))
+    )
+    info = tarfile.TarInfo(name.rpartition("/")[2])
+    info.size, info.mode = size, 0o755 if name.endswith(".sh") else 0o644
+    assert head == info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+
+
 def test_the_stream_ends_on_a_block() -> None:
     assert len(b"".join(tar_stream(MemoryArchive({"a": b"x" * 513})))) == 512 + 1024 + 1024
 

@@ -5,6 +5,7 @@ import os
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 
 from ci_common.blobs import BlobPlace
 from ci_common.clock import utcnow
 from ci_common.crash_points import CrashPoint, told_of_crash_points
-from ci_common.errors import ArchiveTooLarge, InvalidArchive, InvalidBlob, MissingBlobs
+from ci_common.errors import ArchiveTooLarge, InvalidArchive, InvalidBlob, MissingBlobs, TooManyRequests
 from ci_common.models import Job, JobFilter, new_id
 from ci_controller.archive_tar import tar_stream
 from ci_controller.pruner import Pruner
@@ -26,6 +28,7 @@ from ci_persistence.archive_store import FileArchiveStore
 from ci_persistence.backup import back_up
 from ci_persistence.factory import open_stores
 from ci_persistence.restore import restore
+from ci_server.bodies import JsonBodies
 from tests.support.blobs import (
     MEDIA,
     TREE_MEDIA,
@@ -37,7 +40,7 @@ from tests.support.blobs import (
     sha256,
     tree_body,
 )
-from tests.support.server import Account, Site, client, make_settings, serving, stream
+from tests.support.server import Account, Site, client, eventually, make_settings, serving, stream
 
 LIMITS = ArchiveLimits(20, 200, 3_000_000)
 CONTENTS: Mapping[str, bytes] = {
@@ -238,6 +241,83 @@ async def test_a_tree_names_no_more_than_it_may_however_small_its_blobs_are(stor
     assert refused.value.extra["rule"] == "too_many_entries"
 
 
+async def kept(store: FileArchiveStore, *contents: bytes) -> dict[bytes, BlobPlace]:
+    """Return where the store has these contents."""
+    pack = await store.blobs.receive(in_pieces(records(*contents), 9999))
+    return {one.sha256: BlobPlace(pack.name, *one[1:]) for one in pack.blobs}
+
+
+async def test_a_listing_is_no_store_of_long_names(store: FileArchiveStore) -> None:
+    """64 levels of names of megabytes would be gigabytes before the first path is judged."""
+    root = listing(("x" * 256, "f", b""))
+    places = await kept(store, root)
+
+    async def find(_: Collection[bytes]) -> Mapping[bytes, BlobPlace]:
+        return places
+
+    with pytest.raises(InvalidArchive) as refused:
+        await store.judge_tree(sha256(root), find)
+    assert refused.value.extra["rule"] == "path_length"
+    assert len(str(refused.value)) < 1000
+
+
+async def test_the_listings_of_all_levels_have_one_limit(
+    store: FileArchiveStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ci_persistence.tree_listings.MAX_LISTINGS_BYTES", 1000)
+    below = listing(("a", "f", b""))
+    known = {sha256(below): below}
+    for _ in range(10):
+        below = listing(("", "p", below)) + b" " * 100
+        known[sha256(below)] = below
+    places = await kept(store, *known.values())
+
+    async def find(hashes: Collection[bytes]) -> Mapping[bytes, BlobPlace]:
+        return {one: places[one] for one in hashes}
+
+    with pytest.raises(InvalidArchive) as refused:
+        await store.judge_tree(sha256(below), find)
+    assert refused.value.extra["rule"] == "names_size"
+
+
+async def test_the_trees_of_one_user_do_not_hold_up_another(store: FileArchiveStore) -> None:
+    go_on, asked = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: Collection[bytes]) -> Mapping[bytes, BlobPlace]:
+        asked.set()
+        await go_on.wait()
+        return {}
+
+    bobs = [asyncio.create_task(store.judge_tree(bytes(32), slow, "bob")) for _ in range(5)]
+    await asked.wait()
+    async with asyncio.timeout(20):
+        assert len((await store.judge_manifest([entry("a")], "ada")).files) == 1
+    go_on.set()
+    found = await asyncio.gather(*bobs, return_exceptions=True)
+    assert all(isinstance(one, MissingBlobs) for one in found)
+
+
+async def test_a_listing_that_a_prune_takes_meanwhile_is_missing(store: FileArchiveStore) -> None:
+    root = listing(("a", "f", b""))
+    places = await kept(store, root)
+
+    async def find(_: Collection[bytes]) -> Mapping[bytes, BlobPlace]:
+        store.blobs.delete(places[sha256(root)].pack)
+        return places
+
+    with pytest.raises(MissingBlobs) as refused:
+        await store.judge_tree(sha256(root), find)
+    assert refused.value.extra["missing"] == [sha256(root).hex()]
+
+
+async def test_a_request_has_no_more_blobs_than_one_transaction_takes(tmp_path: Path) -> None:
+    store = FileArchiveStore(tmp_path / "archives", ArchiveLimits(100_000, 200, 3_000_000))
+    body = b"".join(record(n.to_bytes(4), packed=False) for n in range(10_001))
+    with pytest.raises(ArchiveTooLarge) as refused:
+        await store.blobs.receive(in_pieces(body, 65_536))
+    assert refused.value.extra["limit"] == 10_000
+
+
 # -- the whole way -----------------------------------------------------------------------------------------
 
 
@@ -347,6 +427,66 @@ async def test_the_quota_of_a_user_holds(site: Site, ada: Account) -> None:
             await put(http, TEXT)
             answer = await http.put("/blobs", content=records(b"more"), headers=MEDIA)
     assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
+
+
+async def test_the_quota_holds_whatever_comes_side_by_side(site: Site, ada: Account) -> None:
+    settings = make_settings(site.settings.db_path.parent, max_blob_bytes_per_user=5)
+    first_is_done = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        body = records(b"more")
+        yield body[:10]
+        await first_is_done.wait()
+        yield body[10:]
+
+    with serving(settings) as url:
+        async with client(url, ada) as http:
+            second = asyncio.create_task(http.put("/blobs", content=slow(), headers=MEDIA))
+            await eventually(lambda: _begun(site))
+            await put(http, TEXT)
+            first_is_done.set()
+            answer = await second
+    assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
+    assert len(files_of(site, "blobs")) == 1
+
+
+async def _begun(site: Site) -> bool:
+    return (site.settings.data_path / "blobs").exists() and files_of(site, "blobs") != []
+
+
+async def test_what_json_takes_in_memory_is_bounded_for_each_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ci_server.bodies._HELD_PER_USER", 3000)
+    bodies = JsonBodies(make_settings(tmp_path))
+
+    def read(user_id: str) -> AbstractAsyncContextManager[dict[str, Any]]:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"{}" + b" " * 2000, "more_body": False}
+
+        request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+        return bodies.read(request, user_id, 10_000, 10)
+
+    async with read("ada"):
+        with pytest.raises(TooManyRequests):
+            async with read("ada"):
+                pass
+        async with read("bob"):
+            pass
+    async with read("ada"):
+        pass  # what was held is free again, of the refused one too
+
+
+async def test_a_lost_pack_of_listings_is_asked_for_again(site: Site, http: httpx.AsyncClient) -> None:
+    root = listing(("a", "f", TEXT))
+    await put(http, TEXT, root)
+    [name] = files_of(site, "blobs")
+    site.stores.archives.blobs.delete(name)
+    answer = await http.post("/submit-tree", content=tree_body(root), headers=TREE_MEDIA)
+    assert (answer.status_code, answer.json().get("missing")) == (409, [sha256(root).hex()])
+    assert await put(http, TEXT, root) == 2
+    answer = await http.post("/submit-tree", content=tree_body(root), headers=TREE_MEDIA)
+    assert answer.status_code == 200
 
 
 async def test_a_lost_pack_is_asked_for_again(site: Site, http: httpx.AsyncClient) -> None:
@@ -551,7 +691,9 @@ async def test_fifty_thousand_files(site: Site, http: httpx.AsyncClient) -> None
     hashes = [sha256(data).hex() for data in contents.values()]
     http.timeout = httpx.Timeout(120)
     assert len((await http.post("/blobs/missing", json={"sha256": hashes})).json()["missing"]) == 50_000
-    assert await put(http, *contents.values()) == 50_000
+    values = list(contents.values())
+    for start in range(0, 50_000, 10_000):
+        assert await put(http, *values[start : start + 10_000]) == 10_000
     assert (await http.post("/blobs/missing", json={"sha256": hashes})).json()["missing"] == []
     files = manifest_of({**contents, "new.py": b"new"})
     answer = await http.post("/submit-manifest", json={"files": files})
@@ -562,7 +704,7 @@ async def test_fifty_thousand_files(site: Site, http: httpx.AsyncClient) -> None
     with site.stores.archives.open(job.archive_ref) as archive:
         assert len(archive.entries) == 50_001
         assert archive.read("src/package_7/module_777.py", 100) == b"x = 777\n"
-    assert len(files_of(site, "blobs")) == 2
+    assert len(files_of(site, "blobs")) == 6
 
 
 def test_an_error_names_no_more_hashes_than_an_answer_holds() -> None:

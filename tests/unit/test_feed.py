@@ -11,7 +11,7 @@ import pytest
 
 from ci_common.errors import InvalidArchive
 from ci_controller.archive_tar import tar_stream
-from ci_controller.feed import BOOTSTRAP_COMMAND, HARNESS_MODULES, Build, feed, prelude, run_feed
+from ci_controller.feed import BOOTSTRAP_COMMAND, HARNESS_MODULES, Build, build_feed, feed, prelude, tree_feed
 from ci_controller.install_plan import InstallPlan, InstallStep
 from tests.support.harness import DEFAULTS, MemoryArchive
 
@@ -55,33 +55,17 @@ def test_before_a_job_is_known_nothing_is_said_of_any() -> None:
 
 
 def test_the_barrier_is_between_what_is_kept_and_the_tree() -> None:
-    sent: list[str] = []
-    chunks = run_feed(
-        DEFAULTS,
-        LARGE,
-        build=Build((("requirements.txt", b"x"), ("more/r.txt", b"y"))),
-        barrier=lambda: sent.append("|"),
-    )
-    for chunk in chunks:
-        sent += chunk[:1].decode()
-    assert "".join(sent).replace("TTTT", "T") == "HTE|TEG"
+    build = Build((("requirements.txt", b"x"), ("more/r.txt", b"y")))
+    before = "".join(kind for kind, _ in records(bytes(4) + b"".join(build_feed(DEFAULTS, build))))
+    behind = "".join(kind for kind, _ in records(bytes(4) + b"".join(tree_feed(LARGE))))
+    assert (before, behind.replace("TTTT", "T")) == ("HTE", "TEG")
 
 
 def test_what_is_built_from_is_sent_like_a_tree() -> None:
-    found = records(bytes(4) + b"".join(run_feed(DEFAULTS, ARCHIVE, build=Build((("a/r.txt", b"x"),)))))
+    found = records(bytes(4) + b"".join(build_feed(DEFAULTS, Build((("a/r.txt", b"x"),)))))
     assert json.loads(found[0][1])["build"] is True
     with tarfile.open(fileobj=io.BytesIO(found[1][1])) as tar:
         assert tar.getnames() == ["a", "a/r.txt"]
-
-
-def test_a_barrier_that_fails_ends_the_feed_before_the_tree() -> None:
-    def barrier() -> None:
-        raise OSError("not kept")
-
-    sent: list[bytes] = []
-    with pytest.raises(OSError, match="not kept"):
-        sent.extend(run_feed(DEFAULTS, ARCHIVE, build=Build(()), barrier=barrier))
-    assert [chunk[:1] for chunk in sent] == [b"H", b"T", b"E"]
 
 
 @pytest.mark.parametrize("archive", [ARCHIVE, LARGE])

@@ -70,6 +70,14 @@ def test_each_kind_of_frame_is_decoded() -> None:
     ]
 
 
+def test_frames_may_say_when() -> None:
+    stream = line(1, "e", k="begun", d={}, at=5) + line(2, "end", **TRAILER, at=9, first_output_at=7)
+    event, trailer = decode(stream)
+    assert event == EventFrame(1, "begun", {}, 5)
+    assert isinstance(trailer, TrailerFrame)
+    assert (trailer.at, trailer.first_output_at) == (9, 7)
+
+
 @pytest.mark.parametrize(
     "forged",
     [

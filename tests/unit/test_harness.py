@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
@@ -288,6 +289,14 @@ def test_the_order_of_events_and_the_sum_in_the_trailer(run: Callable[..., Said]
     assert said.log.startswith(b"==> Running python -m pytest\n")
     assert said.trailer.log_bytes == len(said.log)
     assert said.trailer.log_sha256 == hashlib.sha256(said.log).hexdigest()
+
+
+def test_what_happens_is_dated(run: Callable[..., Said]) -> None:
+    began = int(time.time() * 1000)
+    said = run("def test_a(): pass")
+    events = [frame.at for frame in said.frames if isinstance(frame, EventFrame)]
+    moments = [began, *events, said.trailer.first_output_at, said.trailer.at, int(time.time() * 1000)]
+    assert moments == sorted(moment for moment in moments if moment is not None)
 
 
 def test_output_is_byte_exact(run: Callable[..., Said]) -> None:

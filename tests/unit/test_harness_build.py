@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ci_controller.feed import PYTHON_ARGUMENTS, Build, RunSpec, prelude, run_feed
+from ci_controller.feed import PYTHON_ARGUMENTS, Build, RunSpec, build_feed, prelude, run_feed, tree_feed
 from ci_controller.frames import Outcome
 from ci_controller.harness import leftovers, runner
 from ci_controller.harness.output import Log
@@ -76,8 +76,9 @@ class Place:
     def start(self, harness: OpenHarness, barrier: Callable[[], None], build: Build = BUILD) -> None:
         """The harness was fed everything, or as much as the barrier let through."""
         harness.send([self.prelude()])
-        for chunk in run_feed(self.spec, MemoryArchive(TREE), build=build, barrier=barrier):
-            harness.send([chunk])
+        harness.send(build_feed(self.spec, build))
+        barrier()
+        harness.send(tree_feed(MemoryArchive(TREE)))
 
     def files(self) -> list[str]:
         return sorted(str(path.relative_to(self.workspace)) for path in self.workspace.rglob("*"))
@@ -120,12 +121,19 @@ def test_what_uv_installs_for_an_image_is_compiled_and_not_what_it_installs_for_
     assert b"compile= sync project\n" in log
 
 
+def test_a_run_in_a_kept_environment_says_since_when_it_is_kept(place: Place) -> None:
+    spec = replace(place.spec, install=InstallPlan(), project_steps=(), kept_from="2026-03-01 12:00 UTC")
+    with open_harness(place.command, place.env) as harness:
+        harness.send([place.prelude(), *run_feed(spec, MemoryArchive({"test_it.py": "def test_a(): pass"}))])
+        log = harness.rest().log
+    assert log.startswith(b"==> Using the environment kept from 2026-03-01 12:00 UTC\n==> Running")
+
+
 def test_an_installation_that_fails_prepares_nothing(place: Place) -> None:
     build = Build((("pip.py", b"raise SystemExit('no such thing')"),))
     with open_harness(place.command, place.env) as harness:
         harness.send([place.prelude()])
-        chunks = run_feed(place.spec, MemoryArchive(TREE), build=build)
-        harness.send(next(chunks) for _ in range(3))  # up to the barrier
+        harness.send(build_feed(place.spec, build))
         said = harness.rest()
     assert (said.exit_code, said.trailer.outcome) == (101, Outcome.INSTALL_FAILED)
     assert said.events == ["begun", "phase"]
@@ -159,6 +167,30 @@ def test_the_time_at_the_barrier_is_not_the_jobs(monkeypatch: pytest.MonkeyPatch
     assert it._deadline == before + 3600  # pyright: ignore[reportPrivateUsage]
 
 
+DEEP = """
+import os
+os.chdir(os.path.dirname(os.environ["TMPDIR"]))
+for _ in range(1500):
+    os.mkdir("d")
+    os.chdir("d")
+"""
+
+
+def test_what_cannot_be_removed_is_the_fault_of_who_left_it(place: Place) -> None:
+    """A chain of directories that is deeper than Python's own recursion goes, or is charged to the job."""
+    build = Build((("requirements.txt", b"dep"), ("pip.py", DEEP.encode())))
+    try:
+        with open_harness(place.command, place.env) as harness:
+            harness.send([place.prelude()])
+            harness.send(build_feed(place.spec, build))
+            said = harness.rest()
+    finally:
+        subprocess.run(
+            ["rm", "-rf", place.home / ".ci-build"], check=True
+        )  # pytest could not remove it either
+    assert (said.exit_code, said.trailer.outcome) == (101, Outcome.INSTALL_FAILED), said.log.decode()
+
+
 def test_a_link_is_removed_and_not_what_it_names(tmp_path: Path) -> None:
     kept, directory = tmp_path / "kept", tmp_path / "directory"
     (kept / "inner").mkdir(parents=True)
@@ -178,7 +210,7 @@ def record(kind: bytes, payload: bytes = b"", size: int | None = None) -> bytes:
 
 
 def test_wherever_the_input_ends_before_the_user_s_code_nothing_has_run(place: Place) -> None:
-    sent = list(run_feed(place.spec, MemoryArchive(TREE), build=BUILD))
+    sent = list(build_feed(place.spec, BUILD))
     for fed in ([], [sent[0][:3]], [sent[0][:-1]], sent[:1], [*sent[:1], sent[1][:-7]], sent[:2]):
         with open_harness(place.command, place.env) as harness:
             harness.send([place.prelude(), *fed])
@@ -188,9 +220,9 @@ def test_wherever_the_input_ends_before_the_user_s_code_nothing_has_run(place: P
 
 
 def test_where_the_input_ends_at_the_barrier_no_test_has_run(place: Place) -> None:
-    sent = list(run_feed(place.spec, MemoryArchive(TREE), build=BUILD))
+    sent = list(build_feed(place.spec, BUILD))
     with open_harness(place.command, place.env) as harness:
-        harness.send([place.prelude(), *sent[:3]])
+        harness.send([place.prelude(), *sent])
         said = harness.rest()
     assert (said.exit_code, said.trailer.outcome) == (100, Outcome.NOT_STARTED)
     assert said.events == ["begun", "phase", "prepared"]

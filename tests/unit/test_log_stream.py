@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ci_common.clock import utcnow
+from ci_common.clock import SystemClock, utcnow
 from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, Unauthorized
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position, StatusEvent, StreamEvent
 from ci_common.models import Job, JobStatus, LogSeal
 from ci_server.log_stream import BATCH_BYTES, Following, follow_job, start_position, without_incomplete_tail
+from ci_server.shared_looks import SharedLooks
 from tests.support.server import Account, Site, open_site
 
 BEGINNING = Position(0, 0)
@@ -34,7 +35,8 @@ async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
 
 
 def surroundings(site: Site) -> Following:
-    return Following(site.repository, site.stores.logs, site.stores.hub, anyio.Event())
+    looks = SharedLooks(site.repository, site.stores.logs, SystemClock())
+    return Following(site.repository, site.stores.logs, site.stores.hub, looks, anyio.Event())
 
 
 def follow(site: Site, job: Job, start: Position = BEGINNING) -> AsyncGenerator[StreamEvent, None]:

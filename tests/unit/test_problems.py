@@ -84,6 +84,7 @@ def test_the_routes_are_those_of_the_documents() -> None:
         "GET /jobs/{job_id}",
         "DELETE /jobs/{job_id}",
         "GET /jobs/{job_id}/events",
+        "GET /jobs/{job_id}/timeline",
         "GET /jobs/{job_id}/stream",
         "GET /jobs/{job_id}/log",
         "HEAD /jobs/{job_id}/log",

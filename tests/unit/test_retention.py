@@ -19,25 +19,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ci_admin.cli import main
-from ci_common.clock import utcnow
+from ci_common.blobs import PackUse
+from ci_common.clock import SystemClock, utcnow
 from ci_common.crash_points import CrashPoint, told_of_crash_points
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position
 from ci_common.models import AuditAction, AuditedCancel, ControllerLease, FinishedJob, Job, new_id
 from ci_controller.pruner import Pruner
 from ci_controller.retention import (
     Keep,
+    KeepBlobs,
     Prunable,
     Retention,
     Stored,
     abandoned,
     choose,
     choose_cancels,
+    choose_packs,
     describe,
 )
 from ci_controller.settings import ControllerSettings
 from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 from ci_server.log_stream import BATCH_BYTES, Following, follow_job
+from ci_server.shared_looks import SharedLooks
 from tests.support.controlled import OUTPUT, ControlledSystem, a_run, controlled_system, eventually
 from tests.support.controller import NOW, ago
 from tests.support.database import new_database
@@ -144,6 +148,15 @@ def test_why_a_cancel_goes_is_said() -> None:
     assert [one.why for one in choose_cancels(cancels, Keep(timedelta(days=7), 1), NOW)] == [
         "more than 1 of one person are kept",
         "older than 7 d",
+    ]
+
+
+def test_what_one_user_has_beyond_his_limit_takes_nobody_elses_place() -> None:
+    keep = KeepBlobs(size=100, size_per_user=60)
+    packs = [PackUse(f"bobs-{n}", "bob", 30, at(n), at(n), needed=False) for n in range(9, 3, -1)]
+    adas = PackUse("adas", "ada", 40, at(0), at(0), needed=False)
+    assert [one.name for one in choose_packs([*packs, adas], keep, at(9) + timedelta(hours=2))] == [
+        f"bobs-{n}" for n in (7, 6, 5, 4)
     ]
 
 
@@ -393,7 +406,8 @@ async def read(events: AsyncGenerator[object, None]) -> list[object]:
 
 
 def follow(site: Site, job: Job, start: Position) -> AsyncGenerator[object, None]:
-    around = Following(site.repository, site.stores.logs, site.stores.hub, anyio.Event())
+    looks = SharedLooks(site.repository, site.stores.logs, SystemClock())
+    around = Following(site.repository, site.stores.logs, site.stores.hub, looks, anyio.Event())
     return follow_job(around, job.id, job.user_id, start)
 
 

@@ -157,6 +157,7 @@ NEEDS: dict[tuple[str, str], Scope | str] = {
     ("GET", "/jobs"): Scope.READ,
     ("GET", "/jobs/{job_id}"): Scope.READ,
     ("GET", "/jobs/{job_id}/events"): Scope.READ,
+    ("GET", "/jobs/{job_id}/timeline"): Scope.READ,
     ("GET", "/jobs/{job_id}/stream"): Scope.READ,
     ("GET", "/jobs/{job_id}/log"): Scope.READ,
     ("HEAD", "/jobs/{job_id}/log"): Scope.READ,

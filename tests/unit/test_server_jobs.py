@@ -107,6 +107,7 @@ async def test_a_job_of_somebody_else_looks_unknown_everywhere(site: Site, ada: 
                 ("DELETE", "/jobs/{}"),
                 ("GET", "/jobs/{}/log"),
                 ("GET", "/jobs/{}/events"),
+                ("GET", "/jobs/{}/timeline"),
                 ("GET", "/jobs/{}/stream"),
                 ("GET", "/jobs/{}/stream?offset=999999"),
             ]:

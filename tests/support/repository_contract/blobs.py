@@ -31,7 +31,8 @@ class BlobsContract:
         }
         assert [pack.name for pack in await other.packs()] == ["b", "a"]
         assert await other.known_packs(["a", "c"]) == {"a"}
-        assert await other.pack_bytes(story.user.id) == 40
+        # Rows and blocks count, too: what is tiny is not free.
+        assert await other.pack_bytes(story.user.id) == 40 + 2 * 4096 + 3 * 256
 
     async def test_what_is_somebody_elses_is_missing(self, story: Story) -> None:
         bob = make_user("bob")
@@ -74,6 +75,14 @@ class BlobsContract:
             await repository.mark_pruned(None, archives=[job.id], logs=[job.id], now=at(6))
         assert await repository.remove_packs(None, ["a", "never was"]) == ["a"]
         assert await repository.packs() == []
+
+    async def test_a_pack_goes_however_much_lies_in_it(self, story: Story) -> None:
+        hashes = [number.to_bytes(32) for number in range(6_000)]
+        await story.repository.add_pack(story.user.id, _pack("a", *hashes), at(1))
+        await story.repository.add_pack(story.user.id, _pack("b", ONE), at(2))
+        assert len(await story.repository.find_blobs(story.user.id, hashes)) == 6_000
+        assert await story.repository.remove_packs(story.lease, ["a"]) == ["a"]
+        assert list(await story.repository.find_blobs(story.user.id, [*hashes, ONE])) == [ONE]
 
     async def test_what_is_to_go_is_missing_although_a_job_needs_it(self, story: Story) -> None:
         await story.repository.add_pack(story.user.id, _pack("a", ONE), at(1))
