@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ci_controller.container_users import GROUP, USERS
 from ci_controller.feed import BOOTSTRAP_COMMAND, prelude, run_feed
 from ci_controller.install_plan import InstallPlan, InstallStep
 from tests.integration.test_harness_docker import HOSTILE
@@ -24,7 +25,8 @@ from tests.support.harness import DEFAULTS, MemoryArchive, OpenHarness, Said, op
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine"), pytest.mark.timeout(300)]
 
 Tree = dict[str, str | bytes]
-HARDENED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "512")
+USER = f"{USERS[0]}:{GROUP}"  # another than the one who installed, as with an image that was kept
+HARDENED = ("--user", USER, "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "512")
 REQUIREMENTS = ("pytest", "pytest-xdist", "pytest-asyncio", "coverage", "iniconfig")
 
 # Says what it sees at the very end, when everything that pytest loads is loaded.
@@ -66,7 +68,8 @@ def image(engine: None) -> Generator[str]:
     name = f"test-ahead:{uuid.uuid4().hex[:12]}"
     container = f"test-ahead-{uuid.uuid4().hex[:12]}"
     try:
-        docker("run", "--name", container, RUNNER_IMAGE, "uv", "pip", "install", "-q", *REQUIREMENTS)
+        install = 'umask 002 && exec uv pip install -q "$@"'
+        docker("run", "--name", container, RUNNER_IMAGE, "sh", "-c", install, "sh", *REQUIREMENTS)
         docker("commit", "--change", 'CMD ["python"]', container, name)
         yield name
     finally:

@@ -15,7 +15,7 @@ def test_directories_are_shared_with_the_group_and_nobody_else(tmp_path: Path) -
         open_stores(settings_in(tmp_path))
     modes = {path.name: oct(path.stat().st_mode & 0o7777) for path in tmp_path.rglob("*")}
     # The directory of logs is made by the first writer of one, so that it is the controller's own.
-    assert modes == {"ci_jobs.db.data": "0o2770", "archives": "0o2770"}
+    assert modes == {"ci_jobs.db.data": "0o2770", "archives": "0o2770", "blobs": "0o2770"}
 
 
 async def test_repository_and_stores_are_of_one_installation(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from ci_common.blobs import Blob, Pack
 from ci_common.errors import CIError
 from ci_common.models import (
     APIKey,
@@ -85,6 +86,10 @@ class Cast:
 
 
 Write = Callable[[Cast], Awaitable[object]]
+PACK = Pack("pack", 10, [Blob(bytes(32), 0, 10, 20, 1)])
+NEW_PACK = Pack("new", 10, [Blob(b"1" * 32, 0, 10, 20, 1)])
+# Many short transactions, each whole: nobody waits for all of them, and the next prune goes on where one ended.
+IN_STEPS = {"remove_packs"}
 AUDIT = AuditEvent(at(50), "operator", AuditAction.BACKUP, "database")
 WRITES: dict[str, Write] = {
     "create_user": lambda cast: cast.repository.create_user(make_user("new")),
@@ -118,13 +123,18 @@ WRITES: dict[str, Write] = {
         cast.story.lease, archives=[cast.ended.id], logs=[cast.ended.id], now=at(50)
     ),
     "remove_jobs": lambda cast: cast.repository.remove_jobs(cast.story.lease, [cast.ended.id]),
+    "add_pack": lambda cast: cast.repository.add_pack(cast.story.user.id, NEW_PACK, at(50)),
+    "forget_packs": lambda cast: cast.repository.forget_packs(cast.story.user.id, [PACK.name]),
     "remove_cancels": lambda cast: cast.repository.remove_cancels(cast.story.lease, [cast.cancel]),
 }
 
 
 def test_every_write_of_the_repository_is_here() -> None:
     methods = inspect.getmembers(SQLiteJobRepository, inspect.iscoroutinefunction)
-    assert {name for name, method in methods if "_db.write(" in inspect.getsource(method)} == set(WRITES)
+    assert {name for name, method in methods if "_db.write(" in inspect.getsource(method)} == {
+        *WRITES,
+        *IN_STEPS,
+    }
 
 
 @asynccontextmanager
@@ -149,6 +159,7 @@ async def a_cast(directory: Path) -> AsyncGenerator[Cast]:
         claimed = await story.claim(14)
         await repository.request_cancel((await story.queue(14, id="cancelled")).id, None, "somebody", at(15))
         [cancel] = await repository.audited_cancels()
+        await repository.add_pack(story.user.id, PACK, at(16))
         queued, ended = await story.job("queued"), await story.job("ended")
         yield Cast(repository, story, queued, claimed, running, ended, key, cancel.id)
     finally:

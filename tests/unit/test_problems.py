@@ -24,6 +24,7 @@ from ci_server.schemas import (
     JobEventModel,
     JobModel,
     MissingModel,
+    MomentModel,
     ReadyModel,
     StoredModel,
     SubmittedModel,
@@ -40,6 +41,7 @@ MODELS: dict[str, type[BaseModel]] = {
         JobEventModel,
         JobModel,
         MissingModel,
+        MomentModel,
         ReadyModel,
         StoredModel,
         SubmittedModel,
@@ -230,7 +232,7 @@ def test_every_code_that_streams_send_belongs_to_an_error_class() -> None:
 
 def test_openapi_names_no_operation_twice() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
-    assert len(names) == len(set(names)) == 18
+    assert len(names) == len(set(names)) == 19
 
 
 # -- what nobody has a word for ------------------------------------------------------------------------
