@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.floors import Containers, Virtual
 from ci_controller.labels import INSTANCE
+from ci_controller.policy import DEFAULTS
 from tests.support.installation import Daemon, Installation
 
 PROJECTS = Path(__file__).parent / "projects"
@@ -34,13 +35,13 @@ class Place:
     @cached_property
     def system(self) -> Installation:
         """A controller and a server of ours run, with images of their own."""
-        system = Installation(_folder(self.root / "system"), prefix="bench-")
+        system = Installation(_folder(self.root / "system"), prefix="bench-", keeps_environments=True)
         self.opened.callback(_remove, system)
         return system
 
     @cached_property
     def controller(self) -> Daemon:
-        return self.system.start_controller()
+        return self.system.start_controller(CI_WARM_CONTAINERS=str(DEFAULTS.warm_containers))
 
     @cached_property
     def server(self) -> Daemon:

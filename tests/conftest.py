@@ -64,7 +64,9 @@ def shared(
 ) -> Iterator[tuple[Installation, Daemon]]:
     """A running CI system that the tests of one worker share; they must not disturb its processes."""
     root = tmp_path_factory.mktemp("shared")
-    system = Installation(root, prefix=f"test-{worker_id}-shared-", image=prepared_image())
+    system = Installation(
+        root, prefix=f"test-{worker_id}-shared-", image=prepared_image(), keeps_environments=True
+    )
     server = system.start()
     yield system, server
     assert_ended_well(system)

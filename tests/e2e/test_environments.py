@@ -12,8 +12,14 @@ from tests.support.installation import Daemon, Installation, make_project
 
 pytestmark = pytest.mark.docker
 
+
 PASSES = "import six\ndef test_a(): assert six\n"
 INSTALLS, FINDS = b"==> Installing requirements.txt with", b"==> Using the environment kept from "
+
+
+@pytest.fixture(autouse=True)
+def keeping(installation: Installation) -> None:
+    installation.keeps_environments = True
 
 
 def project(root: Path, requirements: str = "pytest\nsix\n", code: str = PASSES) -> Path:

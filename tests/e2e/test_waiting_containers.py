@@ -25,6 +25,7 @@ def project(tmp_path: Path) -> Path:
 @contextmanager
 def started(system: Installation) -> Generator[tuple[Daemon, Daemon]]:
     """A controller and a server; what waits at the end goes with the controller."""
+    system.keeps_environments = True
     controller = system.start_controller(**ONE)
     server = system.start_server()
     system.wait_ready(server)
@@ -70,6 +71,7 @@ def test_the_second_job_is_assigned_a_container_that_was_there_before_it(
 def test_what_waited_for_a_killed_controller_is_removed_by_the_next(
     installation: Installation, project: Path
 ) -> None:
+    installation.keeps_environments = True
     controller = installation.start_controller(**ONE)
     server = installation.start_server()
     installation.wait_ready(server)

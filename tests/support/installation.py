@@ -80,6 +80,9 @@ class Installation:
     keys: dict[str, str] = field(default_factory=dict[str, str])
     engine: PrivateEngine | None = None  # None: the host's
     image: str = RUNNER_IMAGE  # that its jobs run in
+    keeps_environments: bool = (
+        False  # most tests run one job of each: keeping what it installed only costs time
+    )
 
     @property
     def database(self) -> Path:
@@ -96,6 +99,7 @@ class Installation:
             "CI_RUNNER_IMAGE": self.image,
             "CI_CONFIG_FILE": str(self.root / "no-config"),
             "CI_WARM_CONTAINERS": "0",  # most tests count containers; those of this subject ask for some
+            **({} if self.keeps_environments else {"CI_ENVIRONMENT_BYTES": "0"}),
             **_UNLIMITED,
             **extra,
         }
