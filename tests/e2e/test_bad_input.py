@@ -234,9 +234,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_refuses_jobs_and_the_same_submission_works_once_there_is_room(
-    installation: Installation, disk: Path
+    installation: Installation, disk: Path, tmp_path: Path
 ) -> None:
     system, data = installation, str(disk / "data")
+    project = make_project(tmp_path / "p", {"test_a.py": "def test_a(): pass\n"})
+    (project / "new").write_bytes(os.urandom(200_000))  # what the server has already would need no room
     system.start_controller(CI_DATA_DIR=data, CI_DISK_MIN_FREE="100000")
     server = system.start_server(CI_DATA_DIR=data, CI_MIN_FREE_BYTES="500000", CI_SUBMIT_MIN_FREE_BYTES="0")
     system.wait_ready(server)
@@ -251,7 +253,7 @@ def test_a_full_disk_refuses_jobs_and_the_same_submission_works_once_there_is_ro
         refused = http.post("/submit-async", files={"file": archive}, headers=once)
         _problem(refused, 507, "storage_full")
         assert "MiB free" in _not_ready(server, "disk")
-        done = system.ci(server, "submit", "test", project=FIXTURES / "passing")
+        done = system.ci(server, "submit", "test", project=project)
         assert (done.code, done.out) == (BUSY, b""), done.err
         assert "room" in done.err or "space" in done.err
         assert [job["job_id"] for job in _jobs(system, server)] == [earlier], "no half of a job"
@@ -259,7 +261,7 @@ def test_a_full_disk_refuses_jobs_and_the_same_submission_works_once_there_is_ro
 
         filler.unlink()
         accepted = http.post("/submit-async", files={"file": archive}, headers=once).raise_for_status()
-    done = system.ci(server, "submit", "test", project=FIXTURES / "passing")
+    done = system.ci(server, "submit", "test", project=project)
     assert done.code == 0, done.err
     assert system.wait(server, accepted.json()["job_id"])["success"] is True
 

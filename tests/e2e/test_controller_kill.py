@@ -38,7 +38,8 @@ ATTEMPT: dict[str, set[int]] = {
     "after_start": {1},
     "after_mark_started": {2},
     "after_rename": {2},
-    "during_feed": {2},
+    "during_feed": {1},  # the first bytes say nothing of a job, and it has none yet
+    "during_feed:4": {2},
     "after_feed": {1},
     "after_mark_begun": {1},
     "during_pump": {1},
@@ -55,7 +56,7 @@ ALWAYS = (
     "after_create",
     "after_start",
     "after_mark_started",
-    "during_feed",
+    "during_feed:4",
     "after_mark_begun",
     "during_pump:5",
     "after_exit",
