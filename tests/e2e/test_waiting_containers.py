@@ -30,6 +30,7 @@ def started(system: Installation) -> Generator[tuple[Daemon, Daemon]]:
     server = system.start_server()
     system.wait_ready(server)
     yield controller, server
+    the_one_that_waits(system)  # none is just being made, which may last longer than the grace for it
     assert controller.terminate() == 0, controller.tail()
     assert system.containers() == [], "nothing is left behind"
 

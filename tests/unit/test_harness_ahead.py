@@ -306,6 +306,7 @@ def test_told_to_stop_both_end(place: Place, number: signal.Signals) -> None:
     with place.harness() as harness:
         [waiting] = place.imports()
         harness.process.send_signal(number)
+        harness.process.wait(30)  # its input is still open: it is the signal that ends it
         said = harness.rest()
     assert (said.exit_code, said.trailer.outcome, said.events, said.log) == (105, Outcome.STOPPED, [], b"")
     eventually(lambda: not is_running(waiting), what="its end")
