@@ -86,15 +86,6 @@ class Build:
     files: tuple[tuple[str, bytes], ...]
 
 
-def feed(spec: RunSpec, archive: Archive) -> Iterator[bytes]:
-    """Yield every byte of the container's standard input, in pieces of moderate size.
-
-    Raises InvalidArchive, in the middle of the tree, when an entry is not what it was declared to be.
-    """
-    yield from prelude(spec.install.environment, ahead=False, workspace=spec.workspace)
-    yield from run_feed(spec, archive)
-
-
 def prelude(environment: Mapping[str, str], *, ahead: bool, workspace: str = WORKSPACE) -> Iterator[bytes]:
     """Yield what a container is fed before there is a job for it: with `ahead`, pytest is started already, in that
     environment, where the image has one."""
@@ -111,7 +102,10 @@ def prelude(environment: Mapping[str, str], *, ahead: bool, workspace: str = WOR
 
 
 def run_feed(spec: RunSpec, archive: Archive) -> Iterator[bytes]:
-    """Yield a run, up to the last byte of the input; raises InvalidArchive as `feed` does."""
+    """Yield a run, up to the last byte of the input, in pieces of moderate size.
+
+    Raises InvalidArchive, in the middle of the tree, when an entry is not what it was declared to be.
+    """
     yield _record(b"H", _json(_header(spec, is_build=False)))
     yield from tree_feed(archive)
 
@@ -123,7 +117,7 @@ def build_feed(spec: RunSpec, build: Build) -> Iterator[bytes]:
 
 
 def tree_feed(archive: Archive) -> Iterator[bytes]:
-    """Yield the tree and go; raises InvalidArchive as `feed` does."""
+    """Yield the tree and go; raises InvalidArchive as `run_feed` does."""
     yield from _tree(tar_stream(archive))
     yield _record(b"G", b"")
 

@@ -12,11 +12,21 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from structlog.testing import capture_logs
@@ -63,7 +73,7 @@ async def two_jobs_run(path: Path, point: CrashPoint, nth: int) -> bool:
     """One job after the other, on an engine that has one slot for them."""
     async with controlled_system(path, a_run()) as system:
         system.policy = replace(system.policy, max_running_jobs=1)
-        runs = _times_run(system)
+        runs = times_run(system)
         jobs = [await system.submit() for _ in range(2)]
         died = await _first_life(system, point, nth, lambda: _all_over(system, jobs))
         async with system.running(0.05):
@@ -80,7 +90,7 @@ async def two_jobs_build_environments(path: Path, point: CrashPoint, nth: int) -
     """Each job needs another one; the third finds the first one's, whoever built it."""
     async with controlled_system(path, a_run()) as system:
         system.policy = replace(system.policy, max_running_jobs=1, environments=DEFAULT_IMAGE_LIMITS)
-        runs = _times_run(system)
+        runs = times_run(system)
         trees = [{"requirements.txt": name, "test_a.py": b"pass\n"} for name in (b"one\n", b"two\n")]
         jobs = [await system.submit(tree) for tree in trees]
         died = await _first_life(system, point, nth, lambda: _all_over(system, jobs))
@@ -103,7 +113,7 @@ async def a_second_job_gets_what_waited(path: Path, point: CrashPoint, nth: int)
     async with controlled_system(path, a_run()) as system:
         cold = system.policy
         system.policy = replace(cold, warm_containers=1)
-        runs = _times_run(system)
+        runs = times_run(system)
         jobs = [await system.submit()]
 
         async def over() -> bool:
@@ -190,7 +200,7 @@ async def _has_one_whole_story(system: ControlledSystem, job_id: str, final: str
     assert not system.runtime.containers
 
 
-def _times_run(system: ControlledSystem) -> Callable[[], int]:
+def times_run(system: ControlledSystem) -> Callable[[], int]:
     """Count the containers whose script got a whole feed: how often the user's code ran."""
     runs: list[bytes] = []
     script = system.runtime.script
@@ -208,26 +218,46 @@ def _times_run(system: ControlledSystem) -> Callable[[], int]:
 
 _CRASHED: Final = 137
 _KEY: Final = "the-same-submission"
+Submit = Callable[[Path, str], Coroutine[Any, Any, str]]
 
 
 async def a_job_is_submitted(path: Path, point: CrashPoint, nth: int) -> bool:
     """The server is a process of its own and really dies; the client submits again, with its idempotency key."""
+    async with _submitted_twice(path, point, nth, _submit) as (_, died):
+        return died
+
+
+async def a_tree_is_submitted(path: Path, point: CrashPoint, nth: int) -> bool:
+    """The same of a tree whose contents came apart; the client sends what it sent again, all of it."""
+    async with _submitted_twice(path, point, nth, _submit_tree) as (system, died):
+        packs = {pack.name for pack in await system.repository.packs()}
+        stored = {item.name for item in _blobs(path).items()}
+        assert stored == packs, "no pack without a row, no row without its pack"
+        assert len(packs) == 1
+        return died
+
+
+@asynccontextmanager
+async def _submitted_twice(
+    path: Path, point: CrashPoint, nth: int, submit: Submit
+) -> AsyncGenerator[tuple[ControlledSystem, bool]]:
+    """The first submission met a server that may have died of it; the second one's job ran, and is the only one."""
     async with controlled_system(path, a_run()) as system:
         secret = await _issue_key(system)
-        arguments = (path, secret, f"{point}:{nth}")
+        arguments = (submit, path, secret, f"{point}:{nth}")
         child = multiprocessing.get_context("spawn").Process(target=_submit_and_die, args=arguments)
         child.start()
         await asyncio.to_thread(child.join)
         died = child.exitcode == _CRASHED
         child.close()
-        job_id = await _submit(path, secret)
+        job_id = await submit(path, secret)
         jobs = (await system.repository.list_jobs(JobFilter())).jobs
         assert [job.id for job in jobs] == [job_id], "one job, however often it is submitted"
         async with system.running(0.05):
             job = await system.finished(job_id)
         assert job.success
         await _nothing_is_left_but(path, system, job)
-        return died
+        yield system, died
 
 
 async def _nothing_is_left_but(path: Path, system: ControlledSystem, job: Job) -> None:
@@ -257,10 +287,10 @@ async def _issue_key(system: ControlledSystem) -> str:
     return secret
 
 
-def _submit_and_die(path: Path, secret: str, crash_at: str) -> None:
+def _submit_and_die(submit: Submit, path: Path, secret: str, crash_at: str) -> None:
     """The entry of the other process."""
     os.environ["CI_CRASH_AT"] = crash_at
-    asyncio.run(_submit(path, secret))
+    asyncio.run(submit(path, secret))
 
 
 async def _submit(path: Path, secret: str) -> str:
@@ -280,38 +310,8 @@ async def _submit(path: Path, secret: str) -> str:
     return answer.json()["job_id"]
 
 
-async def a_tree_is_submitted(path: Path, point: CrashPoint, nth: int) -> bool:
-    """The same of a tree whose contents came apart; the client sends what it sent again, all of it."""
-    async with controlled_system(path, a_run()) as system:
-        secret = await _issue_key(system)
-        arguments = (path, secret, f"{point}:{nth}")
-        child = multiprocessing.get_context("spawn").Process(target=_submit_tree_and_die, args=arguments)
-        child.start()
-        await asyncio.to_thread(child.join)
-        died = child.exitcode == _CRASHED
-        child.close()
-        job_id = await _submit_tree(path, secret)
-        jobs = (await system.repository.list_jobs(JobFilter())).jobs
-        assert [job.id for job in jobs] == [job_id], "one job, however often it is submitted"
-        async with system.running(0.05):
-            job = await system.finished(job_id)
-        assert job.success
-        await _nothing_is_left_but(path, system, job)
-        packs = {pack.name for pack in await system.repository.packs()}
-        stored = {item.name for item in _blobs(path).items()}
-        assert stored == packs, "no pack without a row, no row without its pack"
-        assert len(packs) == 1
-        return died
-
-
 def _blobs(path: Path) -> BlobStore:
     return open_stores(_server(path)).archives.blobs
-
-
-def _submit_tree_and_die(path: Path, secret: str, crash_at: str) -> None:
-    """The entry of the other process."""
-    os.environ["CI_CRASH_AT"] = crash_at
-    asyncio.run(_submit_tree(path, secret))
 
 
 async def _submit_tree(path: Path, secret: str) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import subprocess
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from ci_common.errors import InvalidArchive
 from ci_common.stores import Archive, ArchiveEntry
-from ci_controller.feed import RunSpec, feed
+from ci_controller.feed import RunSpec, prelude, run_feed
 from ci_controller.frames import EventFrame, Frame, FrameDecoder, OutputFrame, StrayOutput, TrailerFrame
 from ci_controller.install_plan import InstallPlan
 
@@ -38,6 +38,12 @@ class MemoryArchive(Archive):
         if entry.path not in self._files:
             raise InvalidArchive("gone")
         yield io.BytesIO(self._files[entry.path])
+
+
+def feed(spec: RunSpec, archive: Archive) -> Iterator[bytes]:
+    """Yield every byte of the standard input of a container that does not wait."""
+    yield from prelude(spec.install.environment, ahead=False, workspace=spec.workspace)
+    yield from run_feed(spec, archive)
 
 
 def fed(files: Mapping[str, str | bytes], spec: RunSpec = DEFAULTS, **changes: object) -> bytes:

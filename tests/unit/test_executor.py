@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from ci_controller.lease import Lease, Superseded
 from ci_controller.operations import AttemptKey, RemoveContainer
 from ci_controller.work import Workshop
 from tests.support.controlled import (
-    GO,
     OUTPUT,
     ControlledSystem,
     Frames,
@@ -29,6 +28,7 @@ from tests.support.controlled import (
     eventually,
     mortal,
 )
+from tests.support.crash_scenarios import times_run
 from tests.support.fake_runtime import Step, UntilSignal
 
 EFFECTS = (
@@ -71,20 +71,6 @@ async def lives_until_it_dies(system: ControlledSystem, life: Life, job_id: str)
     controller.stop()
     await asyncio.gather(running, return_exceptions=True)
     return life.died.is_set()
-
-
-def times_run(system: ControlledSystem) -> Callable[[], int]:
-    """Count the containers whose script got a whole feed: how often the user's code ran."""
-    runs: list[bytes] = []
-    script = system.runtime.script
-
-    def counted(fed: bytes) -> Iterable[Step]:
-        if fed.endswith(GO):
-            runs.append(fed)
-        return script(fed)
-
-    system.runtime.script = counted
-    return lambda: len(runs)
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3] if os.environ.get("CI_SOAK") == "1" else [1, 2])

@@ -11,9 +11,9 @@ import pytest
 
 from ci_common.errors import InvalidArchive
 from ci_controller.archive_tar import tar_stream
-from ci_controller.feed import BOOTSTRAP_COMMAND, HARNESS_MODULES, Build, build_feed, feed, prelude, tree_feed
+from ci_controller.feed import BOOTSTRAP_COMMAND, HARNESS_MODULES, Build, build_feed, prelude, tree_feed
 from ci_controller.install_plan import InstallPlan, InstallStep
-from tests.support.harness import DEFAULTS, MemoryArchive
+from tests.support.harness import DEFAULTS, MemoryArchive, feed
 
 ARCHIVE = MemoryArchive({f"pkg/m{index}.py": b"x = 1\n" * index for index in range(300)})
 LARGE = MemoryArchive({"data.bin": bytes(1_000_000), "a.py": ""})

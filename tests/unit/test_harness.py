@@ -20,13 +20,22 @@ from pathlib import Path
 
 import pytest
 
-from ci_controller.feed import HARNESS_MODULES, PYTHON_ARGUMENTS, RunSpec, feed
+from ci_controller.feed import HARNESS_MODULES, PYTHON_ARGUMENTS, RunSpec
 from ci_controller.frames import EventFrame, Outcome, OutputFrame
 from ci_controller.harness import ending, memory, network, output, stacks
 from ci_controller.harness.reports import Reports
 from ci_controller.install_plan import InstallPlan, InstallStep
 from tests.support.eventually import eventually
-from tests.support.harness import DEFAULTS, MemoryArchive, Said, fed, rest_of, run_harness, started_harness
+from tests.support.harness import (
+    DEFAULTS,
+    MemoryArchive,
+    Said,
+    fed,
+    feed,
+    rest_of,
+    run_harness,
+    started_harness,
+)
 
 RAW = bytes(range(256)) * 50 + b"x" * 40_000 + b"\n" + "é".encode() * 9000 + b"\r partial \xc3"
 
