@@ -82,7 +82,7 @@ class Script:
     pages: list[list[dict[str, Any]]] = field(default_factory=lambda: [[]])
     max_upload_bytes: int = 1 << 30
     trees: bool = True  # False: as a server from before there were any
-    on_question: Callable[[], None] = lambda: None  # called before what is missing is answered
+    on_question: Callable[[list[str]], None] = lambda _: None  # called with the hashes, before any answer
     on_submit: Callable[[], None] = lambda: None  # called with the upload received, before any answer
 
 
@@ -256,8 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _blobs_missing(self, request: Received) -> None:
-        self.peer.script.on_question()
-        self._json({"missing": self.peer.shelf.missing(json.loads(request.body)["sha256"])})
+        asked: list[str] = json.loads(request.body)["sha256"]
+        self.peer.script.on_question(asked)
+        self._json({"missing": self.peer.shelf.missing(asked)})
 
     def _put_blobs(self, request: Received) -> None:
         self._json({"stored": self.peer.shelf.put(request.body)})
