@@ -254,6 +254,11 @@ def run(arguments: list[str]) -> int:
         return ClientExit.INTERRUPTED
     except ReaderGone:
         return ClientExit.BROKEN_PIPE
+    except Exception:  # noqa: BLE001 - said, and not with Python's own 1, which is that of failed tests
+        import traceback
+
+        traceback.print_exc()
+        return ClientExit.INTERNAL
 
 
 def _report(arguments: list[str], code: str, message: str, extra: dict[str, Any]) -> None:

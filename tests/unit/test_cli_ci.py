@@ -443,6 +443,18 @@ def test_a_signal_that_comes_twice_is_one_press(peer: HttpPeer, project: Path) -
     running.close()
 
 
+def test_presses_at_any_moment_never_look_like_failed_tests(peer: HttpPeer, project: Path) -> None:
+    running = Interrupted(peer, project)
+    while running.process.poll() is None:
+        running.press()
+    assert running.close() in (130, 143, -signal.SIGINT)
+
+
+def test_an_error_that_nobody_expected_is_not_the_exit_code_of_failed_tests(peer: HttpPeer, ci: Ci) -> None:
+    peer.script.faults.append(Answer(200, b"[" * 200_000))  # deeper than anybody reads
+    assert ci("list").returncode == 70
+
+
 def test_ctrl_c_before_there_is_a_job(peer: HttpPeer, project: Path) -> None:
     arrived, go_on = threading.Event(), threading.Event()
 
