@@ -42,12 +42,16 @@ def begin(system: Installation, tmp_path: Path) -> tuple[Daemon, str, str]:
 
 
 def under_way(system: Installation, server: Daemon, job_id: str) -> str:
-    """The job's test writes; returns the container of the attempt."""
-    eventually(lambda: b"line 3\n" in system.log(server, job_id), seconds=90, what="the job's output")
-    [(container,)] = system.query(
-        "SELECT container_id FROM attempts JOIN jobs ON id = job_id AND attempt = number WHERE id = ?", job_id
-    )
-    return container
+    """The job's test writes, in an attempt that has not ended; returns its container."""
+
+    def container() -> str | None:
+        sql = "SELECT number, container_id FROM attempts WHERE job_id = ? AND ended_at IS NULL"
+        for number, container in system.query(sql, job_id):
+            if container and b"line 3\n" in system.log(server, job_id, attempt=number):
+                return container
+        return None
+
+    return eventually(container, seconds=90, what="the job's output")
 
 
 def pid_of(system: Installation, container: str) -> int:

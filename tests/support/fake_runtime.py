@@ -18,6 +18,7 @@ when its container has ended), `lose_reply_of()`, `vanish()`, `end()`; what happ
 import asyncio
 import contextvars
 import itertools
+import os
 import tempfile
 import threading
 from collections import defaultdict
@@ -172,6 +173,7 @@ class FakeContainerRuntime:
         self._lost_replies: defaultdict[str, int] = defaultdict(int)
         self._watchers: dict[int, tuple[str, Callable[[], None]]] = {}
         self._ids = itertools.count(1)
+        self._engine = os.urandom(8).hex()  # no two engines make containers of the same id
         self._threads = ThreadPoolExecutor(16, "fake-engine")
         self._scripts: list[threading.Thread] = []
 
@@ -365,7 +367,7 @@ class FakeContainerRuntime:
     # -- inside --------------------------------------------------------------------------------------------
 
     def _new_id(self) -> str:
-        return f"{next(self._ids):064x}"
+        return f"{self._engine}{next(self._ids):048x}"
 
     def _running(self, instance_id: str) -> Sequence[FakeContainer]:
         self._answer("layer_sizes")

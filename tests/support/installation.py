@@ -263,10 +263,11 @@ class Installation:
         with self.http(server, user) as http:
             return http.get(f"/jobs/{job_id}").raise_for_status().json()
 
-    def log(self, server: Daemon, job_id: str, user: str = "ada") -> bytes:
-        """Return the job's log as the API gives it."""
+    def log(self, server: Daemon, job_id: str, user: str = "ada", *, attempt: int | None = None) -> bytes:
+        """Return the job's log, of its last attempt unless told otherwise, as the API gives it."""
+        which = "" if attempt is None else f"?attempt={attempt}"
         with self.http(server, user) as http:
-            return http.get(f"/jobs/{job_id}/log").raise_for_status().content
+            return http.get(f"/jobs/{job_id}/log{which}").raise_for_status().content
 
     def wait(self, server: Daemon, job_id: str, seconds: float = 90) -> dict[str, Any]:
         """Return the job once it is terminal."""
