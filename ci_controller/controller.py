@@ -1,7 +1,8 @@
 """JobController: the loop around observe, plan and execute, what wakes it, and its right to act.
 
-Every pass starts from what is, so any event may be lost: hints from the database, the engine and the pumps
-only make the next pass come sooner than the interval would.
+Every pass starts from what is, so any event may be lost: hints from the engine only make the next pass come sooner
+than the interval would. Hints from the database and the pumps are taken at once, beside a pass that still waits for
+the engine: what they are about needs no new look at it.
 """
 
 import asyncio
@@ -26,9 +27,9 @@ from ci_controller.disk_watch import DiskWatch, Reserve
 from ci_controller.executor import Executor
 from ci_controller.job_source import RepositoryJobSource
 from ci_controller.lease import HEARTBEAT_INTERVAL, Lease, Superseded
-from ci_controller.observed_state import Observed, ghosts, observe
+from ci_controller.observed_state import Look, Observed, ghosts, look, observe
 from ci_controller.operations import Operation
-from ci_controller.planner import plan
+from ci_controller.planner import plan, stands_on_an_older_look
 from ci_controller.policy import DEFAULTS, RECONCILE_INTERVAL, Policy
 from ci_controller.stopwatch import JumpMeter
 
@@ -45,7 +46,8 @@ _STOPPED: Final = "the controller was stopped: start ci-controller"
 class JobController:
     """The one process that makes Docker do what the database says.
 
-    `reconcile_once()` is one pass; `run()` makes passes until `stop()` is called or somebody takes over.
+    `reconcile_once()` is one pass, `take_hint()` a part of one; `run()` makes them until `stop()` is called or somebody
+    takes over.
     """
 
     def __init__(
@@ -76,7 +78,10 @@ class JobController:
         self._reserve = reserve
         self._lease = Lease(self._clock)
         self._jumps = JumpMeter(self._clock)
-        self._wakeup = asyncio.Event()
+        self._changed = asyncio.Event()  # something on the engine, or there is no telling: a pass is due
+        self._hinted = asyncio.Event()  # a row changed, or a container said its last word
+        self._seen: Look | None = None
+        self._planning = asyncio.Lock()  # one plan at a time: each knows what those before it began
         self._beat_now = asyncio.Event()
         self._house_now = asyncio.Event()
         self._over = asyncio.Event()
@@ -107,7 +112,8 @@ class JobController:
             self._policy,
             self._clock,
             self._lease,
-            wake=self._wakeup.set,
+            changed=self._changed.set,
+            wake=self._hinted.set,
             doubt=self._beat_now.set,
         )
         self._disks = DiskWatch(
@@ -127,15 +133,16 @@ class JobController:
         await self.start()
         loop = asyncio.get_running_loop()
 
-        def wake() -> None:
-            loop.call_soon_threadsafe(self._wakeup.set)
+        def changed() -> None:
+            loop.call_soon_threadsafe(self._changed.set)
 
-        with self._runtime.watch(self._jobs.instance_id, wake):
+        with self._runtime.watch(self._jobs.instance_id, changed):
             tasks = [
                 asyncio.create_task(work())
                 for work in (
                     self._over.wait,
-                    self._loop,
+                    self._make_passes,
+                    self._take_hints,
                     self._heartbeats,
                     self._follow_database,
                     self._disks.run,
@@ -163,7 +170,6 @@ class JobController:
     def stop(self) -> None:
         """`run()` returns soon; containers run on, and the next controller adopts them."""
         self._over.set()
-        self._wakeup.set()
 
     async def close(self, grace: float = _CLOSING_GRACE) -> None:
         """Nothing of ours is in flight any more; containers run on."""
@@ -176,17 +182,48 @@ class JobController:
 
         Raises EngineUnavailable, Superseded or the database's error without having done anything.
         """
-        disks = self._disks
-        work = replace(self._executor.work(), over_disk=disks.over_disk, low_disk=disks.low_disk)
-        now = self._clock.now()
-        ours, image = self._executor.ours, self._policy.runner_image
-        observed = await observe(self._jobs, self._runtime, image, work, ours, now)
-        operations = plan(observed, now, self._policy)
-        self._executor.waiting.tend(observed, operations, now)
-        self._look_at_network(observed.network)
-        self._say(self._what_is_missing(observed))
-        await self._executor.execute(operations)
+        seen = await self._look()
+        async with self._planning:
+            observed, operations = await self._plan(seen)
+            self._executor.waiting.tend(observed, operations, self._clock.now())
+            self._look_at_network(observed.network)
+            self._say(self._what_is_missing(observed))
+            await self._executor.execute(operations)
         return operations
+
+    async def take_hint(self) -> list[Operation]:
+        """What follows from the rows and from last words has begun, on what was last seen of the engine; returns it.
+
+        For everything else, or where that look is too old, a pass is due. Raises as `reconcile_once` does.
+        """
+        seen = self._seen
+        if seen is None or self._clock.monotonic() - seen.at >= self._interval:
+            self._changed.set()
+            return []
+        async with self._planning:
+            _, operations = await self._plan(seen)
+            sure = [one for one in operations if stands_on_an_older_look(one)]
+            await self._executor.execute(sure)
+        if len(sure) < len(operations):
+            self._changed.set()
+        return sure
+
+    async def _look(self) -> Look:
+        runtime, instance, image = self._runtime, self._jobs.instance_id, self._policy.runner_image
+        try:
+            self._seen = await look(runtime, instance, image, self._clock.monotonic(), self._executor.ended)
+        except EngineUnavailable:
+            self._seen = None
+            raise
+        return self._seen
+
+    async def _plan(self, seen: Look) -> tuple[Observed, list[Operation]]:
+        """Return what is, and what to do about it."""
+        disks, now = self._disks, self._clock.now()
+        work = self._executor.work(seen.ended)
+        work = replace(work, over_disk=disks.over_disk, low_disk=disks.low_disk)
+        observed = await observe(self._jobs, seen, work, self._executor.ours, now)
+        return observed, plan(observed, now, self._policy)
 
     async def idle(self, seconds: float | None = None) -> bool:
         """Return True once no operation is in flight, False if that takes longer."""
@@ -195,7 +232,7 @@ class JobController:
     def _look_at_network(self, network: NetworkState) -> None:
         if network.broken:
             log.warning("the fence around the jobs' network was set again", broken=network.broken)
-            self._wakeup.set()  # nothing is claimed before it was found whole
+            self._changed.set()  # nothing is claimed before it was found whole
 
     def _what_is_missing(self, observed: Observed) -> str | None:
         return (
@@ -221,18 +258,24 @@ class JobController:
 
     # -- the loops around it -------------------------------------------------------------------------------
 
-    async def _loop(self) -> None:
-        while not self._over.is_set():
-            self._wakeup.clear()  # before looking: a hint that comes meanwhile is worth another look
+    async def _make_passes(self) -> None:
+        while True:
+            self._changed.clear()  # before looking: a change that comes meanwhile is worth another look
             if await self.make_pass():
-                await _set_within(self._wakeup, min(self._interval, self._executor.next_retry or math.inf))
+                await _set_within(self._changed, min(self._interval, self._executor.next_retry or math.inf))
             else:
                 await asyncio.sleep(self._interval)  # one probe at a time, whatever the hints say
 
-    async def make_pass(self) -> bool:
-        """Make one pass; whatever goes wrong with it ends here, and the next one starts afresh."""
+    async def _take_hints(self) -> None:
+        while True:
+            await self._hinted.wait()
+            self._hinted.clear()
+            await self.make_pass(self.take_hint)
+
+    async def make_pass(self, work: Callable[[], Awaitable[object]] | None = None) -> bool:
+        """Make one pass, or that part of one; whatever goes wrong with it ends here, and the next one starts afresh."""
         try:
-            await self.reconcile_once()
+            await (work or self.reconcile_once)()
         except EngineUnavailable as error:
             self._executor.engine_is_away()
             self._say(_ENGINE_DOWN)
@@ -274,10 +317,10 @@ class JobController:
         with self._changes.database() as changes:
             while True:
                 if await changes.wait(60.0):
-                    self._wakeup.set()
+                    self._hinted.set()
 
     def _disks_changed(self) -> None:
-        self._wakeup.set()
+        self._changed.set()
         if self._disks.low_disk:
             self._house_now.set()  # what is kept for later goes at once, so that the pause may be short
 

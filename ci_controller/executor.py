@@ -53,8 +53,16 @@ from ci_controller.work import KeyedOperation, Workshop
 log = structlog.get_logger(__name__)
 
 
+class _FenceBroken(ContainerError):
+    """Nothing may start before the fence around the jobs' network was found whole; the attempt stays claimed."""
+
+
 class Executor:
-    """Knows how; the planner knows what."""
+    """Knows how; the planner knows what.
+
+    `changed` is called when something was done to the engine, `wake` when there is only more to do, and `doubt` when
+    somebody else seems to act in our place.
+    """
 
     def __init__(
         self,
@@ -64,6 +72,7 @@ class Executor:
         clock: Clock,
         lease: Lease,
         *,
+        changed: Callable[[], None],
         wake: Callable[[], None],
         doubt: Callable[[], None],
     ) -> None:
@@ -73,9 +82,9 @@ class Executor:
         self._clock = clock
         self._lease = lease
         self._wake = wake
-        self._workshop = Workshop(clock, wake, doubt)
+        self._workshop = Workshop(clock, changed, doubt)
         self._followers = Followers(jobs, runtime, clock, policy.log_limit, wake)
-        self.waiting = WaitingPool(WaitingContainers(jobs, runtime, policy, lease), policy, clock, wake)
+        self.waiting = WaitingPool(WaitingContainers(jobs, runtime, policy, lease), policy, clock, changed)
         self._environments = Environments(
             jobs, runtime, policy.environments, policy.runner_image, clock, lease, wake
         )
@@ -85,10 +94,16 @@ class Executor:
         self._unwritable: dict[AttemptKey, float] = {}  # since when the disk has not taken the whole log
         self._isolated: set[str] = set()  # containers; a successor does it again, which changes nothing
 
-    def work(self) -> Work:
-        """Return what is going on in this process, for the next plan to leave alone."""
+    @property
+    def ended(self) -> int:
+        """How many operations have ended so far."""
+        return self._workshop.ended
+
+    def work(self, since: int) -> Work:
+        """Return what is going on in this process, for the next plan to leave alone, and what ended since only so many
+        operations had: the plan's look at the engine does not know of it."""
         return Work(
-            busy=self._workshop.busy(),
+            busy=self._workshop.busy(since),
             followed=self._followers.containers(),
             finished=self._followers.finished(),
             awaits_isolation=self._followers.installed() - self._isolated,
@@ -188,12 +203,17 @@ class Executor:
         attempt, recorded = operation.attempt, False
         async with AsyncExitStack() as held:
             held.callback(self._environments.done, attempt)
+            # Beside what follows: a plan may stand on a look that is two seconds old.
+            fence = asyncio.ensure_future(self._runtime.guard_network())
+            held.push_async_callback(asyncio.gather, fence, return_exceptions=True)
             try:
                 upload = await held.enter_async_context(self._opened(attempt))
                 found = await self._container_for(operation, upload, held)
                 if found is None:
                     return
                 choice, container = found
+                if not (network := await fence).holds:
+                    raise _FenceBroken(network.trouble or f"set again: {', '.join(network.broken)}")
                 await self._record_start(attempt, container, choice)
                 recorded = True
                 await self._rename(attempt, container)
@@ -420,8 +440,10 @@ def _why_not_kept(error: Exception) -> str:
 
 
 def _why_not_started(attempt: Attempt, error: Exception) -> str | None:
-    """Return what its owner is told, None where only the database failed: that is tried again as it is."""
+    """Return what its owner is told, None where the database failed, or the fence: that is tried again as it is."""
     match error:
+        case _FenceBroken():
+            return None
         case EngineUnavailable():
             return error.detail
         case ContainerError() | ContainerGone():

@@ -35,7 +35,8 @@ class SentSignal:
 class Work:
     """What this process itself is doing at that moment; a new process is doing nothing."""
 
-    busy: frozenset[WorkKey] = frozenset()  # in flight, or backing off after a failure: left alone
+    # In flight, now or since the engine was last looked at, or backing off after a failure: left alone.
+    busy: frozenset[WorkKey] = frozenset()
     followed: frozenset[str] = frozenset()  # containers whose output is being read
     finished: frozenset[str] = frozenset()  # of these, the ones whose output was read to its last word
     awaits_isolation: frozenset[str] = frozenset()  # containers that have installed and wait for us
@@ -53,6 +54,17 @@ class Work:
     awaits_environment: frozenset[AttemptKey] = frozenset()
     awaited_environment: frozenset[AttemptKey] = frozenset()
     ours: frozenset[str] = frozenset()  # names of containers that are being made, wait or are being assigned
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the engine had when it was asked."""
+
+    at: float  # monotonic seconds, before it was
+    ended: int  # operations of ours, by then
+    containers: tuple[ObservedContainer, ...]
+    image_id: str | None  # of the runner image; None: the engine does not have it
+    network: NetworkState  # of the fence around the jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +86,32 @@ def may_run(container: ObservedContainer) -> bool:
     return container.labels.get(labels.KIND) == labels.KIND_RUN
 
 
-async def observe(
-    jobs: JobSource,
-    runtime: ContainerRuntime,
-    runner_image: str,
-    work: Work,
-    ours: Callable[[], frozenset[str]],
-    now: datetime,
-) -> Observed:
-    """Return the present state, whole; raises EngineUnavailable or the database's error instead of a part.
-
-    `work` was looked at before, and containers are listed before rows are read: a container is never
-    older news than the row that explains it, and what was in flight meanwhile is left alone. `ours` is
-    looked at between the two: a container has its name there before it exists, and until a row has it.
-    """
+async def look(runtime: ContainerRuntime, instance_id: str, runner_image: str, at: float, ended: int) -> Look:
+    """Return what the engine has now, whole; raises EngineUnavailable instead of a part."""
     try:
         async with asyncio.timeout(_ENGINE_PATIENCE):
             containers, image_id, network = await asyncio.gather(
-                runtime.list(jobs.instance_id), runtime.image_id(runner_image), runtime.guard_network()
+                runtime.list(instance_id), runtime.image_id(runner_image), runtime.guard_network()
             )
     except TimeoutError as error:
         raise EngineUnavailable(f"no listing came within {_ENGINE_PATIENCE:g} s") from error
+    return Look(at, ended, tuple(containers), image_id, network)
+
+
+async def observe(
+    jobs: JobSource, seen: Look, work: Work, ours: Callable[[], frozenset[str]], now: datetime
+) -> Observed:
+    """Return the present state, whole; raises the database's error instead of a part.
+
+    What was `seen` of the engine is older than the rows: a container is never older news than the row that explains
+    it. `work` is looked at between the two, and whatever was in flight since the engine was asked is left alone.
+    `ours` is, too: a container has its name there before it exists, and until a row has it.
+    """
     work = replace(work, ours=ours())
     attempts = tuple(await jobs.held())
     claimable = await jobs.count_claimable(now)
-    ended = await jobs.ended(_unheld(containers, attempts))
-    return Observed(attempts, tuple(containers), ended, claimable, image_id, network, work)
+    ended = await jobs.ended(_unheld(seen.containers, attempts))
+    return Observed(attempts, seen.containers, ended, claimable, seen.image_id, seen.network, work)
 
 
 def containers_by_attempt(observed: Observed) -> dict[AttemptKey, ObservedContainer]:

@@ -45,6 +45,12 @@ def plan(observed: Observed, now: datetime, policy: Policy) -> list[Operation]:
     return [*within, *_claims(observed, policy)]  # last: whatever else is due does not wait for the database
 
 
+def stands_on_an_older_look(operation: Operation) -> bool:
+    """Tell whether it is as right where the engine was looked at a moment before: a claim, a start and the end of what
+    said its last word follow from rows and from what we read, not from which containers a listing has."""
+    return isinstance(operation, Claim | StartContainer | SettleAttempt)
+
+
 def _is_free(operation: Operation, work: Work) -> bool:
     return isinstance(operation, Claim) or work_key(operation) not in work.busy
 

@@ -46,13 +46,13 @@ class WaitingPool:
         containers: WaitingContainers,
         policy: Policy,
         clock: Clock,
-        wake: Callable[[], None],
+        changed: Callable[[], None],
         memory: Callable[[], int | None] = available_memory,
     ) -> None:
         self._containers = containers
         self._policy = policy
         self._clock = clock
-        self._wake = wake  # called when one more waits, or one was let go: the next plan sees to the rest
+        self._changed = changed  # called when one more waits, or one was let go: the next plan does the rest
         self._memory = memory
         self._kept: list[_Kept] = []  # the oldest first
         self._assigned: deque[Assignment] = deque(maxlen=_REMEMBERED)
@@ -121,7 +121,7 @@ class WaitingPool:
         self._kept.remove(kept)
         self._containers.let_go(kept.container)
         log.info("a container waits no longer", container=kept.container.name, why=why)
-        self._wake()
+        self._changed()
 
     async def _make(self, image_id: str) -> None:
         try:
@@ -136,7 +136,7 @@ class WaitingPool:
             self._retry_at = self._clock.monotonic() + _PAUSE_AFTER_FAILURE
         finally:
             self._making = None
-            self._wake()
+            self._changed()
 
     # -- the end -------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ class _Last:
 
     text: str
     repeats: int
+    number: int  # of all that ended, in their order
     ended: float
     retry_at: float
     succeeded: bool
@@ -37,12 +38,13 @@ class _Last:
 class Workshop:
     """Runs operations and remembers which keys to leave alone."""
 
-    def __init__(self, clock: Clock, wake: Callable[[], None], doubt: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, changed: Callable[[], None], doubt: Callable[[], None]) -> None:
         self._clock = clock
-        self._wake = wake  # called when an operation ended: the state of things changed
+        self._changed = changed  # called when an operation ended: the state of things changed
         self._doubt = doubt  # called when somebody else seems to act in our place
         self._tasks: dict[WorkKey, asyncio.Task[None]] = {}
         self._last: dict[WorkKey, _Last] = {}
+        self._ended = 0
 
     def begin(self, operation: KeyedOperation, work: Coroutine[Any, Any, None]) -> None:
         """The operation runs in a task of its own."""
@@ -50,12 +52,18 @@ class Workshop:
         assert key not in self._tasks, f"{key} is busy"
         self._tasks[key] = asyncio.create_task(self._run(key, operation, work), name=str(operation))
 
-    def busy(self) -> frozenset[WorkKey]:
-        """Return the keys whose operation runs, or failed so recently that it has to wait."""
+    @property
+    def ended(self) -> int:
+        """How many operations have ended so far."""
+        return self._ended
+
+    def busy(self, since: int) -> frozenset[WorkKey]:
+        """Return the keys whose operation runs, ended when that many others had, or failed so recently that it has to
+        wait."""
         now = self._clock.monotonic()
         self._last = {key: last for key, last in self._last.items() if now - last.ended < _FORGET_AFTER}
-        waiting = {key for key, last in self._last.items() if now < last.retry_at}
-        return frozenset(waiting | self._tasks.keys())
+        left_alone = {key for key, last in self._last.items() if now < last.retry_at or last.number > since}
+        return frozenset(left_alone | self._tasks.keys())
 
     def refused(self) -> frozenset[str]:
         """Return the containers that no open attempt needs and that could not be removed when last tried."""
@@ -91,18 +99,16 @@ class Workshop:
         finally:
             del self._tasks[key]
             self._note(key, str(operation), succeeded)
-            self._wake()
+            self._changed()
 
     def _note(self, key: WorkKey, text: str, succeeded: bool) -> None:
         """An operation that is planned again right after it ended well changed nothing: it too must wait."""
+        self._ended += 1
         now = self._clock.monotonic()
         before = self._last.get(key)
         repeats = before.repeats + 1 if before and before.text == text else 0
-        if succeeded and not repeats:
-            self._last[key] = _Last(text, 0, now, now, succeeded)
-            return
-        delay = min(_FIRST_DELAY * 2 ** min(repeats, 16), _LONGEST_DELAY)
-        self._last[key] = _Last(text, repeats, now, now + delay, succeeded)
+        wait = 0 if succeeded and not repeats else min(_FIRST_DELAY * 2 ** min(repeats, 16), _LONGEST_DELAY)
+        self._last[key] = _Last(text, repeats, self._ended, now, now + wait, succeeded)
 
 
 async def _attempt(

@@ -131,6 +131,37 @@ async def test_a_pass_that_finds_nothing_to_do_causes_no_other(
         await controller.close()
 
 
+async def test_hints_are_taken_without_asking_the_engine(system: ControlledSystem) -> None:
+    """Rows and last words say enough to claim, start and settle; what else there is to do asks for a pass."""
+    gate = threading.Event()
+    system.runtime.script = a_run(gate)
+    controller = system.controller()
+    await controller.start()
+    try:
+        await controller.reconcile_once()
+        job_id = await system.submit()
+        system.runtime.calls.clear()
+        assert render(await controller.take_hint()).startswith("claim 1")
+        assert render(await controller.take_hint()).startswith(f"start {job_id}/1")
+        await controller.idle()
+        assert await controller.take_hint() == [], "the look is older than the start: nothing is known of it"
+        assert not looks(system)
+        await controller.reconcile_once()
+        assert looks(system)
+        system.runtime.calls.clear()
+        gate.set()
+        assert render(await eventually(controller.take_hint)).startswith(f"settle {job_id}/1")
+        await controller.idle()
+        assert not looks(system)
+        assert (await system.job(job_id)).success
+    finally:
+        await controller.close()
+
+
+def looks(system: ControlledSystem) -> list[tuple[str, str]]:
+    return [call for call in system.runtime.calls if call[0] in ("list", "image_id", "guard_network")]
+
+
 async def test_no_more_jobs_at_a_time_than_slots(system: ControlledSystem) -> None:
     gate = threading.Event()
     system.runtime.script = a_run(gate)

@@ -187,12 +187,22 @@ async def test_what_is_in_flight_is_busy_and_wakes_at_its_end(bench: Bench) -> N
         await gate.wait()
 
     bench.workshop.begin(RemoveContainer("c1", "name", "cause"), work())
-    assert bench.workshop.busy() == {"c1"}
+    assert bench.workshop.busy(bench.workshop.ended) == {"c1"}
     assert not bench.wakes
     gate.set()
     await bench.workshop.idle()
-    assert bench.workshop.busy() == frozenset()
+    assert bench.workshop.busy(bench.workshop.ended) == frozenset()
     assert len(bench.wakes) == 1
+
+
+async def test_what_ended_since_is_busy_for_whoever_does_not_know_of_it(bench: Bench) -> None:
+    looked_at = bench.workshop.ended
+    await bench.do(key="c1")
+    assert bench.workshop.busy(looked_at) == {"c1"}
+    looked_at = bench.workshop.ended
+    await bench.do(key="c2")
+    assert bench.workshop.busy(looked_at) == {"c2"}
+    assert bench.workshop.busy(bench.workshop.ended) == frozenset()
 
 
 @pytest.mark.parametrize("error", [ContainerError("no"), OSError("disk"), ValueError("a programming error")])
@@ -202,21 +212,21 @@ async def test_a_failure_backs_off_alone(bench: Bench, error: Exception) -> None
         with capture_logs() as logs:
             await bench.do(error=error)
         assert "failed" in logs[0]["event"]
-        assert bench.workshop.busy() == {"c1"}
+        assert bench.workshop.busy(bench.workshop.ended) == {"c1"}
         delay = bench.workshop.next_retry
         assert delay is not None
         delays.append(delay)
         bench.clock.seconds += delay
-        assert bench.workshop.busy() == frozenset()
+        assert bench.workshop.busy(bench.workshop.ended) == frozenset()
     assert delays[:4] == [0.25, 0.5, 1.0, 2.0]
     assert max(delays) == 30.0
 
 
 async def test_what_is_planned_again_although_it_worked_has_to_wait_too(bench: Bench) -> None:
     await bench.do()
-    assert bench.workshop.busy() == frozenset()
+    assert bench.workshop.busy(bench.workshop.ended) == frozenset()
     await bench.do()
-    assert bench.workshop.busy() == {"c1"}
+    assert bench.workshop.busy(bench.workshop.ended) == {"c1"}
 
 
 async def test_a_stale_fence_raises_doubt(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from ci_controller.observed_state import Work
 from ci_controller.operations import render
 from ci_controller.planner import plan
 from ci_controller.settings import ControllerSettings
-from tests.support.controlled import ControlledSystem, Frames, a_run, controlled_system, eventually
+from tests.support.controlled import GO, ControlledSystem, Frames, a_run, controlled_system, eventually
 from tests.support.controller import NOW, POLICY, claimed, container, follows, running, stopping, world
 from tests.support.fake_runtime import Step, UntilIsolated
 
@@ -87,6 +87,25 @@ async def test_a_pass_that_finds_the_fence_broken_claims_nothing_and_the_next_on
         system.runtime.network = BROKEN
         assert await controller.reconcile_once() == []
         assert render(await controller.reconcile_once()).startswith("claim 1")
+    finally:
+        await controller.close()
+
+
+async def test_a_fence_that_broke_since_it_was_looked_at_is_found_before_anything_starts(
+    system: ControlledSystem,
+) -> None:
+    controller = system.controller()
+    await controller.start()
+    try:
+        await controller.reconcile_once()
+        job_id = await system.submit()
+        system.runtime.network = BROKEN
+        assert render(await controller.take_hint()).startswith("claim 1")
+        assert render(await controller.take_hint()).startswith(f"start {job_id}/1")
+        await controller.idle()
+        assert (await system.job(job_id)).attempt == 1
+        assert [attempt.started_at for attempt in await system.repository.open_attempts()] == [None]
+        assert not any(one.fed.endswith(GO) for one in system.runtime.containers.values())
     finally:
         await controller.close()
 
