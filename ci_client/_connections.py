@@ -63,10 +63,6 @@ class Response:
         with _breaking():
             yield from self._live_pieces() if self._response.chunked else self._stored_pieces()
 
-    def read(self) -> bytes:
-        """Return the whole body."""
-        return b"".join(self.pieces())
-
     def _live_pieces(self) -> Iterator[bytes]:
         while piece := self._response.read1(_PIECE):
             yield piece

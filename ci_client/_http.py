@@ -15,7 +15,7 @@ from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from ci_client._connections import Body, Connections, Disconnected, Response
-from ci_client.sse import events_of
+from ci_client.sse import EventTooLong, events_of
 from ci_common.errors import (
     ArchiveTooLarge,
     CIError,
@@ -37,6 +37,8 @@ _PATIENCE = 2 * PING_SECONDS + 5.0
 # Why longer: between the last byte of an upload and the answer the server syncs and checks what came.
 _UPLOAD_PATIENCE = 90.0
 _MAX_PROBLEM_BYTES = 1 << 20
+_MAX_DOCUMENT_BYTES = 16 << 20  # a page of a thousand jobs has one
+_LONGEST_WAIT = 3600  # seconds, whatever a server asks for
 _PARTIAL_CONTENT = 206
 _NEXT_LINK = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next\b')
 
@@ -51,6 +53,7 @@ _BY_STATUS: Mapping[int, type[CIError]] = {
     503: Unavailable,
     504: Unavailable,
 }
+_NO_JSON = (ValueError, RecursionError)  # the second for what is nested deeper than anybody's
 _MEMBERS = ("rule", "request_id", "missing")  # of problem documents, that this client has a use for
 
 Params = Mapping[str, str | int | Sequence[str]]
@@ -183,15 +186,18 @@ def json_body(document: Any) -> bytes:
 def _events(response: Response) -> Iterator[ServerEvent]:
     if not response.headers.get("content-type", "").startswith("text/event-stream"):
         raise _not_ours(response)
-    for event in events_of(response.pieces()):
-        if event.data:
-            yield ServerEvent(_object(event.data), event.id)
+    try:
+        for event in events_of(response.pieces()):
+            if event.data:
+                yield ServerEvent(_object(event.data), event.id)
+    except EventTooLong as error:
+        raise ProtocolError(f"The server sent an event without an end: {error}.") from error
 
 
 def _object(text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except _NO_JSON as error:
         raise ProtocolError(f"The server sent an event that is no JSON: {text[:80]!r}") from error
     if not isinstance(value, dict):
         raise ProtocolError(f"The server sent an event that is no object: {text[:80]!r}")
@@ -199,13 +205,25 @@ def _object(text: str) -> Mapping[str, Any]:
 
 
 def _json_of(response: Response) -> Any:
-    body = response.read()
+    body = _read(response, _MAX_DOCUMENT_BYTES)
+    if body is None:
+        raise ProtocolError(f"The server's answer is longer than {_MAX_DOCUMENT_BYTES} bytes.")
     if not body:
         return None
     try:
         return json.loads(body)
-    except ValueError as error:
+    except _NO_JSON as error:
         raise _not_ours(response) from error
+
+
+def _read(response: Response, limit: int) -> bytes | None:
+    """Return the whole body, None where it is longer than that."""
+    body = bytearray()
+    for piece in response.pieces():
+        body += piece
+        if len(body) > limit:
+            return None
+    return bytes(body)
 
 
 def _problem(response: Response) -> CIError:
@@ -223,14 +241,10 @@ def _problem(response: Response) -> CIError:
 
 
 def _problem_document(response: Response) -> Mapping[str, Any]:
-    body = bytearray()
-    for chunk in response.pieces():
-        body += chunk
-        if len(body) > _MAX_PROBLEM_BYTES:
-            return {}
+    body = _read(response, _MAX_PROBLEM_BYTES)
     try:
-        document = json.loads(body)
-    except ValueError:
+        document = json.loads(body or b"null")
+    except _NO_JSON:
         return {}
     return cast(dict[str, Any], document) if isinstance(document, dict) else {}
 
@@ -249,5 +263,5 @@ def _not_ours(response: Response) -> CIError:
 
 
 def _retry_after(response: Response) -> int | None:
-    value = response.headers.get("retry-after", "")
-    return int(value) if value.isascii() and value.isdigit() else None
+    value = response.headers.get("retry-after", "")[:16]
+    return min(int(value), _LONGEST_WAIT) if value.isascii() and value.isdigit() else None

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-_MAX_LINE = 64 << 20
+_MAX_EVENT = 16 << 20  # bytes; the server sends 64 KiB of output at a time
 
 
 class SentEvent(NamedTuple):
@@ -13,13 +13,14 @@ class SentEvent(NamedTuple):
     id: str
 
 
-class EventTooLong(ValueError):
-    """A line does not end."""
+class EventTooLong(Exception):
+    """A line, or an event, does not end."""
 
 
 def events_of(pieces: Iterable[bytes]) -> Iterator[SentEvent]:
-    """Yield the events of a stream that have data; what is cut off at its end is none."""
+    """Yield the events of a stream that have data; what is cut off at its end is none. Raises EventTooLong."""
     data: list[str] = []
+    size = 0
     last_id = ""
     for line in _lines(pieces):
         name, _, value = line.partition(":")
@@ -27,9 +28,11 @@ def events_of(pieces: Iterable[bytes]) -> Iterator[SentEvent]:
         if not line:
             if data:
                 yield SentEvent("\n".join(data), last_id)
-            data = []
+            data, size = [], 0
         elif name == "data":
             data.append(value)
+            size += len(line)
+            _check(size)
         elif name == "id" and "\0" not in value:
             last_id = value
 
@@ -40,11 +43,15 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
     for piece in pieces:
         begun += piece
         if b"\n" not in piece and b"\r" not in piece:
-            if len(begun) > _MAX_LINE:
-                raise EventTooLong(f"a line has more than {_MAX_LINE} bytes")
+            _check(len(begun))
             continue
         lines = bytes(begun).splitlines(keepends=True)
         # Whether a last return stands for itself only the next byte tells.
         begun = bytearray() if lines[-1].endswith(b"\n") else bytearray(lines.pop())
         for line in lines:
             yield line.rstrip(b"\r\n").decode("utf-8", "replace")
+
+
+def _check(size: int) -> None:
+    if size > _MAX_EVENT:
+        raise EventTooLong(f"it has more than {_MAX_EVENT} bytes")

@@ -1,7 +1,9 @@
 """Every way to end has one exit code, and it is in the table that --help shows."""
 
+import click
 import pytest
 
+from ci_client.cli import ci, run
 from ci_client.exit_codes import ClientExit, exit_code_of_error, exit_code_of_verdict, exit_code_table
 from ci_common.errors import CIError, ServerUnreachable, TooManyRequests, Unauthorized, errors_by_code
 from ci_common.events import CompleteEvent
@@ -21,6 +23,18 @@ def test_no_failure_ends_with_zero() -> None:
     assert (
         exit_code_of_verdict(CompleteEvent(False, JobStatus.COMPLETED)) == 1
     )  # the oldest form of the event
+
+
+def test_an_error_that_nobody_expected_is_said_and_is_not_the_code_of_failed_tests(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def broken() -> None:
+        raise ZeroDivisionError("nobody expected this")
+
+    monkeypatch.setitem(ci.commands, "broken", broken)
+    assert run(["broken"]) == ClientExit.INTERNAL
+    assert "nobody expected this" in capsys.readouterr().err
 
 
 def test_the_table_holds_every_code_there_is() -> None:
