@@ -20,6 +20,7 @@ from ci_controller.container_runtime import ContainerRuntime, ExitState
 from ci_controller.job_source import JobSource
 from ci_controller.log_pump import LogPump, PumpEvent, PumpEventKind, PumpResult, drained, read_result
 from ci_controller.operations import AttemptKey, key_of, log_fields
+from ci_controller.verdict import proves_success
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +43,8 @@ class _Follower:
     prepared: bool = False
     over_limit: bool = False
     installed: bool = False
-    begun: asyncio.Task[None] | None = None  # records it in the attempt's row
+    begun: asyncio.Task[bool] | None = None  # records it in the attempt's row, if it can
+    proof: PumpResult | None = None  # its last word is a success, and its log is whole
 
     @property
     def is_cut_off(self) -> bool:
@@ -75,10 +77,17 @@ class Followers:
         return frozenset(one.container_id for one in self._followers.values() if not one.is_cut_off)
 
     def finished(self) -> frozenset[str]:
-        """Return the containers whose output was read to its last word."""
+        """Return the containers whose output was read to its last word: to its end, unless that word is a success."""
         return frozenset(
-            one.container_id for one in self._followers.values() if one.ended.is_set() and not one.is_cut_off
+            one.container_id
+            for one in self._followers.values()
+            if one.proof or (one.ended.is_set() and not one.is_cut_off)
         )
+
+    def proof(self, attempt: Attempt) -> PumpResult | None:
+        """Return what was read of an attempt whose last word is a success, whether or not its container has ended."""
+        one = self._followers.get(key_of(attempt))
+        return one.proof if one else None
 
     def installed(self) -> frozenset[str]:
         """Return the containers that said they have installed everything and wait to be taken off the network."""
@@ -138,6 +147,20 @@ class Followers:
         """The log is on disk for good, and nobody writes to it any more."""
         await self._drop(attempt)
         return await asyncio.to_thread(self._seal, attempt, truncated)
+
+    async def seal_at_its_word(self, attempt: Attempt) -> LogSeal:
+        """As `seal`, of an attempt with a proof, whose container is about to end: that is waited for by `see_end`."""
+        one = self._followers[key_of(attempt)]
+        if one.begun and not await one.begun:
+            await self._record_begun(attempt)
+        return await asyncio.to_thread(self._seal, attempt, False)
+
+    async def see_end(self, attempt: Attempt) -> None:
+        """The container's output has ended, or does not for long; nobody follows it any more."""
+        try:
+            await self._ends(self._followers[key_of(attempt)])
+        finally:
+            await self._drop(attempt)
 
     async def close(self) -> None:
         """Every pump has ended and every file is closed; the logs are left as they are."""
@@ -207,16 +230,22 @@ class Followers:
             case PumpEventKind.OVER_LIMIT:
                 one.over_limit = True
                 self._wake()
+            case PumpEventKind.LAST_WORD:
+                if proves_success(event.result.trailer):
+                    one.proof = event.result
+                    self._wake()
             case PumpEventKind.ENDED:
                 one.ended.set()
                 one.spoke.set()
                 self._wake()  # to settle it, or to follow it anew where it was cut off
 
-    async def _note_begun(self, attempt: Attempt) -> None:
+    async def _note_begun(self, attempt: Attempt) -> bool:
         try:
             await self._record_begun(attempt)
-        except CIError as error:  # tried again when the output is drained
+        except CIError as error:  # tried again when the output is drained, or sealed
             log.warning("begun not recorded", **log_fields(attempt), error=str(error))
+            return False
+        return True
 
     async def _record_begun(self, attempt: Attempt) -> None:
         if await self._jobs.begun(attempt.fence, self._clock.now()):

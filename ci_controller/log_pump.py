@@ -32,6 +32,7 @@ class PumpEventKind(StrEnum):
     BEGUN = "begun"  # the user's own code is about to run
     PREPARED = "prepared"  # an environment stands in the container, which waits until it was kept
     INSTALLED = "installed"  # everything is installed, and the harness waits until it has no network
+    LAST_WORD = "last_word"  # the harness said it, and the log has all that was said before
     OVER_LIMIT = "over_limit"  # the log limit was passed although the harness should have seen to it
     ENDED = "ended"  # the output ended, or could not be read or written any more; has the result
 
@@ -123,6 +124,8 @@ class LogPump:
             self._tell(PumpEventKind.INSTALLED)
         if self._recorder.over_limit:
             self._tell(PumpEventKind.OVER_LIMIT)
+        if self._recorder.is_whole:
+            self._tell(PumpEventKind.LAST_WORD)
 
     def _tell(self, kind: PumpEventKind) -> None:
         if kind not in self._told:

@@ -93,6 +93,12 @@ class LogRecorder:
         self.trailer = self._last_word
 
     @property
+    def is_whole(self) -> bool:
+        """Tell whether the harness has said its last word and everything before it stands in the log."""
+        stands = self._offset >= self._standing
+        return self.trailer is not None and stands and not (self._truncated or self.over_limit)
+
+    @property
     def result(self) -> PumpResult:
         """What was found up to now."""
         return PumpResult(

@@ -3,7 +3,7 @@
 Lost is what comes from outside the container, or an end before any of the user's code ran. A kernel without our
 seccomp profile leaves a job one thing that looks like that: to have the harness killed (by lowering a limit of the
 process), which ends it with 137 as an engine that went down does. Nothing a job writes makes it a success: that
-takes the harness's own exit and its trailer.
+takes the harness's trailer, which a job cannot write.
 """
 
 from collections.abc import Mapping
@@ -75,6 +75,15 @@ def decide(
     # a job keep the network that is taken from it, or close the input: where that ended behind an installation
     # (`begun`) whoever was to feed the tree has gone, which is charged, but no verdict.
     return Lost(Reason.INFRA, trailer.message or "The container was stopped from outside.")
+
+
+def proves_success(trailer: TrailerFrame | None) -> bool:
+    """Tell whether this last word is a success, whatever the engine says later.
+
+    Nothing but the harness can write it (`probes.process_one`: tracing it and opening what it has open fail), and it
+    ends with 0 only after this. The exit is compared afterwards: a contradiction is the engine's or the machine's.
+    """
+    return trailer is not None and trailer.outcome is Outcome.TESTS_RAN and _reason_of_tests(trailer) is None
 
 
 def without_network(outcome: JobVerdict | Lost) -> JobVerdict | Lost:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from ci_common.errors import JobFinished
 from ci_common.models import Fence, Idempotency, Job, JobFilter, JobVerdict, LogSeal, QueueLimits, Reason
 from ci_common.verdict import verdict
-from ci_controller.container_runtime import ContainerInput, ExitState, start_and_feed
+from ci_controller.container_runtime import ContainerInput, start_and_feed
 from ci_persistence.sqlite_connection import connect
 from tests.simulation import invariants
 from tests.simulation.behaviour import Kind
@@ -193,13 +193,13 @@ def feeds_a_container_for_two_attempts(plot: Plot) -> None:
 
 
 def removes_before_the_verdict(plot: Plot) -> None:
-    async def exit_state(real: Any, container_id: str) -> ExitState | None:
-        found = await real.exit_state(container_id)
-        if found is not None:
-            await real.remove(container_id)
-        return found
+    async def finish_attempt(real: Any, fence: Fence, word: JobVerdict, log: LogSeal, now: object) -> bool:
+        for name, container in list(plot.world.engine.containers.items()):
+            if fence.job_id in name:
+                await plot.world.engine.remove(container.id)
+        return await real.finish_attempt(fence, word, log, now)
 
-    plot.engine(exit_state=exit_state)
+    plot.repository(finish_attempt=finish_attempt)
 
 
 def forgets_the_seal(plot: Plot) -> None:

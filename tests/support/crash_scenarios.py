@@ -24,6 +24,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -69,9 +70,9 @@ class Scenario:
 # -- the controller ----------------------------------------------------------------------------------------
 
 
-async def two_jobs_run(path: Path, point: CrashPoint, nth: int) -> bool:
+async def two_jobs_run(path: Path, point: CrashPoint, nth: int, exit_code: int = 0) -> bool:
     """One job after the other, on an engine that has one slot for them."""
-    async with controlled_system(path, a_run()) as system:
+    async with controlled_system(path, a_run(exit_code=exit_code)) as system:
         system.policy = replace(system.policy, max_running_jobs=1)
         runs = times_run(system)
         jobs = [await system.submit() for _ in range(2)]
@@ -80,7 +81,7 @@ async def two_jobs_run(path: Path, point: CrashPoint, nth: int) -> bool:
             for job_id in jobs:
                 await system.finished(job_id)
         for job_id in jobs:
-            assert (await system.job(job_id)).success, await system.job(job_id)
+            assert (await system.job(job_id)).exit_code == exit_code, await system.job(job_id)
             await _has_one_whole_story(system, job_id, "completed")
         assert runs() == 2, "the user's code ran once for each job"
         return died
@@ -355,7 +356,9 @@ SCENARIOS: Final[Mapping[CrashPoint, Scenario]] = MappingProxyType(
         "during_pump": _RUN,
         "after_record_stop": _CANCEL,
         "after_stop_signal": _CANCEL,
-        "after_exit": _RUN,
+        "after_exit": Scenario(
+            partial(two_jobs_run, exit_code=1)
+        ),  # a success stands before its container's end
         "after_seal": _RUN,
         "after_finish": _RUN,
         "before_remove": _RUN,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from structlog.testing import capture_logs
 
 from ci_common.clock import utcnow
 from ci_common.errors import ControllerRunning, DatabaseBusy, EngineUnavailable
@@ -34,6 +35,7 @@ from tests.support.controlled import (
     a_run,
     controlled_system,
     eventually,
+    opening,
 )
 from tests.support.fake_runtime import Step, UntilSignal
 
@@ -159,7 +161,43 @@ async def test_hints_are_taken_without_asking_the_engine(system: ControlledSyste
 
 
 def looks(system: ControlledSystem) -> list[tuple[str, str]]:
-    return [call for call in system.runtime.calls if call[0] in ("list", "image_id", "guard_network")]
+    return [call for call in system.runtime.calls if call[0] in ("list", "image_id")]
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, []), (9, ["a success did not end with 0"])])
+async def test_a_success_stands_before_its_container_has_ended_and_its_exit_is_compared(
+    system: ControlledSystem, code: int, said: list[str]
+) -> None:
+    gate = threading.Event()
+    system.runtime.script = ends_late(gate, code)
+    with capture_logs() as logs:
+        async with system.running():
+            job_id = await system.submit()
+
+            async def is_over() -> bool:
+                return (await system.job(job_id)).status.is_terminal
+
+            await eventually(is_over)
+            [container] = system.runtime.containers.values()
+            assert container.exit is None
+            gate.set()
+            job = await system.finished(job_id)
+    assert (job.status, job.success, job.log_size) == (JobStatus.COMPLETED, True, len(OUTPUT))
+    assert [log["event"] for log in logs if log["log_level"] == "error"] == said
+
+
+def ends_late(gate: threading.Event, code: int) -> Callable[[bytes], Iterator[Step]]:
+    """Return the script of a success that says its last word and ends at the gate."""
+
+    def script(fed: bytes) -> Iterator[Step]:
+        frames = Frames()
+        yield from opening(fed, frames)
+        yield frames.output(OUTPUT)
+        yield frames.trailer(Outcome.TESTS_RAN, exit_code=0, session_finished=True)
+        yield gate
+        yield ExitState(code)
+
+    return script
 
 
 async def test_no_more_jobs_at_a_time_than_slots(system: ControlledSystem) -> None:

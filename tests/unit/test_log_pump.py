@@ -318,8 +318,8 @@ class Bench:
 async def test_the_pump_tells_what_it_sees_and_ends(writer: LogWriter) -> None:
     bench = await Bench(writer, framed([b"text\n"]).bytes()).run()
     pump = bench.pump()
-    kinds = [bench.next_kind() for _ in range(2)]
-    assert kinds == [PumpEventKind.BEGUN, PumpEventKind.ENDED]
+    kinds = [bench.next_kind() for _ in range(3)]
+    assert kinds == [PumpEventKind.BEGUN, PumpEventKind.LAST_WORD, PumpEventKind.ENDED]
     assert pump.result is not None
     assert drained(pump.result, ExitState(0), None)
     assert _log(writer) == b"text\n"

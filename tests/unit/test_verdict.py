@@ -17,7 +17,7 @@ from ci_common.verdict import ENDINGS, verdict
 from ci_controller.container_manager import exit_state_of
 from ci_controller.container_runtime import ExitState
 from ci_controller.frames import Outcome, TrailerFrame
-from ci_controller.verdict import Lost, decide, without_network
+from ci_controller.verdict import Lost, decide, proves_success, without_network
 
 CANCEL = StopIntent(Reason.CANCELLED, datetime(2026, 1, 1, tzinfo=UTC), "Cancelled by a@example.org.")
 DISK = StopIntent(Reason.DISK_LIMIT, datetime(2026, 1, 1, tzinfo=UTC), "It wrote 5 GiB, its limit is 4 GiB.")
@@ -115,6 +115,24 @@ def test_each_ending_has_its_verdict(
         assert found.reason == expected
     assert found.message
     assert found.message.endswith(".") or found.message == "m"
+
+
+@pytest.mark.parametrize(
+    ("trailer", "proves"),
+    [
+        (RAN, True),
+        (None, False),
+        (ran(1), False),
+        (ran(5), False),
+        (ran(None, signal=9), False),
+        (ran(0, session_finished=False), False),  # os._exit(0) in a test
+        *((said(outcome), False) for outcome in Outcome if outcome is not Outcome.TESTS_RAN),
+    ],
+)
+def test_only_a_finished_session_that_passed_is_believed_before_the_exit(
+    trailer: TrailerFrame | None, proves: bool
+) -> None:
+    assert proves_success(trailer) is proves
 
 
 STATES = Path(__file__).parent.parent / "fixtures" / "engine_states"
