@@ -15,9 +15,13 @@ def alternating(
     actions: Mapping[str, Callable[[], object]],
     rounds: int,
     *,
+    before: Callable[[], object] = lambda: None,
     clock: Callable[[Callable[[], object]], float] = milliseconds,
 ) -> dict[str, tuple[float, ...]]:
-    """Return the samples of each action: all are done once unmeasured, then in every round, each in turn the first."""
+    """Return the samples of each action: all are done once unmeasured, then in every round, each in turn the first.
+
+    What is to be done `before` each is not measured.
+    """
     for action in actions.values():
         action()
     names = list(actions)
@@ -25,5 +29,6 @@ def alternating(
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            before()
             samples[name].append(clock(actions[name]))
     return {name: tuple(found) for name, found in samples.items()}

@@ -74,7 +74,9 @@ def watched_deaths() -> Generator[Deaths]:
 
 def followed(place: Place, project: Path) -> Seen:
     """Return when `ci submit test --json` printed what of a job that passed."""
+    place.rest()
     process = place.system.spawn_ci(place.server, "submit", "test", "--json", project=project)
+    place.jobs += 1
     assert process.stdout is not None
     job_id, first_line, complete, text = "", 0.0, 0.0, ""
     for line in process.stdout:

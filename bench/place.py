@@ -12,6 +12,7 @@ from pathlib import Path
 from bench.floors import Containers, Virtual
 from ci_controller.labels import INSTANCE
 from ci_controller.policy import DEFAULTS
+from tests.support.eventually import eventually
 from tests.support.installation import Daemon, Installation
 
 PROJECTS = Path(__file__).parent / "projects"
@@ -31,6 +32,7 @@ class Place:
     quick: bool
     root: Path
     opened: ExitStack  # what is opened on first use is closed with it
+    jobs: int = 0  # submitted so far
 
     @cached_property
     def system(self) -> Installation:
@@ -80,8 +82,19 @@ class Place:
 
     def submit(self, project: Path, *args: str, user: str = "ada") -> None:
         """`ci submit test` has passed, start to end."""
+        self.jobs += 1
         done = self.system.ci(self.server, "submit", "test", *args, project=project, user=user)
         assert done.code == 0, done.text[-2000:] + done.err
+
+    def rest(self) -> None:
+        """As many containers wait as before the last job: as it is when a person has read its verdict and made
+        another edit. Nothing of ours runs beside a floor then, either."""
+        wanted = min(self.jobs, DEFAULTS.warm_containers)
+        eventually(lambda: self._waiting() >= wanted, seconds=60, what=f"{wanted} containers that wait")
+
+    def _waiting(self) -> int:
+        shown = ["--filter", f"name={self.system.prefix}waiting-", "--format", "{{.ID}}"]
+        return len(self.system.docker("ps", *shown).split())
 
 
 def commit_all(project: Path) -> None:

@@ -1,6 +1,6 @@
 """From Enter to the prompt: `ci submit test` beside what people would type instead."""
 
-from bench.alternate import alternating
+from bench.alternate import alternating, milliseconds
 from bench.floors import packed
 from bench.place import Place
 from bench.report import Row
@@ -19,11 +19,14 @@ def warm(place: Place) -> list[Row]:
             "local": lambda: place.virtual.run_pytest(local),
         },
         place.rounds,
+        before=place.rest,
     )
     name = "`ci submit test`, tiny, warm"
+    in_a_row = tuple(milliseconds(lambda: place.submit(project)) for _ in range(place.rounds))
     return [
         Row(name, "ms", found["ours"], "`docker run`, prepared image", found["docker"], "warm/docker-run"),
         Row(name, "ms", found["ours"], "local pytest, warm venv", found["local"], "warm/pytest"),
+        Row(f"{name}, one right after another", "ms", in_a_row),
     ]
 
 
@@ -69,7 +72,7 @@ def medium(place: Place) -> list[Row]:
         edit()
         place.containers.run_with_pip_cache(packed(project))
 
-    found = alternating({"ours": ours, "pip": floor}, max(1, place.rounds // 3))
+    found = alternating({"ours": ours, "pip": floor}, max(1, place.rounds // 3), before=place.rest)
     return [
         Row(
             "`ci submit test`, medium, after an edit",
@@ -89,5 +92,6 @@ def tox(place: Place) -> list[Row]:
     found = alternating(
         {"ours": lambda: place.submit(ours), "tox": lambda: place.virtual.run_tox(theirs)},
         max(1, place.rounds // 2),
+        before=place.rest,
     )
     return [Row("`ci submit test`, tiny, warm", "ms", found["ours"], "`tox -r`", found["tox"], "warm/tox")]
