@@ -247,7 +247,8 @@ class Executor:
         """
         while (choice := await self._chosen(operation, upload)) is not None:
             try:
-                return choice, await held.enter_async_context(self.waiting.handed_out(choice.image_id))
+                handed_out = self.waiting.handed_out(choice.image_id, operation.attempt.job.user_id)
+                return choice, await held.enter_async_context(handed_out)
             except ContainerError:
                 if not choice.cached or await self._runtime.image_id(choice.image_id) is not None:
                     raise
@@ -310,7 +311,7 @@ class Executor:
             with self._stopwatches.stopped(key_of(attempt)):  # standing still is not the job's time
                 kept = await self._environments.keep(attempt, built, container.id)
             if kept:
-                self.waiting.expect(kept)
+                self.waiting.expect(kept, attempt.job.user_id)
         self._environments.done(attempt)
 
     async def _adopt(self, operation: AdoptContainer) -> None:

@@ -1,7 +1,7 @@
 """Which containers are to wait ahead of need: pure decisions, from what was assigned lately. No I/O, no clock."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -22,10 +22,11 @@ SETTLED_AFTER: Final = timedelta(seconds=5)
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """At that monotonic time a job got a container of that image."""
+    """At that monotonic time a job of that user's got a container of that image."""
 
     image_id: str
     at: float
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +96,28 @@ def wanted(
 
     One of each image that was assigned lately, the last one first; then a second one of those that were assigned
     twice, and so on. The bare runner image, where everything has yet to be installed, is worth one at most.
+    Where several users had jobs lately, one user's images have half of the places at most, rounded up.
     """
-    lately = [one for one in assigned if now - one.at <= RECENT]
-    times = Counter(one.image_id for one in sorted(lately, key=lambda one: one.at, reverse=True))
+    lately = sorted((one for one in assigned if now - one.at <= RECENT), key=lambda one: one.at, reverse=True)
+    times = Counter(one.image_id for one in lately)
     if runner_image is not None and runner_image in times:
         times[runner_image] = 1
     rounds = range(max(times.values(), default=0))
-    return tuple(image for done in rounds for image, uses in times.items() if uses > done)[:count]
+    ranked = [image for done in rounds for image, uses in times.items() if uses > done]
+    owners = {one.image_id: one.owner for one in lately if one.image_id != runner_image}
+    most = count if len({one.owner for one in lately}) < 2 else (count + 1) // 2
+    return tuple(_shared(ranked, owners, most))[:count]
+
+
+def _shared(ranked: Iterable[str], owners: Mapping[str, str], most: int) -> Iterator[str]:
+    """Yield the images in that order, of each owner so many at most; what nobody owns takes nobody's place."""
+    places: Counter[str] = Counter()
+    for image in ranked:
+        owner = owners.get(image)
+        if owner is None or places[owner] < most:
+            yield image
+        if owner is not None:
+            places[owner] += 1
 
 
 def decide(

@@ -65,21 +65,22 @@ class WaitingPool:
         return self._containers.names()
 
     @asynccontextmanager
-    async def handed_out(self, image_id: str) -> AsyncGenerator[WaitingContainer]:
+    async def handed_out(self, image_id: str, owner: str) -> AsyncGenerator[WaitingContainer]:
         """A container of that image is the caller's alone, who leaves behind a row that has it, or nothing to keep.
 
         One that waited, or else a new one. When the context is left its input is closed.
         """
-        self.expect(image_id)
+        self.expect(image_id, owner)
         container = await self._taken(image_id) or await self._containers.make(image_id)
         try:
             yield container
         finally:
             self._containers.let_go(container)
 
-    def expect(self, image_id: str) -> None:
-        """That image counts as one that a job is likely to ask for: one just did, or an environment was just built."""
-        self._assigned.append(Assignment(image_id, self._clock.monotonic()))
+    def expect(self, image_id: str, owner: str) -> None:
+        """That image counts as one that a job of its owner's is likely to ask for: one just did, or an environment
+        was just built."""
+        self._assigned.append(Assignment(image_id, self._clock.monotonic(), owner))
 
     async def _taken(self, image_id: str) -> WaitingContainer | None:
         """Return one that waits and lives; what died meanwhile is let go."""

@@ -29,9 +29,9 @@ QUIET = Situation(free_slots=4, is_quiet=True)
 POLICY = Policy(max_running_jobs=2)
 
 
-def assigned(images: str, first: float = 0) -> list[Assignment]:
+def assigned(images: str, first: float = 0, owner: str = "ada") -> list[Assignment]:
     """One job after the other, a second apart; `-` is the bare image."""
-    return [Assignment(BARE if one == "-" else one, first + at) for at, one in enumerate(images)]
+    return [Assignment(BARE if one == "-" else one, first + at, owner) for at, one in enumerate(images)]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,32 @@ def test_what_was_used_last_is_wanted_first_and_only_the_often_used_twice(
 ) -> None:
     found = wanted(assigned(images), BARE, count, now=10)
     assert found == tuple(BARE if one == "-" else one for one in expected)
+
+
+@pytest.mark.parametrize(
+    ("hers", "his", "count", "expected"),
+    [
+        ("abab", "x", 2, "bx"),  # the earlier one of hers would be wanted more than his
+        ("abab", "x", 3, "bax"),
+        ("aaaa", "xx", 4, "axax"),
+        ("aaaa", "x", 4, "axa"),  # a place that is over stays empty
+        ("ab", "x", 1, "b"),
+        ("ab", "-", 2, "b-"),  # what nobody owns takes nobody's place
+        ("a", "-x", 3, "a-x"),
+        ("ab", "", 2, "ba"),
+    ],
+)
+def test_of_several_owners_none_has_more_than_half_of_the_places(
+    hers: str, his: str, count: int, expected: str
+) -> None:
+    uses = assigned(his, owner="grace") + assigned(hers, first=100)
+    found = wanted(uses, BARE, count, now=200)
+    assert sorted(found) == sorted(BARE if one == "-" else one for one in expected)
+
+
+def test_who_had_no_job_lately_takes_no_places_from_another() -> None:
+    uses = assigned("x", owner="grace") + assigned("ab", first=100)
+    assert wanted(uses, BARE, 2, now=RECENT + 50) == ("b", "a")
 
 
 def test_what_was_used_long_ago_is_not_wanted() -> None:
