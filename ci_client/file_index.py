@@ -8,6 +8,7 @@ tick of its file system's clock. An index that is damaged, foreign or of another
 import contextlib
 import json
 import os
+import stat
 import struct
 import sys
 import time
@@ -18,10 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from ci_client.tree import Directory
+from ci_client.tree import Directory, File
 
 _MAGIC = (
-    b"ci-index-2\n"  # another one, too, when the rules for names change: what is known is not judged again
+    b"ci-index-3\n"  # another one, too, when the rules for names change: what is known is not judged again
 )
 _FACTS = struct.Struct("<QqqQQI")  # size, times of modification and change, inode, device, mode
 _DIGEST = 32
@@ -47,6 +48,7 @@ class FileIndex:
     files: dict[str, bytes] = field(default_factory=dict[str, bytes])  # the facts, then the SHA-256
     directories: dict[str, Directory] = field(default_factory=dict[str, Directory])
     accepted_by: str = ""  # the server that took exactly this tree for the same user
+    warned: bool = False  # something was to be told about which files go
 
     def known(self, path: str, info: os.stat_result) -> bytes | None:
         """Return what is kept of a file, its hash last; None where only reading the file tells its hash."""
@@ -56,6 +58,25 @@ class FileIndex:
         oldest = self.scanned_at - _TICK_NS
         old = info.st_ctime_ns < oldest and info.st_mtime_ns < oldest
         return known if old and known.startswith(facts(info)) else None
+
+    def stale(self, base: str, infos: dict[str, os.stat_result]) -> list[str]:
+        """Return the files that are not `known` any more; what `lstat` says of those that are there is in `infos`.
+
+        One loop, because it runs for each of many thousand files; `base` is the root, with a slash.
+        """
+        oldest, lstat, pack = self.scanned_at - _TICK_NS, os.lstat, _FACTS.pack
+        stale: list[str] = []
+        for path, known in self.files.items():
+            try:
+                info = infos[path] = lstat(base + path)
+            except OSError:
+                stale.append(path)  # gone, most likely; whether that matters, the listing says
+                continue
+            size, modified, changed = info.st_size, info.st_mtime_ns, info.st_ctime_ns
+            same = known.startswith(pack(size, modified, changed, info.st_ino, info.st_dev, info.st_mode))
+            if not same or changed >= oldest or modified >= oldest:
+                stale.append(path)
+        return stale
 
     def listings(self) -> set[bytes]:
         """Return the hashes of all listings of the tree."""
@@ -69,6 +90,12 @@ class FileIndex:
 def digest_of(record: bytes) -> bytes:
     """Return the hash that is kept of a file."""
     return record[-_DIGEST:]
+
+
+def file_of(path: str, record: bytes) -> File:
+    """Return the file that is kept so, as it is in a tree (not on Windows, where no mode says what is executable)."""
+    size, *_, mode = _FACTS.unpack_from(record)
+    return path, mode & stat.S_IXUSR != 0, size, digest_of(record)
 
 
 def path_of(root: Path, environ: Mapping[str, str] = os.environ) -> Path:
@@ -107,6 +134,7 @@ def _encoded(index: FileIndex, root: Path) -> bytes:
         "root": os.fsdecode(root.resolve()),
         "scanned_at": index.scanned_at,
         "accepted_by": index.accepted_by,
+        "warned": index.warned,
         "files": len(index.files),
         "directories": len(index.directories),
         "listings": sum(len(known.listings) for known in index.directories.values()),
@@ -146,6 +174,7 @@ def _decoded(data: bytes, root: Path) -> FileIndex:
         files=dict(zip(names[: len(files)], files, strict=True)),
         directories=dict(zip(names[len(files) :], directories, strict=True)),
         accepted_by=head["accepted_by"],
+        warned=head["warned"],
     )
 
 

@@ -29,6 +29,8 @@ BY_CIIGNORE = f"excluded by {CIIGNORE}"
 BY_DEFAULT = "not sent by default"
 
 
+_OURS = ("-co", "--exclude-standard")
+_IGNORED = ("-oi", "--exclude-standard", "--directory")
 LookedUp = Callable[[], Mapping[str, os.stat_result]]  # by path; of links themselves
 
 
@@ -45,13 +47,20 @@ class Listing:
     warnings: list[str] = field(default_factory=list[str])
 
 
-def list_project(root: Path, *, include_ignored: bool = False, looked_up: LookedUp = dict) -> Listing:
+def list_project(
+    root: Path,
+    *,
+    include_ignored: bool = False,
+    looked_up: LookedUp = dict,
+    offered: list[str] | None = None,
+) -> Listing:
     """Return what there is to send under a directory; with `include_ignored`, git is not asked.
 
-    `looked_up` tells, once git has answered, what the caller has found out of files meanwhile.
+    `looked_up` tells, once git has answered, what the caller has found out of files meanwhile; `offered` is what
+    `offered_by_git` told, if that was asked already.
     """
     spec = _ciignore(root)
-    listing = None if include_ignored else _git_listing(root, looked_up)
+    listing = None if include_ignored else _git_listing(root, looked_up, offered)
     if listing is None or not (listing.paths or listing.skipped):
         # Nothing at all: the directory itself is ignored by a repository around it, which does not mean us.
         warnings = listing.warnings if listing else []
@@ -63,10 +72,21 @@ def list_project(root: Path, *, include_ignored: bool = False, looked_up: Looked
     return listing
 
 
-def _git_listing(root: Path, looked_up: LookedUp) -> Listing | None:
+def offered_by_git(root: Path) -> list[str] | None:
+    """Return the names that git lists, where all else that decides what goes is git; None where it is not."""
+    if (root / CIIGNORE).exists():
+        return None
+    try:
+        (ours,) = ls_files(root, _OURS)
+    except GitFailed:
+        return None  # a whole listing asks again, and tells
+    return ours
+
+
+def _git_listing(root: Path, looked_up: LookedUp, offered: list[str] | None) -> Listing | None:
     """Return what git lists, None where it cannot say."""
     try:
-        return _list_repository(root, "", set(), looked_up)
+        return _list_repository(root, "", set(), looked_up, offered)
     except GitFailed as error:
         if not any((parent / ".git").exists() for parent in (root, *root.parents)):
             return None
@@ -77,13 +97,14 @@ def _git_listing(root: Path, looked_up: LookedUp) -> Listing | None:
         return walked
 
 
-def _list_repository(root: Path, prefix: str, seen: set[Path], looked_up: LookedUp) -> Listing:
+def _list_repository(
+    root: Path, prefix: str, seen: set[Path], looked_up: LookedUp, offered: list[str] | None = None
+) -> Listing:
     """Return the files of one repository and of those nested in it, submodules or not."""
     directory = root / prefix
     listing = Listing()
-    ours, ignored = ls_files(
-        directory, ("-co", "--exclude-standard"), ("-oi", "--exclude-standard", "--directory")
-    )
+    queries = (_IGNORED, _OURS) if offered is None else (_IGNORED,)
+    ignored, ours = *ls_files(directory, *queries), *([] if offered is None else [offered])
     listing.skipped = {prefix + name: IGNORED_BY_GIT for name in ignored}
     base = os.path.join(root, "")  # noqa: PTH118 - a Path for each of many thousand files takes a second
     paths, infos, known = listing.paths, listing.infos, looked_up()

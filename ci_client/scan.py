@@ -1,7 +1,7 @@
 """The selected files with their hashes: of those that changed by reading them, of the others from the index."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -9,10 +9,10 @@ from time import time_ns
 
 from ci_client.blobs import SMALL, Blob
 from ci_client.file_index import FileIndex, digest_of, facts
-from ci_client.selection import Entry, Selection
+from ci_client.selection import Selection
 from ci_client.tree import Directory, File, Tree, build_tree, parent_of
 
-Found = tuple[Entry, int, bytes]  # a file with the size and the hash of what was read of it
+Found = tuple[File, str]  # a file with the size and the hash of what was read of it, and where it is
 _CHUNK = 1 << 20
 
 
@@ -20,7 +20,7 @@ _CHUNK = 1 << 20
 class Scan:
     """A project as it was found."""
 
-    entries: tuple[Found, ...]
+    found: Callable[[], Iterable[Found]]
     tree: Tree
     index: FileIndex  # for the next scan
     warnings: tuple[str, ...]
@@ -28,9 +28,10 @@ class Scan:
 
     def blobs(self) -> list[Blob]:
         """Return everything that the tree is made of, each once."""
-        whole = build_tree(_files(self.entries))  # also the listings that did not have to be made
+        found = list(self.found())
+        whole = build_tree(file for file, _ in found)  # also the listings that did not have to be made
         listings = [Blob(digest, len(data), data=data) for digest, data in whole.listings.items()]
-        files = {digest: Blob(digest, size, one.path, one.source) for one, size, digest in self.entries}
+        files = {digest: Blob(digest, size, path, source) for (path, _, size, digest), source in found}
         return [*files.values(), *listings]
 
 
@@ -57,28 +58,25 @@ def scan(
         if known is not None:
             new_index.files[path] = known
             digest = digest_of(known)
-            found.append((entry, info.st_size, digest))
+            found.append(((path, entry.executable, info.st_size, digest), entry.source))
             if digest not in present:
                 on_blob(Blob(digest, info.st_size, path, entry.source))
         else:
             files_read += 1
             changed.add(parent_of(path))
             try:
-                blob = _read(entry, new_index)
+                blob = read(path, entry.source, new_index)
             except OSError as error:
                 warnings.append(f"{path}: not sent (cannot be read: {error.strerror})")
                 continue
-            found.append((entry, blob.size, blob.digest))
+            found.append(((path, entry.executable, blob.size, blob.digest), entry.source))
             on_blob(blob)
-    tree = build_tree(_files(found), _present(index.directories, present), changed)
+    tree = build_tree((file for file, _ in found), _present(index.directories, present), changed)
     for digest, data in tree.listings.items():
         on_blob(Blob(digest, len(data), data=data))
     new_index.directories = tree.directories
-    return Scan(tuple(found), tree, new_index, tuple(warnings), files_read)
-
-
-def _files(found: Iterable[Found]) -> Iterator[File]:
-    return ((entry.path, entry.executable, size, digest) for entry, size, digest in found)
+    new_index.warned = bool(selection.warnings)
+    return Scan(lambda: found, tree, new_index, tuple(warnings), files_read)
 
 
 def _present(directories: Mapping[str, Directory], present: Collection[bytes]) -> dict[str, Directory]:
@@ -95,20 +93,21 @@ def now() -> int:
     return time_ns()
 
 
-def _read(entry: Entry, index: FileIndex) -> Blob:
+def read(path: str, source: str, index: FileIndex) -> Blob:
     """Return what a file holds now; the index has it unless the file was written to meanwhile."""
-    with Path(entry.source).open("rb") as file:
+    index.files.pop(path, None)
+    with Path(source).open("rb") as file:
         before = os.fstat(file.fileno())
         if before.st_size <= SMALL:
             data = file.read()
-            blob = Blob(sha256(data).digest(), len(data), entry.path, entry.source, data)
+            blob = Blob(sha256(data).digest(), len(data), path, source, data)
         else:
             running = sha256()
             while piece := file.read(_CHUNK):
                 running.update(piece)
-            blob = Blob(running.digest(), file.tell(), entry.path, entry.source)
+            blob = Blob(running.digest(), file.tell(), path, source)
         after = os.fstat(file.fileno())
     same = facts(before)
     if same == facts(after) and before.st_size == blob.size:
-        index.files[entry.path] = same + blob.digest
+        index.files[path] = same + blob.digest
     return blob

@@ -5,18 +5,19 @@ import re
 import stat
 import threading
 import unicodedata
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from ci_client.file_index import FileIndex
 from ci_client.listing import Listing, list_project
 from ci_common.errors import NotAProject
 
 _FILE_TYPE, _IS_WINDOWS = stat.S_IFMT(0o177777), os.name == "nt"
-_BIG_FILE = 50_000_000
+BIG_FILE = 50_000_000  # bytes of a file that one is told of
 _SECRET_NAMES = (".netrc", ".pypirc", ".pgpass", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519")
 _SECRET_SUFFIXES = (".pem", ".key", ".p12", ".pfx", ".jks", ".keystore")
 _SECRET_ENDS = (*_SECRET_NAMES, *_SECRET_SUFFIXES)
@@ -56,13 +57,22 @@ class Selection:
         return sum(entry.size for entry in self.entries)
 
 
-def select_files(root: Path, *, include_ignored: bool = False, ahead: "LookAhead | None" = None) -> Selection:
-    """Return what goes of a project; raises NotAProject where nothing could be tested."""
+def select_files(
+    root: Path,
+    *,
+    include_ignored: bool = False,
+    ahead: "LookAhead | None" = None,
+    offered: list[str] | None = None,
+) -> Selection:
+    """Return what goes of a project; raises NotAProject where nothing could be tested.
+
+    `offered` is what git has listed already, if it has.
+    """
     if not root.is_dir():
         raise NotAProject(f"{root} is not a directory.")
     looked_up = ahead.result if ahead else dict[str, os.stat_result]
-    listing = list_project(root, include_ignored=include_ignored, looked_up=looked_up)
-    selector = _Selector(root, listing, ahead.names if ahead else ())
+    listing = list_project(root, include_ignored=include_ignored, looked_up=looked_up, offered=offered)
+    selector = _Selector(root, listing, ahead.index.files if ahead else ())
     selector.add_all(listing.paths)
     entries = tuple(sorted(selector.entries.values(), key=itemgetter(0)))  # the order of UTF-8 as well
     _require_python(root.resolve(), entries, listing.skipped)
@@ -75,9 +85,10 @@ class LookAhead:
     Their names passed the rules, so they are not judged again.
     """
 
-    def __init__(self, root: Path, names: Collection[str]) -> None:
-        self.names = names
-        self._base = os.path.join(root, "")  # noqa: PTH118 - as below
+    def __init__(self, root: Path, index: FileIndex) -> None:
+        self.index = index
+        self.base = os.path.join(root, "")  # noqa: PTH118 - as below
+        self._stale: list[str] = []
         self._infos: dict[str, os.stat_result] = {}
         self._thread = threading.Thread(target=self._look, daemon=True, name="look")
         self._thread.start()
@@ -87,12 +98,13 @@ class LookAhead:
         self._thread.join()
         return self._infos
 
+    def stale(self) -> list[str]:
+        """Return those of which only reading tells the hash."""
+        self._thread.join()
+        return self._stale
+
     def _look(self) -> None:
-        for name in self.names:
-            try:
-                self._infos[name] = os.lstat(self._base + name)
-            except OSError:
-                continue  # gone, most likely; whether that matters, the listing says
+        self._stale = self.index.stale(self.base, self._infos)
 
 
 class _Refused(Exception):
@@ -272,7 +284,7 @@ def _surprises(entries: tuple[Entry, ...]) -> Iterator[str]:
     if secrets:
         yield f"this looks secret and is sent: {_some(secrets)} (keep it back by .ciignore)"
     big = [
-        f"{path} ({info.st_size / 1e6:.0f} MB)" for path, _, info, _ in entries if info.st_size >= _BIG_FILE
+        f"{path} ({info.st_size / 1e6:.0f} MB)" for path, _, info, _ in entries if info.st_size >= BIG_FILE
     ]
     if big:
         yield f"big files are sent: {_some(big)} (keep them back by .ciignore)"

@@ -63,12 +63,46 @@ def build_tree(
         if old and path not in dirty and (old.files, old.trees) == (len(inside), len(trees)):
             directories[path] = old
             continue
-        items = [_item(file) for file in inside]
-        items += [(_name(tree), "d", 0, directories[tree].digest.hex()) for tree in trees]
-        new = directories[path] = Directory(len(inside), len(trees), _add_listing(listings, items))
+        new = directories[path] = _directory(inside, trees, directories, listings)
         if not old or old.digest != new.digest:
             dirty.add(parent_of(path))
     return Tree(directories[""].digest, directories, listings)
+
+
+def edited_tree(known: Mapping[str, Directory], edited: Mapping[str, Iterable[File]]) -> Tree:
+    """Return a tree of the same names as the one with the known directories.
+
+    Of the edited directories, among which are those above each of them, all files are given.
+    """
+    trees_in, directories, listings = _trees(known), dict(known), dict[bytes, bytes]()
+    for path in sorted(edited, key=_depth, reverse=True):
+        directories[path] = _directory(list(edited[path]), trees_in[path], directories, listings)
+        for same in known[path].listings:
+            listings.pop(same, None)
+    return Tree(directories[""].digest, directories, listings)
+
+
+def _directory(
+    files: Collection[File],
+    trees: Collection[str],
+    directories: Mapping[str, Directory],
+    listings: dict[bytes, bytes],
+) -> Directory:
+    """Return the directory of these files, and of trees that are among the directories; its listings are there."""
+    items = [_item(file) for file in files]
+    items += [(_name(tree), "d", 0, directories[tree].digest.hex()) for tree in trees]
+    return Directory(len(files), len(trees), _add_listing(listings, items))
+
+
+def parents_of(paths: Iterable[str]) -> set[str]:
+    """Return all directories that something of these is in, at any depth: the root, too."""
+    found = {""}
+    for path in paths:
+        directory = parent_of(path)
+        while directory not in found:
+            found.add(directory)
+            directory = parent_of(directory)
+    return found
 
 
 def parent_of(path: str) -> str:

@@ -11,7 +11,9 @@ from typing import Any, Self, TypeVar
 from ci_client import file_index
 from ci_client._http import Body, Http, ProtocolError, ServerEvent, json_body
 from ci_client.blobs import Blob, FileChanged, Packed, pack
+from ci_client.listing import offered_by_git
 from ci_client.scan import Scan, now, scan
+from ci_client.second_look import look_again
 from ci_client.selection import LookAhead, select_files
 from ci_client.sender import Sender
 from ci_client.upload import Progress, ZipUpload
@@ -64,6 +66,9 @@ class TreeUpload:
         self._told = told or Told()
         self._warned: set[str] = set()
         self._index: file_index.FileIndex | None = None
+        self._accepted: file_index.FileIndex | None = (
+            None  # of a tree that the server has, beside what is `present`
+        )
         self._scan: Scan | None = None
         self._saving: threading.Thread | None = None
         self._present: set[bytes] = set()  # what the server has, as far as is known
@@ -154,21 +159,37 @@ class TreeUpload:
 
     def _look(self, http: Http, sender: Sender) -> None:
         began = now()
-        known = self._known(http)
-        ahead = LookAhead(self._root, known.files)
-        selection = select_files(self._root, include_ignored=self._include_ignored, ahead=ahead)
-        self._warn(selection.warnings)
+        ahead = LookAhead(self._root, self._known(http))
+        quick = self._accepted is not None and not self._include_ignored
+        offered = offered_by_git(self._root) if quick else None
         with sender:
-            self._scan = scan(selection, known, began, sender.add, self._present)
-        self._warn(self._scan.warnings)
-        self._told.detail(f"{len(self._scan.entries)} files, {self._scan.files_read} of them read.")
+            found = None if offered is None else look_again(ahead, offered, began, sender.add)
+            self._scan = found or self._whole(ahead, offered, began, sender)
+        self._told.detail(f"{len(self._scan.index.files)} files, {self._scan.files_read} of them read.")
+
+    def _whole(self, ahead: LookAhead, offered: list[str] | None, began: int, sender: Sender) -> Scan:
+        """Return what a look at every file found."""
+        self._believe()
+        selection = select_files(
+            self._root, include_ignored=self._include_ignored, ahead=ahead, offered=offered
+        )
+        self._warn(selection.warnings)
+        found = scan(selection, ahead.index, began, sender.add, self._present)
+        self._warn(found.warnings)
+        return found
 
     def _known(self, http: Http) -> file_index.FileIndex:
         if self._index is None:
             self._index = file_index.load(self._root)
             if self._index.accepted_by == http.identity:
-                self._present |= self._index.blobs()
+                self._accepted = self._index
         return self._index
+
+    def _believe(self) -> None:
+        """What the server took with the last tree is among what it has."""
+        if self._accepted:
+            self._present |= self._accepted.blobs()
+            self._accepted = None
 
     def _body(self) -> Body:
         assert self._scan is not None, "submitted once it has been looked at"
@@ -204,6 +225,7 @@ class TreeUpload:
             raise ProtocolError("The server lacks files, and does not say which.") from error
         if not rounds_left:
             raise error
+        self._believe()
         sent = {blob.digest for blob in self._inline}
         # Below a listing that it lacks, the server does not know what else it lacks: all is asked for.
         self._present = sent if lacking & self._scan.index.listings() else self._present | sent

@@ -4,7 +4,7 @@ Tuples by name and not dataclasses: there may be 100 000 of them in one request.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -90,3 +90,12 @@ class Manifest:
     def hashes(self) -> set[bytes]:
         """Return the hashes of all contents that the tree needs."""
         return {file.sha256 for file in self.files}
+
+
+@dataclass(frozen=True, slots=True)
+class LaidTree:
+    """A tree that passed the rules and whose contents are all there."""
+
+    sha256: str  # of its root
+    packs: Collection[str]  # that its listings and its contents lie in
+    manifest: Sequence[bytes]  # what its archive is to hold

@@ -232,6 +232,13 @@ class JobRepository(ABC):
         """
 
     @abstractmethod
+    async def forgettings(self, user_id: str) -> int:
+        """Return a number that stays the same while all that `find_blobs` told of this user holds.
+
+        What is found after it was read is found as long as it is the same.
+        """
+
+    @abstractmethod
     async def forget_packs(self, user_id: str, names: Collection[str]) -> None:
         """What lies in those packs of the user counts as missing from now on; jobs that need them keep them."""
 

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ci_common.blobs import BlobPlace, Manifest, Pack
+from ci_common.blobs import BlobPlace, LaidTree, Manifest, Pack
 from ci_common.models import LogSeal
 
 
@@ -193,13 +193,20 @@ class ArchiveStore(ABC):
 
     @abstractmethod
     async def judge_tree(
-        self, root: bytes, find: FindBlobs, owner: str = ""
-    ) -> tuple[Manifest, Collection[str]]:
-        """Return the tree whose root's listing has that hash, and the packs that its listings were read from.
+        self, root: bytes, find: FindBlobs, owner: str = "", forgettings: int | None = None
+    ) -> LaidTree:
+        """Return the tree whose root's listing has that hash.
 
-        Owners take turns as in `save`. Raises InvalidArchive, and MissingBlobs with the listings that `find` does not
-        know, or that a prune took meanwhile.
+        With `forgettings` (the owner's number, read before this) what an earlier call learnt of the owner's listings
+        under the same number is believed, and `find` asked for the others only.
+
+        Owners take turns as in `save`. Raises InvalidArchive, and MissingBlobs with the listings, or then the
+        contents, that `find` does not know, or that a prune took meanwhile.
         """
+
+    @abstractmethod
+    async def save_tree(self, tree: LaidTree) -> StoredArchive:
+        """The tree is durable as an archive; on any error nothing is left behind. Raises StorageFull."""
 
     @abstractmethod
     async def save_manifest(self, manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> StoredArchive:

@@ -43,8 +43,17 @@ class Budget:
         self._names += length
         if length > MAX_PATH_BYTES:
             raise refuse("path_length", f"The file name {entry} is longer than {MAX_PATH_BYTES} bytes.")
+        self._check_names()
+
+    def _check_names(self) -> None:
         if self._names > MAX_NAMES_BYTES:
             raise refuse("names_size", f"The archive's file names take more than {MAX_NAMES_BYTES} bytes.")
+
+    def add_all(self, names: int, size: int) -> None:
+        """Files that were judged one by one before, with names of so many bytes, are allowed beside the others."""
+        self._names += names
+        self._check_names()
+        self.add_size(size)
 
     def add_size(self, size: int) -> None:
         """A file of so many bytes is allowed beside the others."""

@@ -10,20 +10,21 @@ import os
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ci_common.blobs import BlobPlace, Manifest
+from ci_common.blobs import BlobPlace, LaidTree, Manifest
 from ci_common.errors import ArchiveTooLarge, InvalidArchive, MissingBlobs
 from ci_common.stores import Archive, ArchiveStore, FindBlobs, StoredArchive, StoredItem
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
 from ci_persistence.blob_store import FileBlobStore
+from ci_persistence.judged_trees import JudgedTrees, Known
 from ci_persistence.log_store import disk_full_as_storage_full
-from ci_persistence.manifest_archive import manifest_bytes, read_blob, read_manifest
+from ci_persistence.manifest_archive import manifest_bytes, read_blob, read_manifest, sealed
 from ci_persistence.manifest_rules import check_sizes, judge, read_files
 from ci_persistence.ownership import FILE_MODE, adopt_owner, fsync_directory, make_shared_directory
 from ci_persistence.settled import settled
@@ -50,6 +51,7 @@ class FileArchiveStore(ArchiveStore):
         self._root = root
         self._limits = limits
         self._blobs = FileBlobStore(root.with_name("blobs"), limits)
+        self._judged = JudgedTrees()
         self._judging = asyncio.Semaphore(_JUDGED_AT_ONCE)
         self._turns = WeakValueDictionary[str, asyncio.Lock]()  # of owners whose uploads are judged or wait
 
@@ -70,18 +72,26 @@ class FileArchiveStore(ArchiveStore):
             )
 
     async def judge_tree(
-        self, root: bytes, find: FindBlobs, owner: str = ""
-    ) -> tuple[Manifest, Collection[str]]:
-        expansion, packs = Expansion(root, self._limits), set[str]()
+        self, root: bytes, find: FindBlobs, owner: str = "", forgettings: int | None = None
+    ) -> LaidTree:
         async with self._turn(owner):
-            while wanted := expansion.wanted():
-                places = await find(wanted)
-                if missing := wanted - places.keys():
-                    raise MissingBlobs.of(missing)
-                packs |= {place.pack for place in places.values()}
-                await settled(asyncio.to_thread(self._descend, expansion, places))
-            manifest = await settled(asyncio.to_thread(judge, expansion.files, self._limits))
-        return manifest, packs
+            known = self._judged.known(owner, forgettings)
+            tree = await self._judged_tree(root, find, known)
+            if await asyncio.to_thread(self._blobs.absent, tree.packs):  # by human hands
+                known = Known(forgettings)  # asks for all of it, and so finds out
+                tree = await self._judged_tree(root, find, known)
+            self._judged.keep(owner, known)
+        return tree
+
+    async def _judged_tree(self, root: bytes, find: FindBlobs, known: Known) -> LaidTree:
+        expansion, listings = Expansion(root, self._limits, known.pieces), dict[bytes, BlobPlace]()
+        while not expansion.done:
+            places = await _found(find, expansion.wanted())
+            await settled(asyncio.to_thread(self._descend, expansion, places))
+            listings |= places
+        await settled(asyncio.to_thread(expansion.judge))
+        contents = await _found(find, expansion.hashes())
+        return await settled(asyncio.to_thread(known.lay_out, root, expansion, listings, contents))
 
     def _descend(self, expansion: Expansion, places: Mapping[bytes, BlobPlace]) -> None:
         expansion.allow(sum(place.size for place in places.values()))
@@ -114,17 +124,23 @@ class FileArchiveStore(ArchiveStore):
         return StoredArchive(ref, upload.size, upload.sha256())
 
     async def save_manifest(self, manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> StoredArchive:
+        return await self._saved(lambda: _laid_out(manifest, places), manifest.sha256)
+
+    async def save_tree(self, tree: LaidTree) -> StoredArchive:
+        return await self._saved(lambda: sealed(tree.manifest), tree.sha256)
+
+    async def _saved(self, content: Callable[[], bytes], sha256: str) -> StoredArchive:
+        """The manifest is on disk for good."""
         ref = f"{uuid.uuid4().hex}{MANIFEST}"
         try:
-            size = await settled(asyncio.to_thread(self._write_manifest, ref, manifest, places))
+            size = await settled(asyncio.to_thread(self._write_manifest, ref, content))
         except BaseException:
             await settled(asyncio.to_thread(self._discard, self._root / (ref + _UNFINISHED), ref))
             raise
-        return StoredArchive(ref, size, manifest.sha256)
+        return StoredArchive(ref, size, sha256)
 
-    def _write_manifest(self, ref: str, manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> int:
-        check_sizes(manifest, places)
-        data = manifest_bytes(manifest, places)
+    def _write_manifest(self, ref: str, content: Callable[[], bytes]) -> int:
+        data = content()
         unfinished = self._root / (ref + _UNFINISHED)
         upload = _Upload(unfinished, len(data))
         try:
@@ -207,6 +223,19 @@ class FileArchiveStore(ArchiveStore):
         if not _REF.fullmatch(ref):
             raise refuse("gone", "The archive's reference is not one of this store.")
         return self._root / ref
+
+
+async def _found(find: FindBlobs, hashes: set[bytes]) -> Mapping[bytes, BlobPlace]:
+    """Return where all of these lie; raises MissingBlobs."""
+    places: Mapping[bytes, BlobPlace] = await find(hashes) if hashes else {}
+    if missing := hashes - places.keys():
+        raise MissingBlobs.of(missing)
+    return places
+
+
+def _laid_out(manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> bytes:
+    check_sizes(manifest.files, places)
+    return manifest_bytes(manifest, places)
 
 
 class _Upload:

@@ -12,12 +12,12 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from ci_common.blobs import BlobPlace, Encoding, Manifest
+from ci_common.blobs import BlobPlace, Encoding, Manifest, ManifestFile
 from ci_common.stores import Archive, ArchiveEntry
 from ci_persistence.entry_reader import READ_SIZE, PackedReader, Span
 from ci_persistence.zip_format import refuse
@@ -45,12 +45,26 @@ def manifest_bytes(manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> byt
     packs = sorted({place.pack for place in places.values()})
     numbers = {name: number for number, name in enumerate(packs)}
     names = "\n".join(file.path for file in manifest.files).encode()  # which hold no line break
-    first = {"format": _FORMAT, "packs": packs, "files": len(manifest.files), "names": len(names)}
-    records: list[bytes] = []
-    for _, mode, size, sha256 in manifest.files:
-        pack, offset, stored, _, encoding = places[sha256]
-        records.append(_RECORD.pack(mode, size, sha256, numbers[pack], offset, stored, encoding))
-    body = b"".join((json.dumps(first).encode(), b"\n", names, *records))
+    records = [record(file, places[file.sha256], numbers) for file in manifest.files]
+    return sealed((frame(packs, len(records), len(names)), names, *records))
+
+
+def frame(packs: Sequence[str], files: int, names: int) -> bytes:
+    """Return what stands before so many bytes of names and the files' records, which name packs by number."""
+    first = {"format": _FORMAT, "packs": packs, "files": files, "names": names}
+    return json.dumps(first).encode() + b"\n"
+
+
+def record(file: ManifestFile, place: BlobPlace, numbers: Mapping[str, int]) -> bytes:
+    """Return what the file has of one file beside its name."""
+    _, mode, size, sha256 = file
+    pack, offset, stored, _, encoding = place
+    return _RECORD.pack(mode, size, sha256, numbers[pack], offset, stored, encoding)
+
+
+def sealed(parts: Iterable[bytes]) -> bytes:
+    """Return the file that has these parts."""
+    body = b"".join(parts)
     return body + hashlib.sha256(body).digest()
 
 
@@ -72,7 +86,9 @@ class ManifestArchive(Archive):
         self._open_pack = open_pack
         self._lock = threading.Lock()
         self._idle: tuple[int, int] | None = None  # the pack that was read last, with its descriptor
-        self._entries = tuple(ArchiveEntry(path, one.mode, one.size) for path, one in self._records.items())
+        self._entries = tuple(
+            ArchiveEntry(path, one.mode, one.size) for path, one in sorted(self._records.items())
+        )
 
     @property
     def entries(self) -> tuple[ArchiveEntry, ...]:

@@ -32,9 +32,9 @@ def judge(files: Sequence[ManifestFile], limits: ArchiveLimits) -> Manifest:
     return Manifest(tuple(found), _fingerprint(found))
 
 
-def check_sizes(manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> None:
+def check_sizes(files: Iterable[ManifestFile], places: Mapping[bytes, BlobPlace]) -> None:
     """Every file is as large as its contents; raises InvalidArchive."""
-    for file in manifest.files:
+    for file in files:
         if places[file.sha256].size != file.size:
             raise refuse(
                 "size", f"{file.path!r} has {file.size} bytes in the manifest, and its contents have others."

@@ -87,8 +87,15 @@ def pack_bytes(db: sqlite3.Connection, user_id: str) -> int:
     return int(db.execute(query, (user_id,)).fetchone()[0])
 
 
+def forgettings(db: sqlite3.Connection, user_id: str) -> int:
+    """Return what is another number once contents of the user's that were found before are missing."""
+    row = db.execute("SELECT forgettings FROM users WHERE id = ?", (user_id,)).fetchone()
+    return int(row[0]) if row else 0
+
+
 def forget_packs(db: sqlite3.Connection, user_id: str, names: Collection[str]) -> None:
     """What lies in those packs of the user's is missing from now on."""
+    db.execute("UPDATE users SET forgettings = forgettings + 1 WHERE id = ?", (user_id,))
     for name in names:
         db.execute(
             "DELETE FROM blobs WHERE user_id = :user AND pack_id = "
@@ -126,6 +133,10 @@ def forget_some(db: sqlite3.Connection, lease: ControllerLease | None, names: Se
         "WHERE pack_id = (SELECT id FROM packs WHERE name = ?) LIMIT ?)"
     )
     for name in names:
+        db.execute(
+            "UPDATE users SET forgettings = forgettings + 1 WHERE id = (SELECT user_id FROM packs WHERE name = ?)",
+            (name,),
+        )
         left -= db.execute(delete, (name, left)).rowcount
         if left <= 0:
             return True

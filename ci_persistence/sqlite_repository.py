@@ -185,6 +185,9 @@ class SQLiteJobRepository(JobRepository):
     async def add_pack(self, user_id: str, pack: Pack, now: datetime) -> int:
         return await self._db.write(lambda db: blobs_sql.add_pack(db, user_id, pack, now))
 
+    async def forgettings(self, user_id: str) -> int:
+        return await self._db.read(lambda db: blobs_sql.forgettings(db, user_id))
+
     async def forget_packs(self, user_id: str, names: Collection[str]) -> None:
         await self._db.write(lambda db: blobs_sql.forget_packs(db, user_id, names))
 

@@ -101,6 +101,10 @@ class Blobs:
         await self._repository.forget_packs(user_id, lost)
         return {sha256: place for sha256, place in places.items() if place.pack not in lost}
 
+    async def forgettings(self, user_id: str) -> int:
+        """Return the user's number: while it is the same, what `places` told after it was read holds."""
+        return await self._repository.forgettings(user_id)
+
     def _turn(self, user_id: str) -> asyncio.Lock:
         """Return what one user holds for one large question to the database at a time: others come between."""
         return self._turns.setdefault(user_id, asyncio.Lock())

@@ -4,12 +4,11 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 from fastapi import Request
 
-from ci_common.blobs import BlobPlace, Manifest
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
 from ci_common.errors import InvalidRequest, MissingBlobs
@@ -17,7 +16,6 @@ from ci_common.models import Idempotency, Job, JobOptions, QueueLimits, new_id
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore
 from ci_server.auth import Authenticator, Caller
-from ci_server.blobs import Blobs
 from ci_server.disk import require_room
 from ci_server.settings import ServerSettings
 from ci_server.trees import TreeSubmission
@@ -37,14 +35,12 @@ class Submissions:
         self,
         repository: JobRepository,
         archives: ArchiveStore,
-        blobs: Blobs,
         authenticator: Authenticator,
         settings: ServerSettings,
         clock: Clock,
     ) -> None:
         self._repository = repository
         self._archives = archives
-        self._blobs = blobs
         self._authenticator = authenticator
         self._settings = settings
         self._limits = QueueLimits(settings.max_queued_per_user, settings.max_queued)
@@ -84,10 +80,8 @@ class Submissions:
 
     async def _submitted(self, caller: Caller, tree: TreeSubmission, idempotency_key: str | None) -> Job:
         for tries_left in reversed(range(_TRIES)):
-            places = await self._places(caller.user.id, tree.manifest)
-            archive = await self._archives.save_manifest(tree.manifest, places)
+            archive, packs = await tree.save()
             crash_point("after_archive_saved")
-            packs = {place.pack for place in places.values()}.union(tree.packs)
             try:
                 submission = Submission(archive, tree.options)
                 return await self._create_job(caller, submission, idempotency_key, packs)
@@ -96,17 +90,9 @@ class Submissions:
                     raise
         raise AssertionError("the last try ends by a job or an error")
 
-    async def _places(self, user_id: str, manifest: Manifest) -> Mapping[bytes, BlobPlace]:
-        """Return where all contents of the tree lie, in packs that are there; raises MissingBlobs."""
-        hashes = manifest.hashes()
-        places = await self._blobs.places(user_id, hashes)
-        if missing := hashes - places.keys():
-            raise MissingBlobs.of(missing)
-        return places
-
     async def _earlier(self, caller: Caller, tree: TreeSubmission, idempotency_key: str | None) -> Job | None:
         """Return the job of the same submission, whose contents may be gone by now."""
-        promise = _promise(idempotency_key, tree.manifest.sha256, tree.options)
+        promise = _promise(idempotency_key, tree.sha256, tree.options)
         if promise is None:
             return None
         found = await self._repository.find_idempotent(caller.user.id, promise.key)

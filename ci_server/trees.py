@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from fastapi import Request
 
 from ci_common.blobs import Manifest, as_digest
-from ci_common.errors import InvalidRequest
+from ci_common.errors import InvalidRequest, MissingBlobs
 from ci_common.models import JobOptions
-from ci_common.stores import ArchiveStore
+from ci_common.stores import ArchiveStore, StoredArchive
 from ci_server.auth import Caller
 from ci_server.blobs import Blobs
 from ci_server.bodies import JsonBodies, as_list, json_object, split_body
@@ -26,13 +27,22 @@ _HEAD_BYTES: Final = 256 * 1024
 _LENGTH_BYTES: Final = 4
 
 
+class SavedTree(NamedTuple):
+    """A tree that is durable as an archive, and the packs that it needs."""
+
+    archive: StoredArchive
+    packs: Collection[str]
+
+
 @dataclass(frozen=True, slots=True)
 class TreeSubmission:
-    """A tree that passed the rules, and what was asked for beside it. Its contents may be missing yet."""
+    """A tree, and what was asked for beside it."""
 
-    manifest: Manifest
+    sha256: str  # the same for the same tree
     options: JobOptions
-    packs: Collection[str] = ()  # that more than its files' contents were read from
+    save: Callable[
+        [], Awaitable[SavedTree]
+    ]  # raises MissingBlobs, and InvalidArchive for one that breaks the rules
 
 
 class Trees:
@@ -55,12 +65,13 @@ class Trees:
             files = as_list(document.get("files"))
             if files is None:
                 raise InvalidRequest("'files' must be a list.")
-            return TreeSubmission(await self._archives.judge_manifest(files, user_id), options)
+            manifest = await self._archives.judge_manifest(files, user_id)
+            return TreeSubmission(manifest.sha256, options, lambda: self._save_manifest(manifest, user_id))
 
     async def read_tree(self, request: Request, caller: Caller) -> TreeSubmission:
         """Return the tree whose root the body names, once the blobs that the body also holds are stored.
 
-        Raises InvalidRequest, InvalidArchive, InvalidBlob, and MissingBlobs where a listing is missing.
+        Raises InvalidRequest, InvalidBlob.
         """
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != TREE_MEDIA_TYPE:
             raise InvalidRequest(f"Send a tree as {TREE_MEDIA_TYPE}.")
@@ -73,10 +84,21 @@ class Trees:
                 raise InvalidRequest("'root' must be the SHA-256 of the root's listing, in hex.")
             await self._store_rest(rest, chunks, caller)
         user_id = caller.user.id
-        manifest, packs = await self._archives.judge_tree(
-            root, lambda hashes: self._blobs.places(user_id, hashes), user_id
-        )
-        return TreeSubmission(manifest, options, packs)
+        return TreeSubmission(root.hex(), options, lambda: self._save_tree(root, user_id))
+
+    async def _save_manifest(self, manifest: Manifest, user_id: str) -> SavedTree:
+        hashes = manifest.hashes()
+        places = await self._blobs.places(user_id, hashes)
+        if missing := hashes - places.keys():
+            raise MissingBlobs.of(missing)
+        archive = await self._archives.save_manifest(manifest, places)
+        return SavedTree(archive, {place.pack for place in places.values()})
+
+    async def _save_tree(self, root: bytes, user_id: str) -> SavedTree:
+        forgettings = await self._blobs.forgettings(user_id)
+        find = partial(self._blobs.places, user_id)
+        tree = await self._archives.judge_tree(root, find, user_id, forgettings)
+        return SavedTree(await self._archives.save_tree(tree), tree.packs)
 
     async def _store_rest(self, rest: bytes, chunks: AsyncGenerator[bytes, None], caller: Caller) -> None:
         """The blobs that follow the head are stored; often there are none."""

@@ -1,5 +1,6 @@
 """What the client remembers of files: believed while nothing can have changed, and never otherwise."""
 
+import dataclasses
 import os
 import stat
 import threading
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ci_client import file_index
+from ci_client.blobs import Blob
 from ci_client.file_index import FileIndex
 from ci_client.scan import Scan, now, scan
+from ci_client.second_look import look_again
 from ci_client.selection import LookAhead, select_files
 
 HOUR = 3_600 * 10**9
@@ -140,6 +143,95 @@ def test_listings_that_nothing_changed_are_not_made_again(project: Path) -> None
     assert {blob.digest for blob in again.blobs()} == index.blobs(), "the server may have lost them"
 
 
+# -- the same names again ----------------------------------------------------------------------------------
+
+
+def files_in(root: Path) -> list[str]:
+    """Return what git would list."""
+    return [path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()]
+
+
+def again(root: Path, index: FileIndex) -> tuple[Scan | None, list[Blob]]:
+    """Look at the project's files once more; returns also what would go up."""
+    blobs: list[Blob] = []
+    return look_again(LookAhead(root, index), files_in(root), now(), blobs.append), blobs
+
+
+def test_of_the_same_names_only_what_changed_is_read_and_goes_up(project: Path) -> None:
+    (project / "other").mkdir()
+    (project / "other" / "c.py").write_text("c = 1\n")
+    index = long_after(project)
+    (project / "pkg" / "a.py").write_text("a = 2\n")
+    found, blobs = again(project, index)
+    assert found is not None
+    assert found.tree.root == truth(project)
+    assert (found.files_read, len(blobs)) == (1, 3), "the file, pkg/ and the root"
+    assert index.files != found.index.files, "what was known is not changed"
+
+
+@pytest.mark.parametrize(
+    "change", [rewrite, replace, swap_with_neighbour, rewrite_by_other_name, rewrite_mapped]
+)
+def test_an_edit_of_the_same_size_and_time_is_seen_among_the_same_names(
+    project: Path, change: Callable[[Path], None]
+) -> None:
+    index = long_after(project)
+    keep_times(project / "pkg" / "a.py", change)
+    found, _ = again(project, index)
+    assert found is not None
+    assert found.tree.root == truth(project)
+
+
+def test_young_files_are_read_again_and_do_not_go_up(project: Path) -> None:
+    index = look(project, FileIndex(), began=now()).index
+    found, blobs = again(project, index)
+    assert found is not None
+    assert (found.files_read, blobs, found.tree.root) == (2, [], truth(project))
+
+
+def test_an_executable_bit_is_seen_among_the_same_names(project: Path) -> None:
+    index = long_after(project)
+    (project / "pkg" / "a.py").chmod(0o755)
+    found, _ = again(project, index)
+    assert found is not None
+    assert found.tree.root == truth(project)
+
+
+def new_name(root: Path) -> None:
+    (root / "new.py").touch()
+
+
+def lost_name(root: Path) -> None:
+    (root / "pkg" / "a.py").unlink()
+
+
+def link_to_file(root: Path) -> None:
+    (root / "pkg" / "a.py").unlink()
+    (root / "pkg" / "a.py").symlink_to("b.py")
+
+
+def link_to_directory(root: Path) -> None:
+    (root / "pkg").rename(root.with_name("elsewhere"))
+    (root / "pkg").symlink_to(root.with_name("elsewhere"))
+
+
+def big(root: Path) -> None:
+    os.truncate(root / "pkg" / "a.py", 50_000_000)
+
+
+@pytest.mark.parametrize("change", [new_name, lost_name, link_to_file, link_to_directory, big])
+def test_what_is_not_plain_takes_a_whole_look(project: Path, change: Callable[[Path], None]) -> None:
+    index, names = long_after(project), files_in(project)
+    change(project)
+    listed = files_in(project) if change in (new_name, lost_name) else names
+    assert look_again(LookAhead(project, index), listed, now(), lambda _: None) is None
+
+
+def test_what_was_told_of_the_files_is_told_again(project: Path) -> None:
+    (project / ".env").write_text("x")
+    assert again(project, long_after(project))[0] is None
+
+
 MOVES = st.tuples(
     st.sampled_from(("write", "remove", "rename", "executable")),
     st.sampled_from(("a.py", "b.py", "x/a.py", "x/b.py", "x/y/a.py", "z/a.py")),
@@ -159,10 +251,17 @@ def test_whatever_changes_the_tree_is_the_one_that_a_first_look_finds(
                 count += 1
                 move(root, name, path, other, count)
             (root / "always.py").touch()
-            ahead = LookAhead(root, index.files)
+            ahead = LookAhead(root, index)
+            second = look_again(ahead, files_in(root), now() + HOUR, lambda _: None)
+            if second:
+                assert second.tree.root == truth(root)
+                assert {blob.digest for blob in second.blobs()} == second.index.blobs()
             found = scan(select_files(root, ahead=ahead), index, now() + HOUR, present=index.blobs())
             assert found.tree.root == truth(root)
             assert found.index.listings() == set(look(root, FileIndex(), began=now()).tree.listings)
+            assert second is None or second.index == dataclasses.replace(
+                found.index, scanned_at=second.index.scanned_at
+            )
             index = found.index
 
 
@@ -185,7 +284,7 @@ def test_a_file_that_vanishes_is_left_out_and_named(project: Path) -> None:
     (project / "pkg" / "a.py").unlink()
     found = scan(selection, FileIndex(), now())
     assert found.warnings == ("pkg/a.py: not sent (cannot be read: No such file or directory)",)
-    assert [entry.path for entry, _, _ in found.entries] == ["pkg/b.py"]
+    assert [file[0] for file, _ in found.found()] == ["pkg/b.py"]
 
 
 def test_what_was_kept_comes_back_and_only_for_its_owner(project: Path) -> None:

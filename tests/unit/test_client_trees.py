@@ -244,7 +244,11 @@ def test_a_file_that_never_stands_still_goes_in_a_zip(peer: HttpPeer, large: Pat
     chance = random.Random(2)
 
     def edit(_: Collection[str]) -> None:
-        (large / "big.bin").write_bytes(chance.randbytes(64) * 100_000)
+        other = large.with_name(
+            "other.bin"
+        )  # whole at once: half of it would be small enough to go from memory
+        other.write_bytes(chance.randbytes(64) * 100_000)
+        other.replace(large / "big.bin")
 
     peer.script.on_question = edit
     assert paths(send(peer, large))[-1] == "/submit-async"

@@ -44,6 +44,24 @@ class BlobsContract:
         await story.repository.forget_packs(story.user.id, ["bobs"])
         assert (await story.repository.find_blobs(bob.id, [ONE]))[ONE].pack == "bobs"
 
+    async def test_whatever_is_forgotten_changes_its_owners_number(
+        self, story: Story, other: JobRepository
+    ) -> None:
+        bob = make_user("bob")
+        await story.repository.create_user(bob)
+        await story.repository.add_pack(bob.id, _pack("bobs", ONE), at(1))
+        seen = [await other.forgettings(story.user.id)]
+        for name in ("a", "b"):
+            await story.repository.add_pack(story.user.id, _pack(name, ONE), at(1))
+            assert await other.forgettings(story.user.id) == seen[-1], "what was found stays where it is"
+            if name == "a":
+                await story.repository.forget_packs(story.user.id, ["a"])
+            else:
+                await story.repository.remove_packs(None, ["b"])
+            seen.append(await other.forgettings(story.user.id))
+        assert len(set(seen)) == len(seen)
+        assert await other.forgettings(bob.id) == 0
+
     async def test_a_job_and_its_packs_are_one_transaction(self, story: Story) -> None:
         bob = make_user("bob")
         await story.repository.create_user(bob)
