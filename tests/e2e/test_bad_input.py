@@ -19,7 +19,9 @@ from ci_common.errors import errors_by_code
 from tests.support import plain_http
 from tests.support.archives import HOSTILE, zip_of
 from tests.support.eventually import eventually
+from tests.support.handing_in import cancel, hand_in
 from tests.support.installation import FIXTURES, Daemon, Installation, make_project
+from tests.support.plain_http import NO_TLS
 from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.docker
@@ -113,11 +115,11 @@ def test_what_is_no_project_is_told_before_anything_is_sent(
     system, server = shared
     project = make_project(tmp_path / "p", files)
     project.mkdir(exist_ok=True)
-    before = system.ci(server, "list", "--json").out
+    before = _jobs(system, server)
     done = system.ci(server, "submit", "test", project=project)
     assert (done.code, done.out) == (USAGE, b""), done.err
     assert "root of a Python project" in _one_sentence(done.err)
-    assert system.ci(server, "list", "--json").out == before
+    assert _jobs(system, server) == before
 
 
 # -- keys ----------------------------------------------------------------------------------------------
@@ -125,13 +127,18 @@ def test_what_is_no_project_is_told_before_anything_is_sent(
 
 def test_a_wrong_or_malformed_key_is_77_and_says_where_keys_come_from(shared: Shared) -> None:
     system, server = shared
-    for key, more in ((generate_api_key(), ""), (system.key()[:-1], "well formed"), ("ci_é", "")):
-        for command in (("submit", "test"), ("list", "--json"), ("status", UNKNOWN_JOB)):
-            done = system.ci(server, *command, "--api-key", key, project=FIXTURES / "passing")
-            assert (done.code, done.out) == (NOT_ALLOWED, b""), (key, command, done.err)
-            assert "key" in _one_sentence(done.err)
-            assert more in done.err
-            assert key not in done.err
+    wrong, listing = generate_api_key(), ("list", "--json")
+    for key, more, command in (
+        (wrong, "", ("submit", "test")),
+        (wrong, "", ("status", UNKNOWN_JOB)),
+        (system.key()[:-1], "well formed", listing),
+        ("ci_é", "", listing),
+    ):
+        done = system.ci(server, *command, "--api-key", key, project=FIXTURES / "passing")
+        assert (done.code, done.out) == (NOT_ALLOWED, b""), (key, command, done.err)
+        assert "key" in _one_sentence(done.err)
+        assert more in done.err
+        assert key not in done.err
 
 
 def test_no_key_at_all_is_77_and_says_how_to_give_one(shared: Shared) -> None:
@@ -151,12 +158,15 @@ def test_a_revoked_key_is_77_with_the_next_request(shared: Shared) -> None:
     system.key("eve")
     issued = system.admin("key", "create", "--email", "eve@example.org", "--name", "lost", "--json")
     key, key_id = re.findall(r'"(?:api_key|id)": "([^"]+)"', issued.text)
-    assert system.ci(server, "list", "--json", "--api-key", key).code == 0
-    assert system.admin("key", "revoke", key_id).code == 0
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, verify=NO_TLS) as http:
+        assert http.get("/jobs").status_code == 200
+        assert system.admin("key", "revoke", key_id).code == 0
+        _problem(http.get("/jobs"), 401, "unauthorized")
     done = system.ci(server, "list", "--json", "--api-key", key)
     assert (done.code, done.out) == (NOT_ALLOWED, b""), done.err
     assert "key" in _one_sentence(done.err)
-    assert system.ci(server, "list", "--json", user="eve").code == 0, "her other key is as good as before"
+    with system.http(server, "eve") as http:
+        assert http.get("/jobs").status_code == 200, "her other key is as good as before"
 
 
 # -- jobs ----------------------------------------------------------------------------------------------
@@ -164,14 +174,14 @@ def test_a_revoked_key_is_77_with_the_next_request(shared: Shared) -> None:
 
 def test_a_foreign_job_and_an_unknown_one_are_66_alike(shared: Shared) -> None:
     system, server = shared
-    foreign = system.submit(server, FIXTURES / "passing")
-    for command in ("wait", "status", "logs", "cancel"):
-        said: set[str] = set()
-        for job_id in (foreign, UNKNOWN_JOB):
-            done = system.ci(server, command, job_id, user="eve")
-            assert (done.code, done.out) == (NO_SUCH_JOB, b""), done.err
-            said.add(_one_sentence(done.err).replace(job_id, "ID"))
-        assert len(said) == 1, said
+    foreign = hand_in(system, server, FIXTURES / "passing")
+    asked = [("wait", UNKNOWN_JOB), *((command, foreign) for command in ("wait", "status", "logs", "cancel"))]
+    said: set[str] = set()
+    for command, job_id in asked:
+        done = system.ci(server, command, job_id, user="eve")
+        assert (done.code, done.out) == (NO_SUCH_JOB, b""), done.err
+        said.add(_one_sentence(done.err).replace(job_id, "ID"))
+    assert len(said) == 1, said
     assert system.ci(server, "status", "no/such?job", user="eve").code == NO_SUCH_JOB
     assert system.wait(server, foreign)["success"] is True, "nobody else's request touched it"
 
@@ -189,41 +199,52 @@ def test_a_server_that_is_down_is_69_and_named(shared: Shared) -> None:
         assert nowhere in done.err
 
 
-def test_without_a_controller_the_client_says_so_and_the_job_runs_once_there_is_one(
-    installation: Installation,
-) -> None:
-    system = installation
-    system.key()
-    server = system.start_server()
-    with _submitting(system, server) as waiting:
-        _read_until(waiting, "start ci-controller")
-        assert _not_ready(server, "controller")
-        system.start_controller()
-        out, err = waiting.communicate(timeout=60)
-    assert waiting.returncode == 0, err
-    assert b"4 passed" in out
-
-
-def test_without_docker_jobs_stay_queued_and_uncharged_and_everyone_says_why(
+@pytest.mark.timeout(300)
+def test_whatever_is_missing_everyone_says_so_and_the_job_waits_uncharged_until_it_is_there(
     installation: Installation, tmp_path: Path
 ) -> None:
+    """Room in the queue, then a controller, then Docker, then the runtime that was asked for."""
     system = installation
     system.key()
-    blind = system.start_controller(DOCKER_HOST=f"unix://{tmp_path}/no-docker.sock")
-    server = system.start_server()
-    with _submitting(system, server) as waiting:
+    server = system.start_server(CI_MAX_QUEUED_PER_USER="1")
+    queued = hand_in(system, server, FIXTURES / "passing")
+    refused = system.ci(server, "submit", "test", project=FIXTURES / "passing")
+    assert (refused.code, refused.out) == (BUSY, b""), refused.err
+    assert "ci submit test --wait-for-capacity" in refused.err
+    with _submitting(system, server, "--wait-for-capacity") as waiting:
+        _read_until(waiting, "Waiting for room")
+        assert [job["job_id"] for job in _jobs(system, server)] == [queued], "nothing is submitted meanwhile"
+        cancel(system, server, queued)
+
+        _read_until(waiting, "start ci-controller")
+        assert _not_ready(server, "controller")
+
+        blind = system.start_controller(DOCKER_HOST=f"unix://{tmp_path}/no-docker.sock")
         _read_until(waiting, "docker engine does not answer")
         assert "docker engine does not answer" in _not_ready(server, "engine")
-        (job,) = _jobs(system, server)
-        assert (job["status"], job["success"]) == ("queued", None)
+        assert system.query("SELECT * FROM attempts") == [], "nothing was claimed"
         assert blind.terminate() == 0
+
+        misled = system.start_controller(CI_JOB_RUNTIME="runsc-missing", CI_MAX_ATTEMPTS="1")
+        eventually(lambda: "the engine has no such runtime" in misled.tail(), what="the word at the start")
+        eventually(lambda: "CI_JOB_RUNTIME" in (_note(system) or ""), what="the controller's note")
+        [job] = [job for job in _jobs(system, server) if job["job_id"] != queued]
+        assert (job["status"], job["success"]) == ("queued", None)
+        assert misled.terminate() == 0
+
         system.start_controller()
         out, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 0, err
     assert b"4 passed" in out
-    (job,) = _jobs(system, server)
-    assert (job["attempt"], job["success"]) == (1, True), "waiting for the engine cost it nothing"
+    job = system.job(server, job["job_id"])
+    assert (job["attempt"], job["success"]) == (2, True), "the first one was given back, uncharged"
+    assert len(_jobs(system, server)) == 2, "it was submitted once"
     assert plain_http.get(f"{server.url}/ready").status_code == 200
+
+
+def _note(system: Installation) -> str | None:
+    [[note]] = system.query("SELECT note FROM controller")
+    return note
 
 
 @pytest.fixture
@@ -236,18 +257,18 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_refuses_jobs_and_the_same_submission_works_once_there_is_room(
     installation: Installation, disk: Path, tmp_path: Path
 ) -> None:
+    """Before that, one that fills up under a job costs the job nothing."""
     system, data = installation, str(disk / "data")
-    project = make_project(tmp_path / "p", {"test_a.py": "def test_a(): pass\n"})
-    (project / "new").write_bytes(os.urandom(200_000))  # what the server has already would need no room
     system.start_controller(CI_DATA_DIR=data, CI_DISK_MIN_FREE="100000")
     server = system.start_server(CI_DATA_DIR=data, CI_MIN_FREE_BYTES="500000", CI_SUBMIT_MIN_FREE_BYTES="0")
     system.wait_ready(server)
-    earlier = system.submit(server, FIXTURES / "passing")
-    system.wait(server, earlier)
+    earlier = _passes_while_the_disk_fills_up(system, server, disk, tmp_path / "long")
     log = system.log(server, earlier)
 
     filler = disk / "filler"
     _fill(filler)
+    project = make_project(tmp_path / "p", {"test_a.py": "def test_a(): pass\n"})
+    (project / "new").write_bytes(os.urandom(200_000))  # what the server has already would need no room
     archive, once = zip_of({"test_a.py": b"def test_a(): pass\n"}), {"Idempotency-Key": "the-same"}
     with system.http(server) as http:
         refused = http.post("/submit-async", files={"file": archive}, headers=once)
@@ -266,29 +287,24 @@ def test_a_full_disk_refuses_jobs_and_the_same_submission_works_once_there_is_ro
     assert system.wait(server, accepted.json()["job_id"])["success"] is True
 
 
-def test_a_disk_that_fills_up_under_a_job_costs_it_nothing(
-    installation: Installation, disk: Path, tmp_path: Path
-) -> None:
+def _passes_while_the_disk_fills_up(system: Installation, server: Daemon, disk: Path, folder: Path) -> str:
     """What could not be written while there was no room is written when there is: the container kept it."""
-    system, data = installation, str(disk / "data")
-    system.start_controller(CI_DATA_DIR=data, CI_DISK_MIN_FREE="100000")
-    server = system.start_server(CI_DATA_DIR=data, CI_SUBMIT_MIN_FREE_BYTES="0")
     code = (
         "import pathlib, sys\ndef test_x():\n"
         "    for n in range(20_000):\n        print(f'line {n:05}', 'x' * 40)\n"
         "    sys.stdout.flush()\n"
     )
-    project = make_project(tmp_path / "p", {"test_x.py": code})
     filler = disk / "filler"
     with filler.open("wb") as file:
         file.write(bytes(2_500_000))
-    job_id = system.submit(server, project, "--", "-s")
+    job_id = hand_in(system, server, make_project(folder, {"test_x.py": code}), "-s")
     eventually(lambda: _full(disk), what="a full disk", seconds=60)
     filler.unlink()
     job = system.wait(server, job_id)
     assert (job["success"], job["attempt"]) == (True, 1), job
     printed = re.findall(rb"line (\d{5}) x{40}\n", system.log(server, job_id))
     assert [int(number) for number in printed] == list(range(20_000))
+    return job_id
 
 
 # -- helpers ---------------------------------------------------------------------------------------------
@@ -315,9 +331,9 @@ def _one_sentence(err: str) -> str:
 
 
 @contextmanager
-def _submitting(system: Installation, server: Daemon) -> Generator["subprocess.Popen[bytes]"]:
+def _submitting(system: Installation, server: Daemon, *options: str) -> Generator["subprocess.Popen[bytes]"]:
     """Yield a `ci submit test` under way; nothing that fails meanwhile leaves it behind."""
-    with system.spawn_ci(server, "submit", "test", project=FIXTURES / "passing") as process:
+    with system.spawn_ci(server, "submit", "test", *options, project=FIXTURES / "passing") as process:
         try:
             yield process
         finally:

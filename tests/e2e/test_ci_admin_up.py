@@ -4,18 +4,21 @@ import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from ci_controller.labels import INSTANCE
+from tests.support.docker_cli import docker
 from tests.support.eventually import eventually
 from tests.support.installation import FIXTURES
 
-pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300), pytest.mark.usefixtures("engine")]
 
 _BIN = Path(sys.executable).parent
 
@@ -68,31 +71,63 @@ def _start(home: Path) -> Up:
 
 
 @pytest.fixture
-def up(tmp_path: Path) -> Iterator[Up]:
-    running = _start(tmp_path)
-    yield running
-    if running.process.poll() is None:
-        running.process.terminate()
-    running.process.wait(timeout=60)
+def home(tmp_path: Path) -> Iterator[Path]:
+    """Where a person's installation is; the environments that its jobs built go with it."""
+    yield tmp_path
+    for database in tmp_path.rglob("*.db"):
+        [(instance_id,)] = sqlite3.connect(database).execute("SELECT instance_id FROM installation")
+        if built := docker("images", "-q", "--filter", f"label={INSTANCE}={instance_id}").split():
+            docker("rmi", "-f", *built)
 
 
-def test_after_the_first_run_submit_needs_no_more_words(up: Up, tmp_path: Path) -> None:
-    up.wait_ready()
+@contextlib.contextmanager
+def started(home: Path) -> Generator[Up]:
+    """It is ready; whatever happens, it ends."""
+    running = _start(home)
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.terminate()
+        running.process.wait(timeout=60)
 
+
+def test_submit_needs_no_more_words_and_it_stops_cleanly_and_remembers(home: Path) -> None:
+    with started(home) as up:
+        _submits(home)
+        key = (home / ".ci" / "config").read_bytes()
+        assert _secret(home) not in up.said()
+        assert _secret(home).encode() not in _command_lines(), "anybody may read those"
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(timeout=60) == 0, up.said()
+
+    for daemon in ("controller", "server"):
+        with started(home) as again:
+            assert (home / ".ci" / "config").read_bytes() == key
+            _when_it_dies_the_other_is_stopped(again, daemon)
+
+
+def _submits(home: Path) -> None:
     done = subprocess.run(
         [str(_BIN / "ci"), "submit", "test"],
         cwd=FIXTURES / "passing",
-        env=_environment(tmp_path),
+        env=_environment(home),
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
-
     assert done.returncode == 0, done.stderr
     assert "passed" in done.stdout
-    assert _secret(tmp_path) not in up.said()
-    assert _secret(tmp_path).encode() not in _command_lines(), "anybody may read those"
+
+
+def _when_it_dies_the_other_is_stopped(up: Up, daemon: str) -> None:
+    children = up.children()
+    os.kill(children[daemon], signal.SIGKILL)
+    assert up.process.wait(timeout=60) == 137, up.said()
+    assert f"the {daemon} ended (exit code 137)" in up.said()
+    assert [pid for pid in children.values() if Path(f"/proc/{pid}").exists()] == []
 
 
 def _secret(home: Path) -> str:
@@ -106,31 +141,3 @@ def _command_lines() -> bytes:
         with contextlib.suppress(OSError):  # it ended meanwhile
             lines += (process / "cmdline").read_bytes()
     return lines
-
-
-def test_it_stops_cleanly_and_remembers(up: Up, tmp_path: Path) -> None:
-    up.wait_ready()
-    key = (tmp_path / ".ci" / "config").read_bytes()
-
-    up.process.send_signal(signal.SIGINT)
-    assert up.process.wait(timeout=60) == 0, up.said()
-
-    again = _start(tmp_path)
-    try:
-        again.wait_ready()
-        assert (tmp_path / ".ci" / "config").read_bytes() == key
-    finally:
-        again.process.terminate()
-        assert again.process.wait(timeout=60) == 0, again.said()
-
-
-@pytest.mark.parametrize("daemon", ["controller", "server"])
-def test_when_one_daemon_dies_the_other_is_stopped(up: Up, daemon: str) -> None:
-    up.wait_ready()
-    children = up.children()
-
-    os.kill(children[daemon], signal.SIGKILL)
-
-    assert up.process.wait(timeout=60) == 137, up.said()
-    assert f"the {daemon} ended (exit code 137)" in up.said()
-    assert [pid for pid in children.values() if Path(f"/proc/{pid}").exists()] == []

@@ -10,14 +10,16 @@ import httpx
 import pytest
 
 from ci_common.crash_points import CRASH_POINTS
+from tests.e2e.conftest import Served
 from tests.support.eventually import eventually
+from tests.support.handing_in import cancel, hand_in, zip_of_project
 from tests.support.installation import Daemon, Installation, make_project
 
 pytestmark = pytest.mark.docker
 
 # What the test writes is the same in every run; only what pytest says around it has the clock in it.
 CODE = """
-import os, sys, time
+import os, time
 
 def test_writes():
     for number in range(40):
@@ -26,6 +28,12 @@ def test_writes():
     os.write(1, bytes(range(256)) * 100)
 """
 EXPECTED = b"".join(f"line {number} é\n".encode() for number in range(40)) + bytes(range(256)) * 100
+ONCE_TOLD = """
+import os, time
+
+while not os.path.exists("/tmp/told"):
+    time.sleep(0.02)
+"""
 
 # The attempt that gives the verdict: a container that no row has is removed and another one made; one that was
 # recorded but not fed has run nothing of the user's, and the attempt is given back uncharged; one that was fed is
@@ -50,9 +58,9 @@ ATTEMPT: dict[str, set[int]] = {
     "before_remove": {1},
     "after_remove": {1},
 }
-# Those at which what the engine has matters most, in every run; the others with CI_SOAK=1. The in-process
-# tests of `tests/unit/test_crash_points.py` take them all, every time.
-ALWAYS = (
+# Those at which what the engine has matters most, as one job passes them. The tests of
+# `tests/unit/test_crash_points.py` take them all, every time, in one process.
+IN_A_ROW = (
     "after_create",
     "after_start",
     "after_mark_started",
@@ -62,15 +70,14 @@ ALWAYS = (
     "after_exit",
     "after_finish",
 )
-POINTS = tuple(ATTEMPT) if os.environ.get("CI_SOAK") == "1" else ALWAYS
-STOPPING = {"after_record_stop", "after_stop_signal"}
+STOPPING = ("after_record_stop", "after_stop_signal")
 SERVER = {"after_archive_saved", "after_job_created"}
 
 
 def test_what_is_tested_are_crash_points() -> None:
-    tested = {name.partition(":")[0] for name in ATTEMPT} | STOPPING | SERVER
+    tested = {name.partition(":")[0] for name in ATTEMPT} | {*STOPPING} | SERVER
     assert tested < set(CRASH_POINTS)
-    assert set(ALWAYS) < set(ATTEMPT)
+    assert [name for name in ATTEMPT if name in IN_A_ROW] == list(IN_A_ROW)
 
 
 @pytest.fixture
@@ -89,6 +96,15 @@ def written_by_the_test(log: bytes) -> bytes:
     return log[start : start + len(EXPECTED)]
 
 
+def check_one_run(system: Installation, server: Daemon, job: dict[str, Any]) -> None:
+    """The job passed, and its tests ran once in its log."""
+    assert (job["status"], job["success"]) == ("completed", True), job
+    log = system.log(server, job["job_id"])
+    assert written_by_the_test(log) == EXPECTED
+    assert log.count(b"line 0 ") == 1
+    check_one_verdict(system, server, job)
+
+
 def check_one_verdict(system: Installation, server: Daemon, job: dict[str, Any]) -> None:
     finals = system.query(
         "SELECT type FROM job_events WHERE job_id = ?"
@@ -102,102 +118,98 @@ def check_one_verdict(system: Installation, server: Daemon, job: dict[str, Any])
     eventually(lambda: not system.containers(), what="the removal of every container")
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_kill_and_restart(installation: Installation, project: Path, point: str) -> None:
-    system = installation
-    crashing = system.start_controller(CI_CRASH_AT=point)
-    server = system.start_server()
-    system.wait_ready(server)
-    job_id = system.submit(server, project, "--", "-s")
-    dies(crashing)
+@pytest.mark.timeout(300)
+def test_kill_and_restart(served: Served, tmp_path: Path) -> None:
+    """One job: each controller dies at a point of it, and the next one at the next."""
+    system, server = served
+    project = make_project(tmp_path / "project", {"test_writes.py": ONCE_TOLD + CODE})
+    job_id = hand_in(system, server, project, "-s")
+    for point in IN_A_ROW:
+        crashing = system.start_controller(CI_CRASH_AT=point)
+        if point == "during_pump:5":
+            eventually(lambda daemon=crashing: "adopt" in daemon.tail(), what="the adoption")
+            system.docker("exec", container_of(system, job_id), "touch", "/tmp/told")
+        dies(crashing)
     system.start_controller()
     job = system.wait(server, job_id)
-    assert (job["status"], job["success"]) == ("completed", True), job
+    assert job["attempt"] == 1 + sum(2 in ATTEMPT[point] for point in IN_A_ROW)
+    check_one_run(system, server, job)
+
+
+def container_of(system: Installation, job_id: str) -> str:
+    """Return the container of the job's last attempt."""
+    latest = "SELECT container_id FROM attempts WHERE job_id = ? ORDER BY started_at DESC LIMIT 1"
+    return system.query(latest, job_id)[0][0]
+
+
+@pytest.mark.skipif(os.environ.get("CI_SOAK") != "1", reason="runs for long: `make soak`")
+@pytest.mark.parametrize("point", ATTEMPT)
+def test_kill_and_restart_at_any_point(served: Served, project: Path, point: str) -> None:
+    """A job whose controller dies there, and a successor that lives."""
+    system, server = served
+    job_id = hand_in(system, server, project, "-s")
+    dies(system.start_controller(CI_CRASH_AT=point))
+    system.start_controller()
+    job = system.wait(server, job_id)
     assert job["attempt"] in ATTEMPT[point]
-    log = system.log(server, job_id)
-    assert written_by_the_test(log) == EXPECTED
-    assert log.count(b"line 0 ") == 1, "the tests ran once in this log"
-    check_one_verdict(system, server, job)
+    check_one_run(system, server, job)
 
 
-@pytest.mark.parametrize("point", sorted(STOPPING))
-def test_kill_while_cancelling(installation: Installation, tmp_path: Path, point: str) -> None:
-    system = installation
+def test_kill_while_cancelling(served: Served, tmp_path: Path) -> None:
+    """The first controller dies before it could send a signal, the second one behind that."""
+    system, server = served
     code = "import time\ndef test_x():\n    print('hanging', flush=True)\n    time.sleep(600)\n"
-    project = make_project(tmp_path / "project", {"test_x.py": code})
-    crashing = system.start_controller(CI_CRASH_AT=point)
-    server = system.start_server()
-    system.wait_ready(server)
-    job_id = system.submit(server, project, "--", "-s")
+    job_id = hand_in(system, server, make_project(tmp_path / "project", {"test_x.py": code}), "-s")
+    before, behind = STOPPING
+    crashing = system.start_controller(CI_CRASH_AT=before)
     eventually(lambda: b"hanging" in system.log(server, job_id), what="the test")
-    assert system.ci(server, "cancel", job_id).code == 0
+    cancel(system, server, job_id)
     dies(crashing)
+    dies(system.start_controller(CI_CRASH_AT=behind))
     system.start_controller()
     job = system.wait(server, job_id)
-    assert (job["status"], job["reason"]) == ("cancelled", "cancelled"), job
+    assert (job["status"], job["reason"], job["attempt"]) == ("cancelled", "cancelled", 1), job
     check_one_verdict(system, server, job)
 
 
-def test_kill_the_server_while_submitting(installation: Installation, project: Path) -> None:
+def test_kill_the_server_while_submitting(shared: Served, project: Path) -> None:
     """The client submits again with its idempotency key, to whoever answers: one job."""
-    system = installation
-    system.start_controller()
-    second = system.start_server()
-    system.wait_ready(second)
-    zipped = _zip(project)
+    system, second = shared
+    zipped = zip_of_project(project)
     jobs = {killed_while_submitting(system, second, zipped, point) for point in sorted(SERVER)}
-    with system.http(second) as http:
+    with system.http(second, "hasty") as http:
         assert {job["job_id"] for job in http.get("/jobs").json()} == jobs
     for job_id in jobs:
-        assert system.wait(second, job_id)["success"] is True
+        assert system.wait(second, job_id, user="hasty")["success"] is True
 
 
 def killed_while_submitting(system: Installation, second: Daemon, zipped: bytes, point: str) -> str:
     """A server died at that point of a submission, and the second one took the same again; returns the job."""
     crashing = system.start_server(CI_CRASH_AT=point)
     headers = {"Idempotency-Key": f"killed-{point}"}
-    with system.http(crashing) as http, pytest.raises(httpx.TransportError):
+    with system.http(crashing, "hasty") as http, pytest.raises(httpx.TransportError):
         http.post("/submit-async", files={"file": zipped}, headers=headers).raise_for_status()
     assert crashing.process.wait(timeout=30) == 137
-    with system.http(second) as http:
+    with system.http(second, "hasty") as http:
         return http.post("/submit-async", files={"file": zipped}, headers=headers).json()["job_id"]
 
 
-def test_sigterm_leaves_the_job_running_and_the_successor_adopts_it(
-    installation: Installation, project: Path
-) -> None:
-    system = installation
+def test_sigterm_leaves_the_job_running_and_the_successor_adopts_it(served: Served, project: Path) -> None:
+    system, server = served
     first = system.start_controller()
-    server = system.start_server()
-    system.wait_ready(server)
-    job_id = system.submit(server, project, "--", "-s")
+    job_id = hand_in(system, server, project, "-s")
     eventually(lambda: b"line 3" in system.log(server, job_id), what="some output")
     [container] = system.containers()
     assert first.terminate() == 0, first.tail()
     assert system.containers() == [container]
     system.start_controller()
     job = system.wait(server, job_id)
-    assert (job["success"], job["attempt"]) == (True, 1)
-    assert written_by_the_test(system.log(server, job_id)) == EXPECTED
-    check_one_verdict(system, server, job)
+    assert job["attempt"] == 1
+    check_one_run(system, server, job)
 
 
-def test_a_second_controller_is_refused_with_75(installation: Installation) -> None:
-    system = installation
-    system.start_controller()
-    server = system.start_server()
-    system.wait_ready(server)
+def test_a_second_controller_is_refused_with_75(shared: Served) -> None:
+    system, _ = shared
     second = system.start_controller()
     assert second.process.wait(timeout=30) == 75
     assert "another controller" in second.tail().lower()
-
-
-def _zip(project: Path) -> bytes:
-    import io
-    import zipfile
-
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for path in sorted(project.rglob("*.*")):
-            archive.write(path, path.relative_to(project).as_posix())
-    return packed.getvalue()

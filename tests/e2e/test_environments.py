@@ -7,19 +7,14 @@ from typing import Any
 import pytest
 
 from ci_controller.labels import INSTANCE, OWNER
-from tests.support.eventually import eventually
+from tests.support.handing_in import hand_in
 from tests.support.installation import Daemon, Installation, make_project
 
 pytestmark = pytest.mark.docker
-
+Shared = tuple[Installation, Daemon]
 
 PASSES = "import six\ndef test_a(): assert six\n"
 INSTALLS, FINDS = b"==> Installing requirements.txt with", b"==> Using the environment kept from "
-
-
-@pytest.fixture(autouse=True)
-def keeping(installation: Installation) -> None:
-    installation.keeps_environments = True
 
 
 def project(root: Path, requirements: str = "pytest\nsix\n", code: str = PASSES) -> Path:
@@ -27,79 +22,42 @@ def project(root: Path, requirements: str = "pytest\nsix\n", code: str = PASSES)
     return make_project(root, dict(files))
 
 
-def run(
-    system: Installation, server: Daemon, folder: Path, *args: str, user: str = "ada"
-) -> tuple[dict[str, Any], bytes]:
-    """The project's job has passed; returns what `ci status` says of it, and its log."""
-    job_id = system.submit(server, folder, *args, user=user)
-    with system.http(server, user) as http:
-        eventually(
-            lambda: http.get(f"/jobs/{job_id}").json()["success"] is not None, seconds=120, what="the job"
-        )
-    status = json.loads(system.ci(server, "status", job_id, "--json", user=user).out)
-    log = system.log(server, job_id, user)
-    assert status["success"] is True, f"{status} {log.decode()}"
-    return status, log
+def run(shared: Shared, folder: Path, user: str, **fields: str) -> tuple[dict[str, Any], bytes]:
+    """The project's job has passed; returns the job, and its log."""
+    system, server = shared
+    job_id = hand_in(system, server, folder, user=user, **fields)
+    job, log = system.wait(server, job_id, user=user), system.log(server, job_id, user)
+    assert job["success"] is True, f"{job} {log.decode()}"
+    return job, log
 
 
-def images(system: Installation) -> list[str]:
-    wanted = f"label={INSTANCE}={system.instance_id()}"
-    return system.docker("images", "-q", "--no-trunc", "--filter", wanted).split()
+def images(system: Installation, user: str) -> list[str]:
+    """Return the environments that are kept for that user."""
+    [(owner,)] = system.query("SELECT id FROM users WHERE name = ?", user)
+    wanted = ("--filter", f"label={INSTANCE}={system.instance_id()}", "--filter", f"label={OWNER}={owner}")
+    return system.docker("images", "-q", "--no-trunc", *wanted).split()
 
 
-def test_an_environment_is_built_once_and_used_until_its_files_change(
-    installation: Installation, tmp_path: Path
-) -> None:
-    server, folder = installation.start(), tmp_path / "project"
-    first, log = run(installation, server, project(folder))
+def test_an_environment_is_built_once_and_used_until_its_files_change(shared: Shared, tmp_path: Path) -> None:
+    system, _ = shared
+    first, log = run(shared, project(tmp_path), "builder")
     assert (first["image_cached"], INSTALLS in log, FINDS in log) == (False, True, False)
-    [image] = images(installation)
-    second, log = run(installation, server, project(folder, code=PASSES + "def test_b(): pass\n"))
+    [image] = images(system, "builder")
+    holds_nothing_of_the_tree_and_exactly_its_labels(system, image, first["job_id"])
+    second, log = run(shared, project(tmp_path, code=PASSES + "def test_b(): pass\n"), "builder")
     assert (second["image_cached"], INSTALLS in log, FINDS in log) == (True, False, True)
     assert second["image_id"] == image
     assert b"2 passed" in log
-    third, log = run(installation, server, project(folder, "pytest\nsix\npluggy\n"))
+    third, log = run(shared, project(tmp_path, "pytest\nsix\npluggy\n"), "builder")
     assert (third["image_cached"], INSTALLS in log) == (False, True)
-    assert len(images(installation)) == 2
+    assert len(images(system, "builder")) == 2
 
 
-def test_nobody_gets_somebody_elses_environment_and_who_wants_gets_a_fresh_one(
-    installation: Installation, tmp_path: Path
-) -> None:
-    server, folder = installation.start(), project(tmp_path / "project")
-    run(installation, server, folder)
-    [mine] = images(installation)
-    theirs, _ = run(installation, server, folder, user="grace")
-    assert theirs["image_cached"] is False
-    owners = [
-        json.loads(installation.docker("image", "inspect", "--format", "{{json .Config.Labels}}", one))[OWNER]
-        for one in images(installation)
-    ]
-    assert len(set(owners)) == 2
-    fresh, log = run(installation, server, folder, "--fresh")
-    assert (fresh["image_cached"], INSTALLS in log) == (False, True)
-    assert mine not in images(installation), "it was replaced, and nobody uses it"
-    again, _ = run(installation, server, folder)
-    assert again["image_cached"] is True
-    assert again["image_id"] in images(installation)
-
-
-def test_an_image_holds_nothing_of_the_tree_and_exactly_its_labels(
-    installation: Installation, tmp_path: Path
-) -> None:
-    server = installation.start()
-    status, _ = run(installation, server, project(tmp_path / "project"))
-    [image] = images(installation)
-    command = "find / -xdev 2>/dev/null | sort"
-    listed = installation.docker("run", "--rm", "--network=none", "--entrypoint=sh", image, "-c", command)
-    before = installation.docker(
-        "run", "--rm", "--network=none", "--entrypoint=sh", installation.image, "-c", command
-    )
-    added = set(listed.splitlines()) - set(before.splitlines())
+def holds_nothing_of_the_tree_and_exactly_its_labels(system: Installation, image: str, job_id: str) -> None:
+    added = contents(system, image) - contents(system, system.image)
     assert any("six" in path for path in added)
     assert [path for path in added if "site-packages" not in path] == []
-    assert "/workspace/secret.txt" not in listed
-    labels = json.loads(installation.docker("image", "inspect", "--format", "{{json .Config.Labels}}", image))
+    labels = json.loads(system.docker("image", "inspect", "--format", "{{json .Config.Labels}}", image))
     assert {name for name, text in labels.items() if text} == {
         "ci.instance",
         "ci.kind",
@@ -107,12 +65,33 @@ def test_an_image_holds_nothing_of_the_tree_and_exactly_its_labels(
         "ci.owner",
         "ci.base",
     }
-    assert status["job_id"] not in str(labels)
+    assert job_id not in str(labels)
 
 
-def test_an_installation_that_fails_is_not_kept(installation: Installation, tmp_path: Path) -> None:
-    server = installation.start()
-    folder = project(tmp_path / "project", "pytest\nno-such-package-of-ours==9.9\n")
-    job = installation.wait(server, installation.submit(server, folder))
+def contents(system: Installation, image: str) -> set[str]:
+    """Return every path in the image."""
+    command = ("--entrypoint=sh", image, "-c", "find / -xdev 2>/dev/null | cat")
+    return set(system.docker("run", "--rm", "--network=none", *command).splitlines())
+
+
+def test_nobody_gets_somebody_elses_environment_and_who_wants_gets_a_fresh_one(
+    shared: Shared, tmp_path: Path
+) -> None:
+    system, server = shared
+    run(shared, project(tmp_path), "mine")
+    [mine] = images(system, "mine")
+    theirs, _ = run(shared, tmp_path, "theirs")
+    assert theirs["image_cached"] is False
+    assert [mine] != images(system, "theirs") != []
+    fresh, log = run(shared, tmp_path, "mine", fresh="true")
+    assert (fresh["image_cached"], INSTALLS in log) == (False, True)
+    [other] = images(system, "mine")
+    assert other != mine, "it was replaced, and nobody uses it"
+    again, _ = run(shared, tmp_path, "mine")
+    assert (again["image_cached"], again["image_id"]) == (True, other)
+
+    failing = project(tmp_path / "failing", "pytest\nno-such-package-of-ours==9.9\n")
+    job_id = hand_in(system, server, failing, user="mine")
+    job = system.wait(server, job_id, user="mine")
     assert (job["reason"], job["image_cached"]) == ("install_failed", False)
-    assert images(installation) == []
+    assert images(system, "mine") == [other], "what failed is not kept"

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import Served
 from tests.support.docker_cli import RUNNER_IMAGE
 from tests.support.eventually import eventually
-from tests.support.installation import Installation, make_project
+from tests.support.handing_in import hand_in
+from tests.support.installation import Daemon, Installation, make_project
 
 pytestmark = [
     pytest.mark.docker,
@@ -42,47 +44,43 @@ def test_the_metadata_address_is_refused_and_the_index_is_not():
 """
 
 
-def test_without_network_a_job_installs_and_its_tests_have_none(
-    installation: Installation, tmp_path: Path
-) -> None:
-    installation.image = RUNNER_IMAGE  # pytest is to come over the network
-    installation.start_controller(CI_JOB_NETWORK="none")
-    server = installation.start_server()
-    installation.wait_ready(server)
-    project = make_project(
-        tmp_path / "project", {"test_x.py": INTERFACES, "requirements.txt": "iniconfig\npytest\n"}
-    )
-    done = installation.ci(server, "submit", "test", project=project)
-    assert done.code == 0, done.text + done.err
-    assert "1 passed" in done.text
-
-
 def test_by_default_metadata_is_refused_and_the_index_is_reached(
-    installation: Installation, tmp_path: Path
+    shared: tuple[Installation, Daemon], tmp_path: Path
 ) -> None:
-    server = installation.start()
-    done = installation.ci(
-        server, "submit", "test", project=make_project(tmp_path / "project", {"test_x.py": METADATA})
-    )
-    assert done.code == 0, done.text + done.err
+    system, server = shared
+    job_id = hand_in(system, server, make_project(tmp_path / "project", {"test_x.py": METADATA}))
+    assert system.wait(server, job_id)["success"] is True, system.log(server, job_id)
 
 
-def test_rules_that_a_reload_dropped_are_back_and_ci_admin_takes_them_away(
-    installation: Installation,
-) -> None:
-    """On a bridge of this installation's own: what it allows, nobody else does."""
+def test_without_network_a_job_installs_and_its_tests_have_none(served: Served, tmp_path: Path) -> None:
+    """Behind rules on a bridge of this test's own, because nobody else allows what it allows."""
+    system, server = served
     allowed = f"203.0.113.{os.getpid() % 250}"
-    controller = installation.start_controller(CI_JOB_NETWORK_ALLOW=f"{allowed}:9")
-    installation.wait_ready(installation.start_server())
+    controller = system.start_controller(
+        CI_JOB_NETWORK="none",
+        CI_JOB_NETWORK_ALLOW=f"{allowed}:9",
+        CI_RUNNER_IMAGE=RUNNER_IMAGE,  # pytest is to come over the network
+    )
+    files: dict[str, str | bytes] = {"test_x.py": INTERFACES, "requirements.txt": "iniconfig\npytest\n"}
+    job_id = hand_in(system, server, make_project(tmp_path / "project", files))
+    job = system.wait(server, job_id)
+    assert (job["success"], job["message"]) == (True, "1 passed."), system.log(server, job_id)
+    _rules_that_a_reload_dropped_are_back_and_ci_admin_takes_them_away(system, controller, allowed)
+
+
+def _rules_that_a_reload_dropped_are_back_and_ci_admin_takes_them_away(
+    system: Installation, controller: Daemon, allowed: str
+) -> None:
     bridge = eventually(lambda: _bridge_that_allows(allowed), what="the rules")
     subprocess.run(["iptables", "-w", "5", "-F", f"CI-FWD-{bridge}"], check=True)
     eventually(lambda: f"-A CI-FWD-{bridge} -j RETURN" in _saved(), what="the rules again")
     eventually(lambda: "was set again" in controller.log.read_text(), what="the line in the log")
-    controller.terminate()
-    removed = installation.admin("network", "remove", "--name", bridge, "--json")
+    eventually(lambda: not system.containers(), what="the removal of every container")
+    assert controller.terminate() == 0
+    removed = system.admin("network", "remove", "--name", bridge, "--json")
     assert json.loads(removed.out) == {"removed": [bridge]}, removed.err
     assert bridge not in _saved()
-    assert installation.admin("network", "remove", "--name", bridge).text.strip() == "Nothing to remove."
+    assert system.admin("network", "remove", "--name", bridge).text.strip() == "Nothing to remove."
 
 
 def _bridge_that_allows(address: str) -> str | None:

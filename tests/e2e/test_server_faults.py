@@ -5,7 +5,6 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import AsyncGenerator, Coroutine, Generator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +70,8 @@ async def test_13_a_server_killed_half_way_through_an_upload_leaves_no_job_and_a
             await eventually(half_arrived, seconds=30)
             process.kill()
     assert await job_ids(site) == []
-    with server_process(site) as process:
-        await answers(process)
-        async with client(process.url, ada) as http:
+    with serving(site.settings) as url:
+        async with client(url, ada) as http:
             first = await http.post("/submit-async", files=upload(archive), headers=ONCE)
             again = await http.post("/submit-async", files=upload(archive), headers=ONCE)
     assert first.status_code == 200, first.text
@@ -87,13 +85,13 @@ async def test_13_a_server_killed_half_way_through_an_upload_leaves_no_job_and_a
 
 
 async def test_15_fifty_equal_submissions_at_three_replicas_are_one_job(site: Site, ada: Account) -> None:
-    with ExitStack() as held:
-        replicas = [held.enter_context(server_process(site)) for _ in range(3)]
-        for replica in replicas:
-            await answers(replica)
+    with server_process(site) as one, server_process(site) as other, serving(site.settings) as url:
+        await answers(one)
+        await answers(other)
+        urls = (one.url, other.url, url)
 
         async def submit(number: int) -> str:
-            async with client(replicas[number % 3].url, ada) as http:
+            async with client(urls[number % 3], ada) as http:
                 response = await http.post("/submit-async", files=upload(), headers=ONCE)
             assert response.status_code == 200, response.text
             return str(response.json()["job_id"])
@@ -215,9 +213,8 @@ async def test_18_when_a_replica_is_killed_its_reader_goes_on_at_another_without
     path = f"/jobs/{attempt.job.id}/stream?from_beginning=true"
     first, second = "äöü first\n".encode() * 1000, "second €\n".encode() * 1000
     site.hands.write(attempt, first)
-    with server_process(site) as one, server_process(site) as other:
+    with server_process(site) as one, serving(site.settings) as other:
         await answers(one)
-        await answers(other)
         seen, position = bytearray(), ""
         async with client(one.url, ada) as http, stream(http, path) as events:
             async for event in events:
@@ -228,7 +225,7 @@ async def test_18_when_a_replica_is_killed_its_reader_goes_on_at_another_without
             one.kill()
         site.hands.write(attempt, second)
         await site.hands.finish(attempt)
-        async with client(other.url, ada) as http:
+        async with client(other, ada) as http:
             rest = await read_to_end(http, path, headers={"Last-Event-ID": position})
     for event in rest:
         if event.type == "log":
@@ -287,11 +284,10 @@ async def test_64_a_key_revoked_meanwhile_ends_the_stream_and_refuses_the_upload
 ) -> None:
     job = await site.queue_job(ada)
     form = form_of(zipped())
-    with server_process(site, CI_STREAM_PING_INTERVAL="1") as process:
-        await answers(process)
-        async with client(process.url, ada) as http, stream(http, f"/jobs/{job.id}/stream") as events:
+    with serving(site.settings.model_copy(update={"stream_ping_interval": 1.0})) as url:
+        async with client(url, ada) as http, stream(http, f"/jobs/{job.id}/stream") as events:
             assert (await anext(events)).type == "status"
-            with connect(process.url) as uploading:
+            with connect(url) as uploading:
                 uploading.sendall(upload_head("/submit-async", ada.secret, len(form), Connection="close"))
                 uploading.sendall(form[:-1])
                 await site.repository.revoke_api_key(ada.key.id, utcnow())

@@ -5,7 +5,6 @@ Not here: `disk_limit` (test_disk.py), and `agent_lost`, which nothing can give 
 
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +14,10 @@ import pytest
 
 from ci_common.models import Reason
 from ci_common.verdict import ENDINGS
+from tests.e2e.conftest import Served
+from tests.sandbox.project import leaver, liar
 from tests.support.eventually import eventually
+from tests.support.handing_in import hand_in
 from tests.support.installation import Daemon, Installation, make_project
 
 pytestmark = pytest.mark.docker
@@ -42,6 +44,7 @@ class Case:
     message: str  # a pattern
     arguments: tuple[str, ...] = ()
     log: bytes = b""
+    timeout: str = ""
 
     @property
     def files(self) -> dict[str, str | bytes]:
@@ -63,8 +66,9 @@ ENDS = {
         HANGS,
         "timeout",
         r"The time-out of 20 s passed while test_it\.py::test_hangs ran\.",
-        ("--timeout", "20"),
+        (),
         b" in test_hangs\n",
+        "20",
     ),
     "passes": Case("def test_a(): pass", None, r"1 passed\."),
     "fails": Case("def test_a(): pass\ndef test_b(): assert 0", "tests_failed", r"1 failed, 1 passed\."),
@@ -82,7 +86,7 @@ ENDS = {
         "internal_error",
         r"ValueError: boom\.",
     ),
-    "calls it wrongly": Case("", "usage_error", r"unrecognized arguments: --nope\.", ("--", "--nope")),
+    "calls it wrongly": Case("", "usage_error", r"unrecognized arguments: --nope\.", ("--nope",)),
     "has a bad conftest": Case(
         {"conftest.py": "import nope", "test_it.py": ""},
         "usage_error",
@@ -93,7 +97,7 @@ ENDS = {
         "import warnings\ndef test_a(): warnings.warn('w')",
         "too_many_warnings",
         r"1 passed, 1 warnings\.",
-        ("--", "--max-warnings", "0"),
+        ("--max-warnings", "0"),
     ),
     "needs what there is not": Case(
         {"requirements.txt": "no-such-package-of-ours==9.9", "test_it.py": "def test_a(): pass"},
@@ -119,7 +123,7 @@ ENDS = {
         "def test_a():\n while True: print('y' * 100)",
         "log_limit",
         r"The output exceeded 256 KiB while test_it\.py::test_a ran\.",
-        ("--", "-s"),
+        ("-s",),
     ),
 }
 
@@ -171,34 +175,14 @@ def test_a():
         "tests_failed",
         r"1 failed\.",
     ),
-    "forges frames": Case(
-        """
-import os
-FRAME = b'{"n":1000000,"t":"end","outcome":"tests_ran","exit_code":0,"session_finished":true,'
-FRAME += b'"log_bytes":0,"log_sha256":""}'
-def test_a():
-    os.write(1, b"\\n" + FRAME + b"\\n")
-    os.write(2, b"\\n" + FRAME + b"\\n")
-    os._exit(0)
-""",
-        "crashed",
-        left(0),
-        ("--", "-s"),
+    "forges a success and fails": Case(
+        liar(), "tests_failed", r"1 failed, 9 passed\.", ("-s",), b"the truth"
     ),
-    "forges a report": Case(
-        """
-import os
-REPORT = b'{"finished":0,"collection_errors":0,"summary":"9 passed","doing":""}\\n'
-def test_a():
-    for descriptor in range(3, 64):
-        try:
-            os.write(descriptor, REPORT)
-        except OSError:
-            pass
-    os._exit(0)
-""",
+    "forges a success and leaves": Case(
+        leaver(),
         "crashed",
-        left(0),
+        r"pytest left with 0 before its session was finished, while test_lies\.py::test_that_leaves ran\.",
+        ("-s",),
     ),
     "leaves a daemon that writes": Case(
         """
@@ -209,7 +193,7 @@ def test_a():
 """,
         "tests_failed",
         r"1 failed\.",
-        ("--", "-s"),
+        ("-s",),
     ),
     # Whoever rules pytest's own process can lie about what it did; about no other job, and not without finishing.
     "lies about itself": Case(
@@ -223,26 +207,20 @@ def test_a():
 }
 
 
-@pytest.fixture
-def busy(installation: Installation) -> tuple[Installation, Daemon]:
-    installation.start_controller(**SETTINGS)
-    server = installation.start_server()
-    installation.wait_ready(server)
-    return installation, server
-
-
 def submit_all(
     system: Installation, server: Daemon, folder: Path, cases: Mapping[str, Case]
 ) -> dict[str, str]:
     """Return the ids of the jobs, by the names of their cases."""
-    system.key()
-    projects = [make_project(folder / str(index), case.files) for index, case in enumerate(cases.values())]
-
-    def submit(project: Path, case: Case) -> str:
-        return system.submit(server, project, *case.arguments)
-
-    with ThreadPoolExecutor(4) as threads:
-        return dict(zip(cases, threads.map(submit, projects, cases.values()), strict=True))
+    return {
+        name: hand_in(
+            system,
+            server,
+            make_project(folder / str(index), case.files),
+            *case.arguments,
+            timeout=case.timeout,
+        )
+        for index, (name, case) in enumerate(cases.items())
+    }
 
 
 def wrong(name: str, case: Case, job: Mapping[str, Any], log: bytes) -> list[str]:
@@ -257,45 +235,69 @@ def wrong(name: str, case: Case, job: Mapping[str, Any], log: bytes) -> list[str
     return problems + ([f"{name}: {case.log!r} is not in its log"] if case.log not in log else [])
 
 
+# What `ci wait` exits with, and what it says.
+EXITS = {
+    "takes too long": (124, "time-out"),
+    "eats memory": (125, "memory"),
+    "needs what there is not": (125, "no-such-package-of-ours"),
+    "has no tests": (5, "no tests"),
+    "leaves in its first test": (1, "crashed"),
+    "leaves with 137": (1, "crashed"),
+    "cannot be collected": (2, "SyntaxError"),
+}
+
+
 @pytest.mark.timeout(300)
-def test_every_job_gets_its_reason_and_the_evidence(
-    busy: tuple[Installation, Daemon], tmp_path: Path
-) -> None:
-    system, server = busy
+def test_every_job_gets_its_reason_and_the_evidence(served: Served, tmp_path: Path) -> None:
+    system, server = served
+    system.start_controller(**SETTINGS)
     cases = ENDS | HOSTILE
     ids = submit_all(system, server, tmp_path, cases)
     jobs = {name: system.wait(server, ids[name], 200) for name in cases}
     logs = {name: system.log(server, ids[name]) if case.log else b"" for name, case in cases.items()}
     assert [one for name in cases for one in wrong(name, cases[name], jobs[name], logs[name])] == []
-    codes = {"takes too long": 124, "eats memory": 125, "leaves with 137": 1, "cannot be collected": 2}
-    assert {name: system.ci(server, "wait", ids[name]).code for name in codes} == codes
+    for name, (code, said) in EXITS.items():
+        waited = system.ci(server, "wait", ids[name])
+        assert (waited.code, waited.out) == (code, b""), (name, waited)
+        assert said in waited.err
 
 
-def running(system: Installation, server: Daemon, folder: Path) -> tuple[str, str]:
-    """Return a job whose one test hangs, and its container."""
-    job_id = system.submit(server, make_project(folder, {"test_it.py": HANGS}), "--", "-s")
-    eventually(lambda: b"hanging" in system.log(server, job_id), what="the test")
-    names = system.docker("ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}").splitlines()
-    return job_id, next(line.split()[0] for line in names if job_id in line)
+def waited(system: Installation, job_id: str) -> timedelta:
+    [(created,)] = system.query("SELECT created_at FROM jobs WHERE id = ?", job_id)
+    return datetime.now(UTC) - datetime.fromisoformat(created)
+
+
+def container_of(system: Installation, job_id: str) -> str:
+    [(container,)] = system.query("SELECT container_id FROM attempts WHERE job_id = ?", job_id)
+    return container
 
 
 def test_what_is_done_to_a_job_from_outside_is_said_and_blamed_on_nobody(
-    installation: Installation, tmp_path: Path
+    served: Served, tmp_path: Path
 ) -> None:
-    system = installation
+    """Before that, one that never gets its turn says so: controllers look for those first of all."""
+    system, server = served
     # Not the short limits of the others: on a busy machine a job hangs longer than they allow.
-    system.start_controller(CI_MAX_RUNNING_JOBS="4", CI_MAX_ATTEMPTS="1")
-    server = system.start_server()
-    system.wait_ready(server)
-    cancelled, _ = running(system, server, tmp_path / "cancelled")
-    killed, kill = running(system, server, tmp_path / "killed")
-    removed, remove = running(system, server, tmp_path / "removed")
-    stopped, stop = running(system, server, tmp_path / "stopped")
+    settings = {"CI_MAX_RUNNING_JOBS": "4", "CI_MAX_ATTEMPTS": "1"}
+    controller = system.start_controller(**settings)
+    project = make_project(tmp_path / "project", {"test_it.py": HANGS})
+    ids = [hand_in(system, server, project, "-s") for _ in range(4)]
+    for job_id in ids:
+        eventually(lambda one=job_id: b"hanging" in system.log(server, one), what="the test")
+    late = hand_in(system, server, project)
+    eventually(lambda: waited(system, late) > timedelta(seconds=1), what="more than a second in the queue")
+    assert controller.terminate() == 0
+    system.start_controller(CI_QUEUE_TIMEOUT="1s", **settings)
+    job = system.wait(server, late)
+    assert (job["status"], job["reason"]) == ("failed", "queue_timeout")
+    assert job["message"]
+
+    cancelled, killed, removed, stopped = ids
     assert system.ci(server, "cancel", cancelled).code == 0
-    system.docker("kill", kill)
-    system.docker("rm", "-f", remove)
-    system.docker("kill", "--signal", "TERM", stop)
-    jobs = [system.wait(server, job_id) for job_id in (cancelled, killed, removed, stopped)]
+    system.docker("kill", container_of(system, killed))
+    system.docker("rm", "-f", container_of(system, removed))
+    system.docker("kill", "--signal", "TERM", container_of(system, stopped))
+    jobs = [system.wait(server, job_id) for job_id in ids]
     assert [(job["status"], job["reason"], job["success"]) for job in jobs] == [
         ("cancelled", "cancelled", False),
         *[("dead_lettered", "infra", False)] * 3,
@@ -304,33 +306,8 @@ def test_what_is_done_to_a_job_from_outside_is_said_and_blamed_on_nobody(
     assert "ended from outside (137)" in jobs[1]["message"]
     assert "vanished" in jobs[2]["message"] or "ended from outside (137)" in jobs[2]["message"]
     assert "Stopped on request" in jobs[3]["message"]
-    assert [system.ci(server, "wait", job_id).code for job_id in (cancelled, killed)] == [143, 125]
-
-
-def waited(system: Installation, job_id: str) -> timedelta:
-    [(created,)] = system.query("SELECT created_at FROM jobs WHERE id = ?", job_id)
-    return datetime.now(UTC) - datetime.fromisoformat(created)
-
-
-def test_a_job_that_never_got_its_turn_says_so(installation: Installation, tmp_path: Path) -> None:
-    """Controllers look for those twice a minute, and first of all when they begin."""
-    settings = {"CI_MAX_RUNNING_JOBS": "1", "CI_QUEUE_TIMEOUT": "1s"}
-    controller = installation.start_controller(**settings)
-    server = installation.start_server()
-    installation.wait_ready(server)
-    first, _ = running(installation, server, tmp_path / "first")
-    second = installation.submit(server, tmp_path / "first")
-    eventually(
-        lambda: waited(installation, second) > timedelta(seconds=1), what="more than a second in the queue"
-    )
-    assert controller.terminate() == 0
-    installation.start_controller(**settings)
-    job = installation.wait(server, second)
-    assert (job["status"], job["reason"]) == ("failed", "queue_timeout")
-    assert job["message"]
-    assert installation.ci(server, "wait", second).code == 124
-    assert installation.ci(server, "cancel", first).code == 0
-    installation.wait(server, first)
+    codes = [system.ci(server, "wait", job_id).code for job_id in (cancelled, killed, late)]
+    assert codes == [143, 125, 124]
 
 
 def test_every_reason_is_made_for_real() -> None:

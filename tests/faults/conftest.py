@@ -18,27 +18,24 @@ def _number(worker_id: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def _engine_without_live_restore(engine: None, worker_id: str) -> Iterator[PrivateEngine]:
+def own_engine(engine: None, worker_id: str) -> Iterator[PrivateEngine]:
+    """The image is loaded once: it costs more than all that the engine does for a test."""
     with private_engine(_number(worker_id), image=prepared_image()) as own:
         yield own
 
 
 @pytest.fixture
-def private(_engine_without_live_restore: PrivateEngine, tmp_path: Path) -> Iterator[Installation]:
+def private(own_engine: PrivateEngine, tmp_path: Path) -> Iterator[Installation]:
     """A CI system on an engine that ends its containers when it ends; nothing started yet."""
-    yield from _installation(_engine_without_live_restore, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def _engine_with_live_restore(engine: None, worker_id: str) -> Iterator[PrivateEngine]:
-    with private_engine(50 + _number(worker_id), image=prepared_image(), live_restore=True) as own:
-        yield own
+    own_engine.set_live_restore(False)
+    yield from _installation(own_engine, tmp_path)
 
 
 @pytest.fixture
-def live_restore(_engine_with_live_restore: PrivateEngine, tmp_path: Path) -> Iterator[Installation]:
+def live_restore(own_engine: PrivateEngine, tmp_path: Path) -> Iterator[Installation]:
     """A CI system on an engine whose containers outlive it; nothing started yet."""
-    yield from _installation(_engine_with_live_restore, tmp_path)
+    own_engine.set_live_restore(True)
+    yield from _installation(own_engine, tmp_path)
 
 
 def _installation(engine: PrivateEngine, root: Path) -> Iterator[Installation]:

@@ -53,46 +53,37 @@ def tell_enough(system: Installation, container: str) -> None:
 def test_fault_29_containers_are_removed_stopped_and_paused(
     installation: Installation, tmp_path: Path
 ) -> None:
-    """Run again, at most `max_attempts` times, then given up with the reason; what was only paused goes on."""
+    """Run again, at most `max_attempts` times, then given up with the reason; what was only paused goes on, or is
+    cancelled."""
     system = installation
     system.start_controller(CI_MAX_ATTEMPTS="2", CI_MAX_RUNNING_JOBS="4")
     server = system.start_server()
     system.wait_ready(server)
     project = waiting(tmp_path / "project")
-    removed, removed_again, stopped, paused = (system.submit(server, project, "--", "-s") for _ in range(4))
-    frozen = container_of(system, paused, 1)
-    system.docker("pause", frozen)
-    for job_id in (removed, removed_again):
-        system.docker("rm", "-f", container_of(system, job_id, 1))
+    removed_again, stopped, paused, unwanted = (system.submit(server, project, "--", "-s") for _ in range(4))
+    frozen, cancelled = container_of(system, paused, 1), container_of(system, unwanted, 1)
+    system.docker("pause", frozen, cancelled)
+    assert system.ci(server, "cancel", unwanted).code == 0
+    system.docker("rm", "-f", container_of(system, removed_again, 1))
     system.docker("stop", container_of(system, stopped, 1))
     system.docker("rm", "-f", container_of(system, removed_again, 2))
-    for job_id in (removed, stopped):
-        tell_enough(system, container_of(system, job_id, 2))
+    tell_enough(system, container_of(system, stopped, 2))
+    until_ended(system, unwanted)
+    assert system.job(server, unwanted)["status"] == "cancelled"
     system.docker("unpause", frozen)
     tell_enough(system, frozen)
-    until_ended(system, removed, removed_again, stopped, paused)
-    for job_id in (removed, stopped):
-        assert begun(system, job_id) == ["infra", None]
-        assert system.job(server, job_id)["success"] is True
+    until_ended(system, removed_again, stopped, paused)
+    assert begun(system, stopped) == ["infra", None]
     assert begun(system, paused) == [None]
+    for job_id in (stopped, paused):
+        assert system.job(server, job_id)["success"] is True
     assert begun(system, removed_again) == ["infra", "infra"]
     lost = system.job(server, removed_again)
     assert (lost["status"], lost["reason"], lost["success"]) == ("dead_lettered", "infra", False)
     assert "vanished" in lost["message"] or "ended from outside" in lost["message"], lost
     assert system.ci(server, "wait", removed_again).code == 125
-    for job_id in (removed, removed_again, stopped, paused):
+    for job_id in (removed_again, stopped, paused, unwanted):
         check_one_end(system, job_id)
-    check_all_removed(system)
-
-
-def test_a_paused_job_can_be_cancelled(installation: Installation, tmp_path: Path) -> None:
-    system = installation
-    server = system.start()
-    job_id = system.submit(server, waiting(tmp_path / "project"), "--", "-s")
-    system.docker("pause", container_of(system, job_id, 1))
-    assert system.ci(server, "cancel", job_id).code == 0
-    until_ended(system, job_id)
-    assert system.job(server, job_id)["status"] == "cancelled"
     check_all_removed(system)
 
 

@@ -33,12 +33,13 @@ def own_engine(system: Installation) -> PrivateEngine:
     return system.engine
 
 
-def begin(system: Installation, tmp_path: Path) -> tuple[Daemon, str, str]:
-    """A job is under way and has written something; returns the server, the job and its container."""
-    project = make_project(tmp_path / "project", {"requirements.txt": "pytest\n", "test_it.py": COUNTING})
-    server = system.start()
-    job_id = system.submit(server, project, "--", "-s")
-    return server, job_id, under_way(system, server, job_id)
+def begin(system: Installation, tmp_path: Path, **settings: str) -> tuple[Daemon, Path]:
+    """The system serves; returns its server, and a project that counts."""
+    system.start_controller(**settings)
+    server = system.start_server()
+    system.wait_ready(server)
+    files: dict[str, str | bytes] = {"requirements.txt": "pytest\n", "test_it.py": COUNTING}
+    return server, make_project(tmp_path / "project", files)
 
 
 def under_way(system: Installation, server: Daemon, job_id: str) -> str:
@@ -71,15 +72,31 @@ def check_counted(log: bytes) -> None:
     assert lines == [f"line {number}\n".encode() for number in range(len(lines))]
 
 
-def check_run_again(system: Installation, server: Daemon, job_id: str) -> None:
-    """One attempt was lost to infrastructure, a later one gives the verdict, and its log is whole."""
-    eventually(lambda: charged(system, job_id)[:1] == ["infra"], seconds=90, what="the loss of the attempt")
+def check_run_again(system: Installation, server: Daemon, job_id: str, lost: int = 1) -> None:
+    """So many attempts were lost to infrastructure, a later one gives the verdict, and its log is whole."""
+    until_lost(system, job_id, lost)
     tell_enough(pid_of(system, under_way(system, server, job_id)))
     job = system.wait(server, job_id)
     assert (job["status"], job["success"]) == ("completed", True), job
     check_counted(system.log(server, job_id))
-    assert charged(system, job_id) == ["infra", None]
-    check_all_removed(system)
+    assert charged(system, job_id) == ["infra"] * lost + [None]
+
+
+def until_lost(system: Installation, job_id: str, times: int) -> None:
+    """So many attempts were lost to infrastructure, whose tests had begun."""
+    eventually(
+        lambda: charged(system, job_id)[:times] == ["infra"] * times,
+        seconds=90,
+        what="the loss of the attempt",
+    )
+
+
+def check_finishes(system: Installation, server: Daemon, job_id: str, pid: int) -> None:
+    """Told to end, the job's first attempt gives the verdict, and its log is whole."""
+    tell_enough(pid)
+    job = system.wait(server, job_id)
+    assert (job["status"], job["success"], job["attempt"]) == ("completed", True, 1), job
+    check_counted(system.log(server, job_id))
 
 
 def check_all_removed(system: Installation) -> None:
@@ -100,87 +117,78 @@ def ready(server: Daemon) -> dict[str, Any]:
     return plain_http.get(f"{server.url}/ready").json()
 
 
-def test_fault_21_the_engine_is_stopped(private: Installation, tmp_path: Path) -> None:
-    server, job_id, _ = begin(private, tmp_path)
-    own_engine(private).stop(signal.SIGTERM)
+def test_faults_21_22_and_26_the_engine_is_stopped_is_killed_and_its_host_goes_down_hard(
+    private: Installation, tmp_path: Path
+) -> None:
+    """Each of them costs one job an attempt and nothing else.
+
+    After a power cut nothing runs and /run is empty; the engine finds containers that it thinks are running.
+    """
+    engine, settings = own_engine(private), {"CI_MAX_ATTEMPTS": "4"}
+    server, project = begin(private, tmp_path, **settings)
+    job_id = private.submit(server, project, "--", "-s")
+    under_way(private, server, job_id)
+    engine.stop(signal.SIGTERM)
     eventually(lambda: "docker engine" in str(ready(server)), what="/ready naming the engine")
-    own_engine(private).start()
-    check_run_again(private, server, job_id)
-
-
-def test_fault_22_the_engine_is_killed(private: Installation, tmp_path: Path) -> None:
-    server, job_id, _ = begin(private, tmp_path)
-    own_engine(private).stop(signal.SIGKILL)
-    own_engine(private).start()
-    check_run_again(private, server, job_id)
-
-
-def test_fault_23_the_engine_is_killed_and_its_containers_live_on(
-    live_restore: Installation, tmp_path: Path
-) -> None:
-    server, job_id, container = begin(live_restore, tmp_path)
-    own_engine(live_restore).stop(signal.SIGKILL)
-    own_engine(live_restore).start()
-    assert live_restore.containers() == [container]
-    tell_enough(pid_of(live_restore, container))
-    job = live_restore.wait(server, job_id)
-    assert (job["status"], job["success"], job["attempt"]) == ("completed", True, 1), job
-    check_counted(live_restore.log(server, job_id))
-    check_all_removed(live_restore)
-
-
-def test_fault_24_a_container_ends_while_the_engine_is_down(
-    live_restore: Installation, tmp_path: Path
-) -> None:
-    """What the engine did not read of the output is gone, the last word with it: no verdict is made of the rest."""
-    server, job_id, container = begin(live_restore, tmp_path)
-    pid = pid_of(live_restore, container)
-    own_engine(live_restore).stop(signal.SIGKILL)
-    tell_enough(pid)
-    eventually(lambda: not Path(f"/proc/{pid}").exists(), what="the end of the container")
-    own_engine(live_restore).start()
-    check_run_again(live_restore, server, job_id)
-
-
-def test_fault_25_the_engine_hangs(private: Installation, tmp_path: Path) -> None:
-    server, job_id, container = begin(private, tmp_path)
-    pid = pid_of(private, container)
-    own_engine(private).send(signal.SIGSTOP)
-    eventually(lambda: "docker engine" in str(ready(server)), seconds=60, what="/ready naming the engine")
-    controller = ready(server)["checks"]["controller"]
-    assert controller["heartbeat_age_seconds"] < 15, "the controller's heart beats on"
-    assert private.job(server, job_id)["status"] == "running", "no verdict is invented"
-    own_engine(private).send(signal.SIGCONT)
-    tell_enough(pid)
-    job = private.wait(server, job_id)
-    assert (job["status"], job["success"], job["attempt"]) == ("completed", True, 1), job
-    check_counted(private.log(server, job_id))
+    engine.start()
+    until_lost(private, job_id, 1)
+    under_way(private, server, job_id)
+    engine.stop(signal.SIGKILL)
+    engine.start()
+    until_lost(private, job_id, 2)
+    under_way(private, server, job_id)
+    engine.power_cut()  # of what runs in its network: the controller, too
+    engine.start()
+    private.start_controller(**settings)
+    check_run_again(private, server, job_id, lost=3)
     check_all_removed(private)
 
 
-def test_fault_26_the_host_goes_down_hard(private: Installation, tmp_path: Path) -> None:
-    """After a power cut nothing runs and /run is empty; the engine finds containers that it thinks are running."""
-    server, job_id, _ = begin(private, tmp_path)
-    own_engine(private).power_cut()  # of what runs in its network: the controller, too
-    own_engine(private).start()
-    private.start_controller()
-    check_run_again(private, server, job_id)
+def test_faults_23_and_24_the_engine_is_killed_and_its_containers_live_on_or_end_meanwhile(
+    live_restore: Installation, tmp_path: Path
+) -> None:
+    """What lives on gives the verdict. Of what ended, the engine did not read the rest of the output, the last word
+    with it: no verdict is made of what it did read."""
+    system, engine = live_restore, own_engine(live_restore)
+    server, project = begin(system, tmp_path, CI_MAX_RUNNING_JOBS="2")
+    living, ending = (system.submit(server, project, "--", "-s") for _ in range(2))
+    container, other = (under_way(system, server, job_id) for job_id in (living, ending))
+    pid = pid_of(system, other)
+    engine.stop(signal.SIGKILL)
+    tell_enough(pid)
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), what="the end of the container")
+    engine.start()
+    assert container in system.containers()
+    check_finishes(system, server, living, pid_of(system, container))
+    check_run_again(system, server, ending)
+    check_all_removed(system)
 
 
-def test_fault_27_the_bridge_is_missing(private: Installation, tmp_path: Path) -> None:
-    """The engine cannot start containers: no test failure, nothing left over, and it goes on afterwards."""
-    project = make_project(
-        tmp_path / "project", {"requirements.txt": "pytest\n", "test_it.py": "def test_ok(): pass\n"}
-    )
-    server = private.start()
-    first = private.submit(server, project)
-    assert private.wait(server, first)["success"] is True
-    subprocess.run([*own_engine(private).inside, "ip", "link", "delete", "ci-jobs"], check=True)
+def test_faults_25_and_27_the_engine_hangs_and_the_bridge_is_missing(
+    private: Installation, tmp_path: Path
+) -> None:
+    """Who hangs invents no verdict. Without the bridge no container starts: no test failure, nothing left over, and it
+    goes on afterwards."""
+    engine = own_engine(private)
+    server, project = begin(private, tmp_path)
+    first = private.submit(server, project, "--", "-s")
+    pid = pid_of(private, under_way(private, server, first))
+    engine.send(signal.SIGSTOP)
+    eventually(lambda: "docker engine" in str(ready(server)), seconds=60, what="/ready naming the engine")
+    controller = ready(server)["checks"]["controller"]
+    assert controller["heartbeat_age_seconds"] < 15, "the controller's heart beats on"
+    assert private.job(server, first)["status"] == "running", "no verdict is invented"
+    engine.send(signal.SIGCONT)
+    check_finishes(private, server, first, pid)
+    check_all_removed(private)
+
+    subprocess.run([*engine.inside, "ip", "link", "delete", "ci-jobs"], check=True)
+    (project / "test_it.py").write_text("def test_ok(): pass\n")
     second = private.submit(server, project)
     eventually(lambda: lost(private, second), seconds=60, what="an attempt without a bridge")
     assert private.job(server, second)["success"] is None
-    own_engine(private).stop(signal.SIGTERM)
-    own_engine(private).start()
+    engine.stop(signal.SIGTERM)
+    engine.start()
     job = private.wait(server, second, seconds=150)
     assert (job["status"], job["success"]) == ("completed", True), job
     assert charged(private, second) == [None], "what could not start is not charged"

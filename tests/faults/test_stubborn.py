@@ -24,68 +24,64 @@ def test_stays():
 HANGS = "import os, time\ndef test_hangs():\n    os.write(1, b'hangs\\n')\n    time.sleep(600)\n"
 
 
-def test_faults_34_and_37_a_job_that_ignores_signals_and_a_time_out_without_a_controller(
+def test_faults_34_36_and_37_jobs_that_ignore_signals_wait_for_an_index_or_lose_their_controller(
     installation: Installation, tmp_path: Path
 ) -> None:
-    """One is asked, asked again and killed inside its container; the other ends in time although nobody watches."""
+    """One is asked, asked again and killed inside its container. The message of the next says that it was installing,
+    and what. The last ends in time although nobody watches."""
     system = installation
-    controller = system.start_controller(CI_MAX_RUNNING_JOBS="2")
-    server = system.start_server()
-    system.wait_ready(server)
-    stubborn = system.submit(
-        server, make_project(tmp_path / "stubborn", {"test_it.py": STUBBORN}), "--", "-s"
-    )
-    until_printed(system, stubborn, b"stays\n")
-    assert system.ci(server, "cancel", stubborn).code == 0
-    late = system.submit(
-        server, make_project(tmp_path / "late", {"test_it.py": HANGS}), "--timeout", "15", "--", "-s"
-    )
-    eventually(lambda: begun(system, late), seconds=60, what="the run")
-    controller.kill()
-    assert system.job(server, late)["success"] is None
-    eventually(lambda: not running(system), seconds=60, what="the end of both containers")
-    successor = system.start_controller()
-    until_ended(system, stubborn, late)
+    with socket.create_server(("0.0.0.0", 0), backlog=64) as silent:
+        index = f"{host_address()}:{silent.getsockname()[1]}"
+        settings = {"CI_MAX_RUNNING_JOBS": "3", "CI_JOB_NETWORK_ALLOW": index}
+        controller = system.start_controller(**settings)
+        server = system.start_server()
+        system.wait_ready(server)
+        stubborn = system.submit(
+            server, make_project(tmp_path / "stubborn", {"test_it.py": STUBBORN}), "--", "-s"
+        )
+        installing = system.submit(server, needy(tmp_path / "needy", index), "--timeout", "4")
+        until_printed(system, stubborn, b"stays\n")
+        bridge = system.docker("inspect", "--format", "{{.HostConfig.NetworkMode}}", system.containers()[0])
+        assert system.ci(server, "cancel", stubborn).code == 0
+        late = system.submit(
+            server, make_project(tmp_path / "late", {"test_it.py": HANGS}), "--timeout", "15", "--", "-s"
+        )
+        until_ended(system, installing)
+        eventually(lambda: begun(system, late), seconds=60, what="the run")
+        controller.kill()
+        assert system.job(server, late)["success"] is None
+        eventually(lambda: not running(system), seconds=60, what="the end of every container")
+        successor = system.start_controller(**settings)
+        until_ended(system, stubborn, late)
+        check_all_removed(system)
+        successor.terminate()
+        assert system.admin("network", "remove", "--name", bridge).code == 0
     job = system.job(server, stubborn)
     assert (job["status"], job["message"]) == ("cancelled", "Cancelled by ada@example.org."), job
+    job = system.job(server, installing)
+    assert (job["status"], job["reason"]) == ("failed", "timeout"), job
+    assert job["message"] == "The time-out of 4 s passed while installing requirements.txt.", job
     job = system.job(server, late)
     assert (job["status"], job["reason"], job["attempt"]) == ("failed", "timeout", 1), job
     assert job["message"].startswith("The time-out of 15 s passed"), job
     assert "SIGKILL" not in controller.tail() + successor.tail(), "the second line was not needed"
-    for job_id in (stubborn, late):
+    for job_id in (stubborn, installing, late):
         check_one_end(system, job_id)
-    check_all_removed(system)
+
+
+def needy(root: Path, index: str) -> Path:
+    """A project that needs a package which no index but that one could have."""
+    files: dict[str, str | bytes] = {
+        "requirements.txt": f"--index-url http://{index}/simple\nno-such-package-of-ours\n",
+        "test_it.py": "def test_a(): pass\n",
+    }
+    return make_project(root, files)
 
 
 def running(system: Installation) -> list[str]:
     return system.docker(
         "ps", "-q", "--filter", f"label=ci.instance={system.instance_id()}", "--filter", "status=running"
     ).split()
-
-
-def test_fault_36_an_index_that_never_answers(installation: Installation, tmp_path: Path) -> None:
-    """The job's message says that it was installing, and what."""
-    system = installation
-    with socket.create_server(("0.0.0.0", 0), backlog=64) as silent:
-        address = f"{host_address()}:{silent.getsockname()[1]}"
-        controller = system.start_controller(CI_JOB_NETWORK_ALLOW=address)
-        server = system.start_server()
-        system.wait_ready(server)
-        requirements = f"--index-url http://{address}/simple\nno-such-package-of-ours\n"
-        files: dict[str, str | bytes] = {
-            "requirements.txt": requirements,
-            "test_it.py": "def test_a(): pass\n",
-        }
-        job_id = system.submit(server, make_project(tmp_path / "project", files), "--timeout", "4")
-        eventually(lambda: system.containers(), what="the container")
-        bridge = system.docker("inspect", "--format", "{{.HostConfig.NetworkMode}}", system.containers()[0])
-        until_ended(system, job_id)
-        check_all_removed(system)
-        controller.terminate()
-        assert system.admin("network", "remove", "--name", bridge).code == 0
-    job = system.job(server, job_id)
-    assert (job["status"], job["reason"]) == ("failed", "timeout"), job
-    assert job["message"] == "The time-out of 4 s passed while installing requirements.txt.", job
 
 
 def host_address() -> str:

@@ -69,33 +69,11 @@ def check_counted(system: Installation, server: Daemon, job_id: str) -> None:
     assert lines == [f"line {number}\n".encode() for number in range(len(lines))]
 
 
-def test_fault_10_the_lock_file_is_deleted_while_it_is_held(
+def test_faults_10_and_11_a_stopped_controller_wakes_and_a_lock_file_is_deleted(
     installation: Installation, tmp_path: Path
 ) -> None:
-    """The file's lock alone would give two leaders: the epoch of the second refuses the first."""
-    system = installation
-    project = make_project(tmp_path / "project", {"test_it.py": COUNTING})
-    first = system.start_controller()
-    server = system.start_server()
-    system.wait_ready(server)
-    with recorded_starts(system, tmp_path / "starts") as starts:
-        job_id = system.submit(server, project, "--", "-s")
-        container = under_way(system, job_id)
-        [lock] = system.root.glob("*.lock")
-        lock.unlink()
-        system.start_controller()
-        assert first.process.wait(timeout=30) == 75, first.tail()
-        assert system.containers() == [container]
-        tell_enough(system, container)
-        check_counted(system, server, job_id)
-        check_all_removed(system)
-    check_no_container_restarted(starts)
-
-
-def test_fault_11_a_stopped_controller_wakes_after_its_successor_took_over(
-    installation: Installation, tmp_path: Path
-) -> None:
-    """The successor finishes what the first had claimed; awake again, the first changes nothing and leaves."""
+    """The successor finishes what the first had claimed; awake again, the first changes nothing and leaves. Without
+    its file the lock alone would then give two leaders: the epoch of the third refuses the second."""
     system = installation
     counting = make_project(tmp_path / "counting", {"test_it.py": COUNTING})
     first = system.start_controller(CI_MAX_RUNNING_JOBS="3")
@@ -111,7 +89,7 @@ def test_fault_11_a_stopped_controller_wakes_after_its_successor_took_over(
         eventually(
             lambda: heartbeat_age(server) > 15, seconds=30, what="the silence that lets others take over"
         )
-        system.start_controller(CI_MAX_RUNNING_JOBS="3")
+        second = system.start_controller(CI_MAX_RUNNING_JOBS="3")
         until_ended(system, cancelled, claimed)
         assert system.job(server, cancelled)["status"] == "cancelled"
         check_ran_once(system, server, claimed)
@@ -122,6 +100,12 @@ def test_fault_11_a_stopped_controller_wakes_after_its_successor_took_over(
         assert first.process.wait(timeout=30) == 75, first.tail()
         assert "another controller took over" in first.tail().lower()
         assert snapshot(system) == before, "nothing that it tried had an effect"
+        assert system.containers() == [container]
+
+        [lock] = system.root.glob("*.lock")
+        lock.unlink()
+        system.start_controller()
+        assert second.process.wait(timeout=30) == 75, second.tail()
         assert system.containers() == [container]
 
         tell_enough(system, container)

@@ -1,5 +1,6 @@
 """The harness as the first process of a real container: what it stands, what it kills, what it proves."""
 
+import os
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -24,9 +25,11 @@ from tests.support.harness import (
     run_harness,
     started_harness,
 )
+from tests.support.prepared_image import prepared_image
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
 
+SOAKING = os.environ.get("CI_SOAK") == "1"
 Tree = dict[str, str | bytes]
 USER = f"{USERS[0]}:{GROUP}"
 HARDENED = ("--user", USER, "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "512")
@@ -35,6 +38,11 @@ HARDENED = ("--user", USER, "--cap-drop", "ALL", "--security-opt", "no-new-privi
 def stdin_of(tree: Tree, **changes: object) -> bytes:
     plan = plan_for(MemoryArchive(tree))
     return fed(tree, replace(DEFAULTS, install=plan), **changes)
+
+
+def stdin_without_installing(tree: Tree, **changes: object) -> bytes:
+    """For an image that has pytest."""
+    return fed(tree, DEFAULTS, **changes)
 
 
 @contextmanager
@@ -48,13 +56,23 @@ def command(*options: str, image: str = RUNNER_IMAGE) -> Generator[list[str]]:
 
 
 @pytest.fixture
-def run() -> Callable[..., Said]:
-    """Run a tree, given as the text of its one test module or as files."""
+def install() -> Callable[..., Said]:
+    """Install what a tree needs, as its plan says, and run it."""
 
-    def run(tree: str | Tree, *options: str, **changes: object) -> Said:
-        files: Tree = {"test_it.py": tree} if isinstance(tree, str) else tree
+    def run(tree: Tree, *options: str, **changes: object) -> Said:
         with command(*options) as argv:
-            return run_harness(argv, stdin_of(files, **changes))
+            return run_harness(argv, stdin_of(tree, **changes))
+
+    return run
+
+
+@pytest.fixture
+def run() -> Callable[..., Said]:
+    """Run a tree, given as the text of its one test module, where pytest is there already."""
+
+    def run(tree: str, *options: str, **changes: object) -> Said:
+        with command(*options, image=prepared_image()) as argv:
+            return run_harness(argv, stdin_without_installing({"test_it.py": tree}, **changes))
 
     return run
 
@@ -68,21 +86,21 @@ SRC_PROJECT: Tree = {
 }
 
 
-def test_a_project_is_installed_and_tested(run: Callable[..., Said]) -> None:
-    said = run(SRC_PROJECT)
+def test_a_project_is_installed_and_tested(install: Callable[..., Said]) -> None:
+    said = install(SRC_PROJECT)
     assert (said.exit_code, said.trailer.message) == (0, "1 passed.")
-    assert said.events == ["begun", "phase", "phase"]
+    assert said.events == ["begun", "phase", "phase"], "without the wish nothing waits for the network to go"
     assert b"==> Installing the project with test with uv\n" in said.log
 
 
-def test_where_nothing_brings_pytest_it_comes_all_the_same(run: Callable[..., Said]) -> None:
-    said = run("def test_a(): pass")
+def test_where_nothing_brings_pytest_it_comes_all_the_same(install: Callable[..., Said]) -> None:
+    said = install({"test_it.py": "def test_a(): pass"})
     assert said.exit_code == 0
     assert b"==> Installing pytest with uv, as nothing in the project brings it\n" in said.log
 
 
-def test_a_requirement_that_does_not_exist_is_named(run: Callable[..., Said]) -> None:
-    said = run({"test_it.py": "", "requirements.txt": "no-such-package-of-ours==9.9"})
+def test_a_requirement_that_does_not_exist_is_named(install: Callable[..., Said]) -> None:
+    said = install({"test_it.py": "", "requirements.txt": "no-such-package-of-ours==9.9"})
     assert (said.exit_code, said.trailer.outcome) == (101, Outcome.INSTALL_FAILED)
     assert (said.trailer.message or "").startswith(
         "Installing requirements.txt failed: no-such-package-of-ours==9.9: no matching distribution - "
@@ -90,9 +108,9 @@ def test_a_requirement_that_does_not_exist_is_named(run: Callable[..., Said]) ->
     assert b"no-such-package-of-ours" in said.log
 
 
-def test_without_uv_the_requirement_is_named_in_pips_words(run: Callable[..., Said]) -> None:
+def test_without_uv_the_requirement_is_named_in_pips_words(install: Callable[..., Said]) -> None:
     no_uv = ("--mount", "type=bind,source=/dev/null,target=/usr/local/bin/uv")
-    said = run({"test_it.py": "", "requirements.txt": "no-such-package-of-ours==9.9"}, *no_uv)
+    said = install({"test_it.py": "", "requirements.txt": "no-such-package-of-ours==9.9"}, *no_uv)
     message = said.trailer.message or ""
     assert "no-such-package-of-ours==9.9: no matching distribution - Could not find a version" in message
     assert message.endswith(" (pip ended with 1).")
@@ -188,12 +206,14 @@ def test_what_was_installed_is_open_to_the_group_and_what_tests_make_is_not():
 }
 
 
-def test_what_ordinary_tests_do_as_their_user_works(run: Callable[..., Said]) -> None:
-    said = run(ORDINARY)
+def test_what_ordinary_tests_do_as_their_user_works(install: Callable[..., Said]) -> None:
+    said = install(ORDINARY)
     assert (said.exit_code, said.trailer.message) == (0, "4 passed."), said.log.decode()
 
 
-STRANGER = """
+STRANGER: Tree = {
+    "venv.py": "raise SystemExit('the tree was imported')",
+    "test_it.py": """
 import os, pwd, pytest, sys
 def test_it():
     assert os.getcwd() == "/tmp/workspace"
@@ -201,12 +221,18 @@ def test_it():
     assert os.path.expanduser("~") == "/tmp"
     with pytest.raises(KeyError):
         pwd.getpwuid(os.getuid())
-"""
+""",
+}
 
 
-def test_an_image_that_knows_nothing_of_the_user_runs_tests_all_the_same(run: Callable[..., Said]) -> None:
-    """As one that an operator brings: no name, and nothing of the image's own is open to user or group."""
-    said = run(STRANGER, "--user=60705:60705")
+def test_an_image_that_knows_nothing_of_the_user_runs_tests_all_the_same(
+    install: Callable[..., Said],
+) -> None:
+    """As one that an operator brings: no name, and nothing of the image's own is open to user or group.
+
+    Its Python cannot be added to either: it gets an environment over it, in whose making the tree has no part.
+    """
+    said = install(STRANGER, "--user=60705:60705")
     assert (said.exit_code, said.trailer.message) == (0, "1 passed."), said.log.decode()
 
 
@@ -256,8 +282,11 @@ def test_a_request_from_outside_stops_it_with_its_summary() -> None:
         "test_it.py": "import time\ndef test_ok(): pass\ndef test_b(): print('there'); time.sleep(60)"
     }
     with (
-        command() as argv,
-        started_harness(argv, stdin_of(tree, pytest_args=("-s",)), b"there") as (process, lines),
+        command(image=prepared_image()) as argv,
+        started_harness(argv, stdin_without_installing(tree, pytest_args=("-s",)), b"there") as (
+            process,
+            lines,
+        ),
     ):
         docker("kill", "--signal", "SIGINT", argv[argv.index("--name") + 1])
         said = rest_of(process, lines)
@@ -300,10 +329,12 @@ def test_a_stop_while_leftovers_are_killed_is_not_forgotten() -> None:
 
 def isolation_events(argv: list[str], stdin: bytes, *, disconnect: bool) -> Said:
     """Return what a harness said whose network is taken away, or not, once it has installed everything."""
-    with started_harness(argv, stdin, b"==> Installing pytest") as (process, lines):
+    with started_harness(argv, stdin, b"") as (process, lines):
         assert process.stdout is not None
-        while "installed" not in Said(b"".join(lines), -1).events:
-            lines.append(process.stdout.readline())
+        while "installed" not in (said := Said(b"".join(lines), -1)).events:
+            line = process.stdout.readline()
+            assert line, f"it ended before everything was installed: {said.log!r}"
+            lines.append(line)
         assert b"Running" not in Said(b"".join(lines), -1).log
         if disconnect:
             docker("network", "disconnect", "--force", "bridge", argv[argv.index("--name") + 1])
@@ -317,6 +348,7 @@ def test_the_tests_begin_when_the_network_is_gone() -> None:
     with command() as argv:
         said = isolation_events(argv, stdin_of({"test_it.py": ALONE}, isolate=True), disconnect=True)
     assert (said.exit_code, said.trailer.message) == (0, "1 passed."), said.log.decode()
+    assert said.log.startswith(b"==> Installing pytest"), "with the network that it had"
     assert said.events == ["begun", "phase", "installed", "phase"]
 
 
@@ -324,16 +356,12 @@ def test_a_network_that_stays_is_no_fault_of_the_job() -> None:
     stdin = stdin_of({"test_it.py": ALONE}, isolate=True)
     impatient = stdin.replace(b"ISOLATION_SECONDS = 60", b"ISOLATION_SECONDS = 2 ")
     assert impatient != stdin
-    with command() as argv:
+    with command(image=prepared_image()) as argv:
         said = isolation_events(argv, impatient, disconnect=False)
     assert (said.exit_code, said.trailer.outcome) == (108, Outcome.NOT_ISOLATED)
     assert decide(said.trailer, ExitState(108), None, begun=True) == Lost(
         Reason.INFRA, "The network was still there 2 s after installing."
     )
-
-
-def test_without_the_wish_nothing_waits_for_the_network_to_go(run: Callable[..., Said]) -> None:
-    assert run("def test_a(): pass").events == ["begun", "phase", "phase"]
 
 
 def test_a_feed_that_ends_early_is_lost_and_charged_to_nobody() -> None:
@@ -343,12 +371,16 @@ def test_a_feed_that_ends_early_is_lost_and_charged_to_nobody() -> None:
     assert not hasattr(decide(said.trailer, ExitState(100), None, begun=False), "status")
 
 
-def test_an_image_whose_python_cannot_be_added_to_gets_an_environment_over_it() -> None:
+@pytest.mark.skipif(
+    not SOAKING, reason="CI_SOAK=1: the longer form of an image that knows nothing of the user"
+)
+def test_an_image_whose_python_cannot_be_added_to_gets_an_environment_over_it(
+    install: Callable[..., Said],
+) -> None:
     as_nobody = ("--user", "65534", "--workdir", "/tmp", "--env", "HOME=/nonexistent")
-    with command(*as_nobody) as argv:
-        tree: dict[str, str | bytes] = {
-            "test_it.py": "def test_a(): pass",
-            "venv.py": "raise SystemExit('the tree was imported')",
-        }
-        said = run_harness(argv, stdin_of(tree, workspace="/tmp/workspace"))
+    tree: Tree = {
+        "test_it.py": "def test_a(): pass",
+        "venv.py": "raise SystemExit('the tree was imported')",
+    }
+    said = install(tree, *as_nobody, workspace="/tmp/workspace")
     assert said.exit_code == 0, said.log.decode()

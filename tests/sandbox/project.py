@@ -90,16 +90,16 @@ def filler(root: Path, disk: str) -> Path:
     return make_project(root, {**files({"disk": disk}), "test_disk.py": _FILLING})
 
 
-def liar(root: Path) -> Path:
-    """Return a project whose tests forge a success and then fail."""
+def liar() -> dict[str, str]:
+    """Return the files of a project whose tests forge a success and then fail."""
     failing = "\ndef test_that_fails():\n    assert False, 'the truth'\n"
-    return make_project(root, {"test_lies.py": _FORGERIES + failing})
+    return {"test_lies.py": _FORGERIES + failing}
 
 
-def leaver(root: Path) -> Path:
-    """Return a project whose first test forges a success and leaves with it before the others run."""
+def leaver() -> dict[str, str]:
+    """Return the files of a project whose tests forge a success; then one leaves with it before the last one runs."""
     leaving = "\ndef test_that_leaves():\n    os._exit(0)\n\ndef test_that_fails():\n    assert False\n"
-    return make_project(root, {"test_lies.py": _FORGERIES + leaving})
+    return {"test_lies.py": _FORGERIES + leaving}
 
 
 def peer(root: Path) -> Path:

@@ -4,37 +4,32 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from ci_common.crash_points import CrashPoint
+from tests.support.forked import fork_server
 
 _CRASHED = 137
 _ROOT = Path(__file__).parents[2]
-_COMMAND = (sys.executable, "-c", "from ci_admin.cli import main; main()")
 _EVE = ("user", "create", "--name", "Eve", "--email", "eve@example.org")
 _KEY = ("key", "create", "--email", "eve@example.org", "--name", "laptop")
 
 
 class Admin:
-    """`ci-admin` in processes of its own, on that database."""
+    """`ci-admin` in processes of its own (which need no start), on that database."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
 
     async def run(self, *arguments: str, crash_at: str = "") -> subprocess.CompletedProcess[str]:
         """Return the command that ended, well or not."""
-        environment = {**os.environ, "CI_DB_PATH": str(self._database), "PYTHONPATH": str(_ROOT)}
+        environment = {**os.environ, "CI_DB_PATH": str(self._database)}
         environment |= {"CI_CRASH_AT": crash_at} if crash_at else {}
-        return await asyncio.to_thread(
-            subprocess.run,
-            [*_COMMAND, *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
+        server = fork_server("ci_admin.cli")
+        done = await asyncio.to_thread(server.run, *arguments, environment=environment, cwd=_ROOT, timeout=60)
+        return subprocess.CompletedProcess(
+            arguments, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
 
     async def json(self, *arguments: str) -> Any:

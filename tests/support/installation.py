@@ -269,11 +269,11 @@ class Installation:
         with self.http(server, user) as http:
             return http.get(f"/jobs/{job_id}/log{which}").raise_for_status().content
 
-    def wait(self, server: Daemon, job_id: str, seconds: float = 90) -> dict[str, Any]:
+    def wait(self, server: Daemon, job_id: str, seconds: float = 90, *, user: str = "ada") -> dict[str, Any]:
         """Return the job once it is terminal."""
 
         def finished() -> dict[str, Any] | None:
-            job = self.job(server, job_id)
+            job = self.job(server, job_id, user)
             return job if job["success"] is not None else None
 
         return eventually(finished, seconds=seconds, what=f"the end of job {job_id}")

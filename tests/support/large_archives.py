@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 _MIB = 1024 * 1024
 _PADDING = struct.pack("<B2H", 0, 0, 0xFFFF)  # an empty stored block: padding that unpacks to nothing
@@ -12,20 +13,25 @@ _PADDING = struct.pack("<B2H", 0, 0, 0xFFFF)  # an empty stored block: padding t
 def write_entries(path: Path, names: Iterable[bytes], *, extra: int = 0, comment: int = 0) -> None:
     """The archive holds an empty file under each name, with that many zeros as extra fields and as comment."""
     central: list[bytes] = []
+    offset = 0
     with path.open("wb") as file:
         for name in names:
-            offset = file.tell()
             header = struct.pack("<5H3L2H", 20, 0, 0, 0, 33, 0, 0, 0, len(name), extra)
             file.write(b"PK\3\4" + header + name)
-            file.seek(extra, 1)  # a hole, which costs nothing
-            header = struct.pack("<5H3L2H", 20, 0, 0, 0, 33, 0, 0, 0, len(name), extra)
+            _leave_hole(file, extra)
             more = struct.pack("<3H2L", comment, 0, 0, 0, offset)
             central.append(b"PK\1\2" + struct.pack("<H", 20) + header + more + name)
-        start = file.tell()
+            offset += 4 + len(header) + len(name) + extra
         for record in central:
             file.write(record)
-            file.seek(extra + comment, 1)
-        _finish(file.write, start, file.tell() - start, len(central))
+            _leave_hole(file, extra + comment)
+        _finish(file.write, offset, file.tell() - offset, len(central))
+
+
+def _leave_hole(file: BinaryIO, size: int) -> None:
+    """So many zeros follow, which cost nothing; seeking to where one is would write out what is gathered."""
+    if size:
+        file.seek(size, 1)
 
 
 def _finish(write: Callable[[bytes], object], start: int, size: int, count: int) -> None:

@@ -18,25 +18,28 @@ from tests.support.docker_cli import RUNNER_IMAGE, docker
 _REPOSITORY: Final = "ci-runner-tests"
 _BASE: Final = "ci-runner-tests.base"  # label: the id of the image it was made of
 # With that umask a job, whose user is another one of the group, can install over it.
-_INSTALL: Final = "umask 002 && uv pip install --no-cache --compile-bytecode pytest"
-_DOCKERFILE: Final = f"FROM {RUNNER_IMAGE}\nRUN {_INSTALL}\n"
+_INSTALL: Final = "umask 002 && uv pip install --no-cache --compile-bytecode"
 
 
 @cache
-def prepared_image() -> str:
-    """Return the name of the prepared image; the first worker that asks makes it, and later runs find it."""
+def prepared_image(*packages: str) -> str:
+    """Return the name of the prepared image, with these packages beside pytest.
+
+    The first worker that asks makes it, and later runs find it.
+    """
     base = docker("image", "inspect", "--format", "{{.Id}}", RUNNER_IMAGE)
-    name = f"{_REPOSITORY}:{base.removeprefix('sha256:')[:12]}"
+    name = f"{_REPOSITORY}:{'-'.join((base.removeprefix('sha256:')[:12], *packages))}"
     with _lock():
         if not docker("image", "inspect", "--format", "{{.Id}}", name, check=False):
             _remove_outdated()
-            _build(name, base)
+            _build(name, base, packages)
     return name
 
 
-def _build(name: str, base: str) -> None:
+def _build(name: str, base: str, packages: tuple[str, ...]) -> None:
+    dockerfile = f"FROM {RUNNER_IMAGE}\nRUN {_INSTALL} {' '.join(('pytest', *packages))}\n"
     command = ["docker", "build", "--quiet", "--label", f"{_BASE}={base}", "--tag", name, "-"]
-    done = subprocess.run(command, input=_DOCKERFILE, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=dockerfile, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"the runner image could not be prepared: {done.stdout}{done.stderr}"
 
 

@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.docker_cli import RUNNER_IMAGE, docker
+from tests.support.docker_cli import RUNNER_IMAGE
 from tests.support.eventually import eventually
+
+_MOST_FILES = "2g"  # of an engine; a runner image takes 300 MB of it
 
 
 @dataclass
@@ -87,6 +89,13 @@ class PrivateEngine:
         config = f"{self.root}/exec/containerd/containerd.toml"
         return [pid for pid, command in _processes() if config in command and "shim" not in command]
 
+    def set_live_restore(self, wanted: bool) -> None:
+        """The engine runs in that mode, as if it had never run in another."""
+        if wanted != self.live_restore:
+            self.stop()
+            self.live_restore = wanted
+            self.start()
+
     def power_cut(self) -> None:
         """Everything that ran is gone at once, and what the engine kept in memory file systems too."""
         self.stop(signal.SIGKILL)
@@ -105,10 +114,10 @@ class PrivateEngine:
 
     def load(self, image: str) -> None:
         """The engine has that image of the host's engine."""
-        archive = self.root / "image.tar"
-        docker("save", image, "--output", str(archive))
-        self.docker("load", "--input", str(archive))
-        archive.unlink()
+        with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saving:
+            loading = ["docker", "--host", self.url, "load", "--quiet"]
+            subprocess.run(loading, stdin=saving.stdout, stdout=subprocess.DEVNULL, check=True, timeout=120)
+        assert saving.returncode == 0, f"docker save {image}"
 
     def _docker(self, *args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -122,7 +131,6 @@ class PrivateEngine:
             self._process.kill()
             self._process.wait(timeout=30)
         self._kill_left_over()
-        shutil.rmtree(self.root)
 
     def _kill_left_over(self) -> None:
         for pid in self._left_over():
@@ -170,21 +178,41 @@ def _children(pid: int) -> set[int]:
 
 
 @contextmanager
-def private_engine(
-    number: int, *, image: str = RUNNER_IMAGE, live_restore: bool = False
-) -> Generator[PrivateEngine]:
+def private_engine(number: int, *, image: str = RUNNER_IMAGE) -> Generator[PrivateEngine]:
     """A running private engine with that image; `number` (0-99) keeps those of parallel tests apart."""
     assert os.geteuid() == 0, "a private engine needs root"
     name, subnet = f"ci-eng{number}", f"10.231.{number}"
-    root = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))  # a socket's path has 108 bytes at most
-    engine = PrivateEngine(name, subnet, root, live_restore)
-    with _network(name, subnet):
+    with _files(name) as root, _network(name, subnet):
+        engine = PrivateEngine(name, subnet, root)
         try:
             engine.start()
             engine.load(image)
             yield engine
         finally:
             engine.close()
+
+
+@contextmanager
+def _files(name: str) -> Generator[Path]:
+    """A folder in memory: an image is unpacked there without a wait for a disk, and gone at once."""
+    for left in _mounted(name):  # by a test that was killed
+        _remove_files(left)
+    root = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))  # a socket's path has 108 bytes at most
+    _run("mount", "-t", "tmpfs", "-o", f"size={_MOST_FILES}", name, str(root))
+    try:
+        yield root
+    finally:
+        _remove_files(root)
+
+
+def _mounted(name: str) -> list[Path]:
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    return [Path(where) for what, where, *_ in mounts if what == name]
+
+
+def _remove_files(root: Path) -> None:
+    _run("umount", "--lazy", str(root))
+    root.rmdir()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ci_server.app import create_app
 from tests.support.server import Account, open_site
 from tests.support.server_process import answers, server_process
 
-_EXAMPLES = 300 if "CI_SOAK" in os.environ else 8
+_EXAMPLES = 300 if "CI_SOAK" in os.environ else 5
 _SCHEMA: Any = schemathesis.openapi.from_dict(create_app().openapi())
 _OPERATIONS: dict[str, Any] = {
     operation.label: operation for operation in (one.ok() for one in _SCHEMA.get_all_operations())

@@ -11,9 +11,9 @@ import pytest
 from ci_common.clock import utcnow
 from ci_common.models import Job, Reason
 from ci_common.verdict import verdict
-from tests.support.ci_command import ci_environment, run_ci
+from tests.support.ci_command import ci_environment
+from tests.support.ci_forks import forked_ci_on_screen, run_forked_ci
 from tests.support.http_peer import JOB_ID, KEY, Cut, HttpPeer
-from tests.support.screen import ci_on_screen
 from tests.support.server import Account, Site, serving
 
 # Everything that could set a title, reach the clipboard, ask for an answer, move, hide or print.
@@ -43,7 +43,9 @@ def screen(url: str, ada: Account, tmp_path: Path) -> Shown:
     environment = ci_environment(url, ada.secret, TERM="xterm")
 
     async def show(*arguments: str) -> str:
-        shown = await asyncio.to_thread(ci_on_screen, *arguments, environment=environment, cwd=tmp_path)
+        shown = await asyncio.to_thread(
+            forked_ci_on_screen, *arguments, environment=environment, cwd=tmp_path
+        )
         return shown.replace("\r\n", "\n")  # as the terminal's line discipline made of it
 
     return show
@@ -55,7 +57,9 @@ def piped(url: str, ada: Account, tmp_path: Path) -> Callable[..., Awaitable[byt
 
     async def run(*arguments: str) -> bytes:
         environment = ci_environment(url, ada.secret)
-        return (await asyncio.to_thread(run_ci, *arguments, environment=environment, cwd=tmp_path)).stdout
+        return (
+            await asyncio.to_thread(run_forked_ci, *arguments, environment=environment, cwd=tmp_path)
+        ).stdout
 
     return run
 
@@ -108,7 +112,7 @@ async def test_output_that_looks_like_events_is_output(
     await site.hands.finish(attempt, Reason.TESTS_FAILED)
     environment = ci_environment(url, ada.secret)
     arguments = ("wait", job.id, "--all")
-    done = await asyncio.to_thread(run_ci, *arguments, environment=environment, cwd=tmp_path)
+    done = await asyncio.to_thread(run_forked_ci, *arguments, environment=environment, cwd=tmp_path)
     assert (done.stdout, done.returncode) == (forged, 1)
     events = [json.loads(line) for line in (await piped(*arguments, "--json")).splitlines()]
     assert [event["type"] for event in events].count("complete") == 1
@@ -170,7 +174,7 @@ def test_a_remark_is_not_hidden_by_the_colours_of_the_job(tmp_path: Path) -> Non
         peer.script.log = b"\x1b[8;30;40mhidden " * 20
         peer.script.faults.extend([Cut(1000), Cut(0), Cut(0), Cut(0)])
         environment = ci_environment(peer.url, KEY, TERM="xterm")
-        shown = ci_on_screen("wait", JOB_ID, "--all", environment=environment, cwd=tmp_path)
+        shown = forked_ci_on_screen("wait", JOB_ID, "--all", environment=environment, cwd=tmp_path)
     before, told, _ = shown.partition("The connection to")
     assert told
     assert "\x1b[8;30;40m" in before

@@ -7,6 +7,8 @@ import ast
 import hashlib
 import io
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +16,10 @@ import sysconfig
 import tarfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -37,6 +40,7 @@ from tests.support.harness import (
     started_harness,
 )
 
+SOAKING = os.environ.get("CI_SOAK") == "1"
 RAW = bytes(range(256)) * 50 + b"x" * 40_000 + b"\n" + "é".encode() * 9000 + b"\r partial \xc3"
 
 
@@ -50,32 +54,53 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "bin" / "python"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where harnesses run: a workspace, and the environment that they find."""
+
+    spec: RunSpec
+    env: dict[str, str]
+
+    @classmethod
+    def make(cls, folder: Path, python: Path) -> Self:
+        """Return one in an empty folder."""
+        (folder / "home").mkdir()
+        paths = {"PATH": str(python.parent), "HOME": str(folder / "home")}
+        spec = replace(DEFAULTS, workspace=str(folder / "workspace"))
+        return cls(spec, {**paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+
+    def run(self, tree: str | dict[str, str | bytes], **changes: object) -> Said:
+        """Run a tree, given as the text of its one test module or as files, with changes to the spec."""
+        files: dict[str, str | bytes] = {"test_it.py": tree} if isinstance(tree, str) else tree
+        return run_harness(COMMAND, fed(files, self.spec, **changes), self.env)
+
+
+COMMAND = [sys.executable, *PYTHON_ARGUMENTS]
+
+
 @pytest.fixture
-def spec(tmp_path: Path) -> RunSpec:
-    return replace(DEFAULTS, workspace=str(tmp_path / "workspace"))
+def place(tmp_path: Path, python: Path) -> Place:
+    return Place.make(tmp_path, python)
+
+
+@pytest.fixture
+def spec(place: Place) -> RunSpec:
+    return place.spec
 
 
 @pytest.fixture
 def command() -> list[str]:
-    return [sys.executable, *PYTHON_ARGUMENTS]
+    return COMMAND
 
 
 @pytest.fixture
-def env(python: Path, tmp_path: Path) -> dict[str, str]:
-    home = tmp_path / "home"
-    home.mkdir()
-    return {"PATH": str(python.parent), "HOME": str(home), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+def env(place: Place) -> dict[str, str]:
+    return place.env
 
 
 @pytest.fixture
-def run(command: list[str], spec: RunSpec, env: dict[str, str]) -> Callable[..., Said]:
-    """Run a tree, given as the text of its one test module or as files, with changes to the spec."""
-
-    def run(tree: str | dict[str, str | bytes], **changes: object) -> Said:
-        files: dict[str, str | bytes] = {"test_it.py": tree} if isinstance(tree, str) else tree
-        return run_harness(command, fed(files, spec, **changes), env)
-
-    return run
+def run(place: Place) -> Callable[..., Said]:
+    return place.run
 
 
 def records(header: RunSpec, tree: bytes) -> bytes:
@@ -154,18 +179,22 @@ def test_too_many_warnings_are_counted(run: Callable[..., Said]) -> None:
     assert (said.exit_code, said.trailer.message) == (6, "1 passed, 1 warnings.")
 
 
+LEAVING: list[tuple[str, int | None, int | None]] = [
+    ("os._exit(0)", 0, None),
+    ("os._exit(1)", 1, None),
+    ("os._exit(137)", 137, None),
+    ("os.kill(os.getpid(), 9)", None, 9),
+]
+MORE_LEAVING: list[tuple[str, int | None, int | None]] = [
+    ("os._exit(107)", 107, None),
+    ("os._exit(143)", 143, None),
+    ("os._exit(255)", 255, None),
+    ("os.kill(os.getpid(), 11)", None, 11),
+]
+
+
 @pytest.mark.parametrize(
-    ("statement", "exit_code", "signal_number"),
-    [
-        ("os._exit(0)", 0, None),
-        ("os._exit(1)", 1, None),
-        ("os._exit(107)", 107, None),
-        ("os._exit(137)", 137, None),
-        ("os._exit(143)", 143, None),
-        ("os._exit(255)", 255, None),
-        ("os.kill(os.getpid(), 9)", None, 9),
-        ("os.kill(os.getpid(), 11)", None, 11),
-    ],
+    ("statement", "exit_code", "signal_number"), LEAVING + (MORE_LEAVING if SOAKING else [])
 )
 def test_leaving_early_is_never_a_success(
     run: Callable[..., Said], statement: str, exit_code: int | None, signal_number: int | None
@@ -292,33 +321,86 @@ def test_with_workers_only_the_main_process_reports(run: Callable[..., Said], en
 # -- what comes out --------------------------------------------------------------------------------------------------
 
 
-def test_the_order_of_events_and_the_sum_in_the_trailer(run: Callable[..., Said]) -> None:
-    said = run("def test_a(): pass")
+@dataclass(frozen=True)
+class Run:
+    """What a run said, and between which moments it did."""
+
+    said: Said
+    began: int
+    ended: int
+
+    def passed(self, test: str) -> bool:
+        """Tell whether that test is said to have passed, in green."""
+        return re.search(rb"::%b \x1b\[32mPASSED" % test.encode(), self.said.log) is not None
+
+
+ORDINARY: dict[str, str | bytes] = {
+    "pytest.ini": "[pytest]\naddopts = -v\n",
+    "src/late.py": "x = 1",
+    "src/json.py": "raise ImportError('in front of the standard library')",
+    "do.sh": "#!/bin/sh\n",
+    "test_it.py": """
+import os
+def test_plan():
+    import json, late
+    assert os.environ['CI'] == 'true'
+def test_clean(): assert not {'COLUMNS', 'FORCE_COLOR', '_CI_REPORT'} & set(os.environ)
+def test_modes(): assert os.access('do.sh', os.X_OK) and not os.access('test_it.py', os.X_OK)
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory: pytest.TempPathFactory, python: Path) -> Run:
+    """One run of an ordinary project, which several tests look at."""
+    place = Place.make(tmp_path_factory.mktemp("ordinary"), python)
+    began = int(time.time() * 1000)
+    said = place.run(ORDINARY, install=InstallPlan(paths=("src",)))
+    return Run(said, began, int(time.time() * 1000))
+
+
+def test_the_order_of_events_and_the_sum_in_the_trailer(ordinary: Run) -> None:
+    said = ordinary.said
+    assert said.exit_code == 0, said.log.decode()
     assert said.events == ["begun", "phase"]
     assert said.log.startswith(b"==> Running python -m pytest\n")
     assert said.trailer.log_bytes == len(said.log)
     assert said.trailer.log_sha256 == hashlib.sha256(said.log).hexdigest()
 
 
-def test_what_happens_is_dated(run: Callable[..., Said]) -> None:
-    began = int(time.time() * 1000)
-    said = run("def test_a(): pass")
+def test_what_happens_is_dated(ordinary: Run) -> None:
+    said = ordinary.said
     events = [frame.at for frame in said.frames if isinstance(frame, EventFrame)]
-    moments = [began, *events, said.trailer.first_output_at, said.trailer.at, int(time.time() * 1000)]
+    moments = [ordinary.began, *events, said.trailer.first_output_at, said.trailer.at, ordinary.ended]
     assert moments == sorted(moment for moment in moments if moment is not None)
 
 
-def test_output_is_byte_exact(run: Callable[..., Said]) -> None:
+def test_pytest_writes_in_colour_and_its_children_do_not_know(ordinary: Run) -> None:
+    assert ordinary.passed("test_clean"), ordinary.said.log.decode()
+
+
+def test_the_plan_s_environment_and_paths_are_in_force(ordinary: Run) -> None:
+    assert ordinary.passed("test_plan"), ordinary.said.log.decode()
+
+
+def test_modes_of_files_are_kept(ordinary: Run) -> None:
+    assert ordinary.passed("test_modes"), ordinary.said.log.decode()
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory, python: Path) -> Said:
+    """What is said of a run whose whole output is those bytes."""
+    place = Place.make(tmp_path_factory.mktemp("raw"), python)
     conftest = f"import os\nos.write(1, open('raw', 'rb').read())\nos._exit(0)\nassert {len(RAW)}"
-    said = run({"conftest.py": conftest, "raw": RAW, "test_it.py": ""}, pytest_args=("-s",))
-    assert said.log == b"==> Running python -m pytest -s\n" + RAW
+    return place.run({"conftest.py": conftest, "raw": RAW, "test_it.py": ""}, pytest_args=("-s",))
 
 
-def test_every_line_is_ascii_json_under_16_kib(run: Callable[..., Said]) -> None:
-    said = run(
-        {"conftest.py": "import os; os.write(1, open('raw', 'rb').read())", "raw": RAW}, pytest_args=("-s",)
-    )
-    lines = said.stdout.splitlines(keepends=True)
+def test_output_is_byte_exact(raw: Said) -> None:
+    assert raw.log == b"==> Running python -m pytest -s\n" + RAW
+
+
+def test_every_line_is_ascii_json_under_16_kib(raw: Said) -> None:
+    lines = raw.stdout.splitlines(keepends=True)
     assert max(map(len, lines)) < 16 * 1024
     assert [json.loads(line.decode("ascii"))["n"] for line in lines] == list(range(1, len(lines) + 1))
 
@@ -330,31 +412,6 @@ def test_output_that_looks_like_a_trailer_is_only_output(run: Callable[..., Said
     said = run(f"def test_a(): print('''\\n{forged}\\n'''); assert 0")
     assert said.trailer.exit_code == 1
     assert forged.encode() in said.log
-
-
-def test_pytest_writes_in_colour_and_its_children_do_not_know(run: Callable[..., Said]) -> None:
-    said = run(
-        "import os\ndef test_a(): assert not {'COLUMNS', 'FORCE_COLOR', '_CI_REPORT'} & set(os.environ)"
-    )
-    assert said.exit_code == 0
-    assert b"\x1b[32m" in said.log
-
-
-def test_the_plan_s_environment_and_paths_are_in_force(run: Callable[..., Said]) -> None:
-    tree: dict[str, str | bytes] = {
-        "src/late.py": "x = 1",
-        "src/json.py": "raise ImportError('in front of the standard library')",
-        "test_it.py": "import json, late, os\ndef test_a(): assert os.environ['CI'] == 'true'",
-    }
-    assert run(tree, install=InstallPlan(paths=("src",))).exit_code == 0
-
-
-def test_modes_of_files_are_kept(run: Callable[..., Said]) -> None:
-    tree = {
-        "do.sh": "#!/bin/sh\n",
-        "test_it.py": "import os\ndef test_a(): assert os.access('do.sh', os.X_OK)",
-    }
-    assert run(tree).exit_code == 0
 
 
 # -- gathering -------------------------------------------------------------------------------------------------------
@@ -536,9 +593,13 @@ def test_the_workers_of_xdist_dump_too_and_what_they_run_is_said(run: Callable[.
     tree = "import time, pytest\n@pytest.mark.parametrize('n', [1, 2])\ndef test_slow(n): time.sleep(60)"
     said = run(tree, idle_timeout_seconds=8, pytest_args=("-p", "xdist", "-n", "2"))
     assert said.trailer.outcome is Outcome.IDLE_TIMEOUT
-    assert said.trailer.message == (
-        "There was no output for 8 s while test_it.py::test_slow[1] and test_it.py::test_slow[2] ran."
-    )
+    beginning, _, tests = (said.trailer.message or "").partition(" while ")
+    assert beginning == "There was no output for 8 s"
+    # In the order in which the workers began them, which is theirs.
+    assert sorted(tests.removesuffix(" ran.").split(" and ")) == [
+        "test_it.py::test_slow[1]",
+        "test_it.py::test_slow[2]",
+    ]
     assert said.log.count(b"==> The stacks of all threads of its process ") == 2
     assert said.log.count(b" in test_slow\n") >= 2
 

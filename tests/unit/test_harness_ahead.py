@@ -174,16 +174,12 @@ def test_how_it_ends_is_pytests_own(place: Place) -> None:
 # -- when it is not --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "shadow",
-    [
-        "py.py",
-        "typing.py",
-        "pluggy/__init__.py",
-        "iniconfig.py",
-        "sitecustomize.py",
-    ],
-)
+# One of each kind in every run: the standard library's, a package's, and what no environment needs to have.
+SHADOWS = ["typing.py", "pluggy/__init__.py", "sitecustomize.py"]
+MORE_SHADOWS = ["py.py", "iniconfig.py"]
+
+
+@pytest.mark.parametrize("shadow", SHADOWS + (MORE_SHADOWS if os.environ.get("CI_SOAK") == "1" else []))
 def test_what_the_tree_puts_in_front_of_a_module_is_what_counts(place: Place, shadow: str) -> None:
     """The same process begins anew, and says what a fresh one says."""
     tree: Tree = {shadow: "raise ImportError('the tree came first')", "test_it.py": WHO}

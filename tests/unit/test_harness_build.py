@@ -1,6 +1,7 @@
 """A run that makes an environment on its way, and feeds that are not what they should be: as an ordinary process."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,8 +50,8 @@ TREE = {
 class Place:
     """Where one harness runs: an environment of its own, with pytest from ours."""
 
-    def __init__(self, folder: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    def __init__(self, folder: Path, empty_environment: Path) -> None:
+        shutil.copytree(empty_environment, folder / "venv", symlinks=True)
         [self.packages] = (folder / "venv" / "lib").glob("*/site-packages")
         (self.packages / "ours.pth").write_text(sysconfig.get_paths()["purelib"])
         self.home = folder / "home"
@@ -84,9 +85,17 @@ class Place:
         return sorted(str(path.relative_to(self.workspace)) for path in self.workspace.rglob("*"))
 
 
+@pytest.fixture(scope="module")
+def empty_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that is copied for every test: making it costs more than most of them."""
+    folder = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def place(tmp_path: Path, empty_environment: Path) -> Place:
+    return Place(tmp_path, empty_environment)
 
 
 def test_at_the_barrier_the_packages_are_there_and_nothing_else(place: Place) -> None:

@@ -1,10 +1,11 @@
 """The planner, by the text of its plans and by properties that hold for every observation."""
 
+import os
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ci_common.models import Attempt, JobOptions, Reason
@@ -394,7 +395,15 @@ def observations(draw: st.DrawFn) -> Observed:
     )
 
 
+_examples = settings(
+    max_examples=1000 if os.environ.get("CI_SOAK") == "1" else 30,
+    deadline=None,  # of a busy machine neither says anything
+    suppress_health_check=(HealthCheck.too_slow,),
+)
+
+
 @given(observations())
+@_examples
 def test_at_most_one_operation_per_key_and_none_that_is_busy(observed: Observed) -> None:
     operations = [one for one in plan(observed, NOW, POLICY) if not isinstance(one, Claim)]
     keys = [work_key(one) for one in operations]
@@ -403,12 +412,14 @@ def test_at_most_one_operation_per_key_and_none_that_is_busy(observed: Observed)
 
 
 @given(observations())
+@_examples
 def test_never_a_second_container_for_an_attempt(observed: Observed) -> None:
     started = [one.attempt for one in plan(observed, NOW, POLICY) if isinstance(one, StartContainer)]
     assert all(attempt.container_id is None for attempt in started)
 
 
 @given(observations())
+@_examples
 def test_never_removes_what_is_not_settled(observed: Observed) -> None:
     by_id = {one.id: one for one in observed.containers}
     held = {one.container_id for one in observed.attempts}
@@ -422,6 +433,7 @@ def test_never_removes_what_is_not_settled(observed: Observed) -> None:
 
 
 @given(observations())
+@_examples
 def test_never_more_than_the_slots(observed: Observed) -> None:
     claims = [one for one in plan(observed, NOW, POLICY) if isinstance(one, Claim)]
     assert len(claims) <= 1
@@ -432,11 +444,13 @@ def test_never_more_than_the_slots(observed: Observed) -> None:
 
 
 @given(observations())
+@_examples
 def test_the_same_observation_gives_the_same_plan(observed: Observed) -> None:
     assert planned(observed) == planned(replace(observed))
 
 
 @given(observations())
+@_examples
 def test_applying_plans_comes_to_rest(observed: Observed) -> None:
     """A world in which every operation works has nothing left to do after a few plans."""
     observed = replace(observed, work=replace(observed.work, busy=frozenset()))
