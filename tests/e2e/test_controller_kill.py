@@ -67,7 +67,7 @@ IN_A_ROW = (
     "during_feed:4",
     "after_mark_begun",
     "during_pump:5",
-    "after_exit",
+    "after_seal",
     "after_finish",
 )
 STOPPING = ("after_record_stop", "after_stop_signal")

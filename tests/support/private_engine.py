@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,7 +134,8 @@ class PrivateEngine:
 
     def _kill_left_over(self) -> None:
         for pid in self._left_over():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended with its parent, just now
+                os.kill(pid, signal.SIGKILL)
         if self._holder is not None:
             self._holder.wait(timeout=30)
             self._holder = None
