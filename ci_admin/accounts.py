@@ -8,7 +8,8 @@ from ci_admin.operator_name import operator
 from ci_common.api_keys import generate_api_key, hash_api_key, key_prefix
 from ci_common.crash_points import crash_point
 from ci_common.errors import Conflict, InvalidRequest, NotFound
-from ci_common.models import APIKey, JobFilter, JobStatus, Role, Scope, User, new_id
+from ci_common.job_terms import JobStatus, new_id
+from ci_common.models import APIKey, JobFilter, Role, Scope, User
 from ci_common.repository import JobRepository
 
 _EMAIL = re.compile(r"""[^@\s,;:<>"'\\]+@[^@\s,;:<>"'\\]+""")

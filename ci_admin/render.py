@@ -9,7 +9,8 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from ci_admin.accounts import Deactivated, IssuedKey, Rotated
-from ci_common.models import APIKey, AuditEvent, DailyTotal, Reason, Role, User
+from ci_common.job_terms import Reason
+from ci_common.models import APIKey, AuditEvent, DailyTotal, Role, User
 from ci_common.terminal import one_line
 from ci_controller.retention import Prunable
 

@@ -4,6 +4,7 @@ Only what `--help` needs is imported here (a test says so); the commands import 
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from ci_client.console import Console, ReaderGone
 from ci_client.exit_codes import ClientExit, exit_code_of_error, exit_code_table
 from ci_common import __version__
 from ci_common.errors import CIError
-from ci_common.models import JobStatus
+from ci_common.job_terms import JobStatus
 
 _EXAMPLES = """\
 Examples:
@@ -236,7 +237,17 @@ def main() -> NoReturn:
     """Run the command; the process ends with the documented exit code."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # pyright: ignore
-    sys.exit(run(sys.argv[1:]))
+    _leave(run(sys.argv[1:]))
+
+
+def _leave(code: int) -> NoReturn:
+    """The process ends at once; what an interpreter tidies up first is only memory, and takes time."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)  # Python itself says what became of the output
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

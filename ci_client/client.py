@@ -36,7 +36,7 @@ from ci_common.errors import (
     ServerUnreachable,
 )
 from ci_common.events import ErrorEvent, Position, StreamEvent
-from ci_common.models import JobOptions, JobStatus, new_id
+from ci_common.job_terms import JobOptions, JobStatus, new_id
 
 T = TypeVar("T")
 _PAGE = 500

@@ -17,7 +17,7 @@ from ci_common.events import (
     StatusEvent,
     StreamEvent,
 )
-from ci_common.models import JobStatus
+from ci_common.job_terms import JobStatus
 from ci_common.terminal import TerminalSanitizer, one_line
 
 if TYPE_CHECKING:

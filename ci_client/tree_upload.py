@@ -18,7 +18,7 @@ from ci_client.selection import LookAhead, select_files
 from ci_client.sender import Sender
 from ci_client.upload import Progress, ZipUpload
 from ci_common.errors import MethodNotAllowed, MissingBlobs, NotFound
-from ci_common.models import JobOptions
+from ci_common.job_terms import JobOptions
 
 T = TypeVar("T")
 _CONTENT_TYPE = "application/vnd.ci.submission"

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from ci_client._http import Body, Http, ServerEvent
 from ci_client.blobs import Packed
-from ci_common.models import JobOptions
+from ci_common.job_terms import JobOptions
 
 Progress = Callable[[int, int], None]  # bytes sent, bytes in all
 _CHUNK = 1 << 16

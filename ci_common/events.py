@@ -8,9 +8,12 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from ci_common.models import Job, JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
+
+if TYPE_CHECKING:
+    from ci_common.models import Job
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -90,7 +93,7 @@ class CompleteEvent:
     message: str | None = None
 
     @classmethod
-    def of(cls, job: Job) -> Self:
+    def of(cls, job: "Job") -> Self:
         """Return the verdict of a terminal job."""
         assert job.status.is_terminal, f"job {job.id} is {job.status}"
         return cls(job.success is True, job.status, job.exit_code, job.reason, job.message)

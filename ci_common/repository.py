@@ -11,6 +11,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
+from ci_common.job_terms import JobStatus, JobVerdict, Reason
 from ci_common.models import (
     OPERATOR,
     APIKey,
@@ -29,11 +30,8 @@ from ci_common.models import (
     JobEvent,
     JobFilter,
     JobPage,
-    JobStatus,
-    JobVerdict,
     LogSeal,
     QueueLimits,
-    Reason,
     StopIntent,
     User,
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ci_common.models import JobStatus, JobVerdict, Reason
+from ci_common.job_terms import JobStatus, JobVerdict, Reason
 
 
 @dataclass(frozen=True, slots=True)

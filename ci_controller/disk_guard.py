@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from ci_common.disk_space import Space, readable_bytes
-from ci_common.models import JobVerdict, Reason
+from ci_common.job_terms import JobVerdict, Reason
 from ci_common.verdict import verdict
 from ci_controller.container_runtime import DiskUse
 

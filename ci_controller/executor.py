@@ -15,7 +15,8 @@ from ci_common import verdict as verdicts
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
 from ci_common.errors import CIError, EngineUnavailable, InvalidArchive, StorageFull
-from ci_common.models import Attempt, JobVerdict, LogSeal, Reason
+from ci_common.job_terms import JobVerdict, Reason
+from ci_common.models import Attempt, LogSeal
 from ci_controller import labels
 from ci_controller.breaker import Breaker
 from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerRuntime

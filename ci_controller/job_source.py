@@ -9,17 +9,8 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from ci_common.models import (
-    Attempt,
-    ControllerLease,
-    Fence,
-    ImageUse,
-    JobStatus,
-    JobVerdict,
-    LogSeal,
-    Reason,
-    StopIntent,
-)
+from ci_common.job_terms import JobStatus, JobVerdict, Reason
+from ci_common.models import Attempt, ControllerLease, Fence, ImageUse, LogSeal, StopIntent
 from ci_common.repository import JobRepository
 from ci_common.stores import Archive, ArchiveStore, LogStore, LogWriter
 from ci_controller.lease import Superseded

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ci_common.models import Attempt, Reason
+from ci_common.job_terms import Reason
+from ci_common.models import Attempt
 
 
 class AttemptKey(NamedTuple):

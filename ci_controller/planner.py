@@ -7,7 +7,8 @@ is seen by the next plan.
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from ci_common.models import Attempt, Reason, StopIntent
+from ci_common.job_terms import Reason
+from ci_common.models import Attempt, StopIntent
 from ci_controller import labels
 from ci_controller.container_runtime import ContainerState, ObservedContainer
 from ci_controller.observed_state import Observed, SentSignal, Work, containers_by_attempt, unheld

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 from ci_common.disk_space import readable_bytes
-from ci_common.models import JobVerdict, Reason, StopIntent
+from ci_common.job_terms import JobVerdict, Reason
+from ci_common.models import StopIntent
 from ci_common.verdict import PYTEST_REASONS, verdict
 from ci_controller.container_runtime import ExitState
 from ci_controller.frames import Outcome, TrailerFrame

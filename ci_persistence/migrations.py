@@ -13,7 +13,7 @@ from pathlib import Path
 from ci_common.clock import utcnow
 from ci_common.crash_points import crash_point
 from ci_common.errors import DatabaseBusy, SchemaTooNew, Unavailable
-from ci_common.models import new_id
+from ci_common.job_terms import new_id
 from ci_persistence.ownership import adopt_owner
 from ci_persistence.rows import to_text
 from ci_persistence.sqlite_connection import (

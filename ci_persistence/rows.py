@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
+from ci_common.job_terms import JobOptions, JobStatus, Reason
 from ci_common.models import (
     APIKey,
     Attempt,
@@ -15,9 +16,6 @@ from ci_common.models import (
     Fence,
     Job,
     JobEvent,
-    JobOptions,
-    JobStatus,
-    Reason,
     Role,
     Scope,
     StopIntent,

@@ -3,17 +3,8 @@
 import sqlite3
 from datetime import datetime
 
-from ci_common.models import (
-    Fence,
-    ImageUse,
-    Job,
-    JobEvent,
-    JobStatus,
-    JobVerdict,
-    LogSeal,
-    Reason,
-    StopIntent,
-)
+from ci_common.job_terms import JobStatus, JobVerdict, Reason
+from ci_common.models import Fence, ImageUse, Job, JobEvent, LogSeal, StopIntent
 from ci_common.verdict import verdict
 from ci_persistence.rows import from_text, job_from, optional_text, stop_from, to_text
 from ci_persistence.sqlite_timeline import end, move

@@ -5,13 +5,8 @@ import sqlite3
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
-from ci_common.models import (
-    Attempt,
-    ControllerLease,
-    ControllerState,
-    JobEvent,
-    Reason,
-)
+from ci_common.job_terms import Reason
+from ci_common.models import Attempt, ControllerLease, ControllerState, JobEvent
 from ci_common.verdict import verdict
 from ci_persistence.rows import attempt_from, from_text, job_from, to_text
 from ci_persistence.sqlite_queue import CLAIM, CLAIMABLE, TAKE_TURN, times

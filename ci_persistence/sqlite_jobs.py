@@ -12,16 +12,8 @@ from ci_common.errors import (
     TooManyRequests,
     Unauthorized,
 )
-from ci_common.models import (
-    AuditAction,
-    AuditEvent,
-    Idempotency,
-    Job,
-    JobEvent,
-    JobStatus,
-    QueueLimits,
-    Reason,
-)
+from ci_common.job_terms import JobStatus, Reason
+from ci_common.models import AuditAction, AuditEvent, Idempotency, Job, JobEvent, QueueLimits
 from ci_common.verdict import verdict
 from ci_persistence.rows import event_from, job_from, options_text, to_text
 from ci_persistence.sqlite_audit import append_audit

@@ -9,7 +9,7 @@ import sqlite3
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ci_common.models import JobStatus
+from ci_common.job_terms import JobStatus
 from ci_persistence.rows import to_text
 from ci_persistence.sqlite_timeline import OPEN, predecessors, status_list
 

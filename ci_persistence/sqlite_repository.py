@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
+from ci_common.job_terms import JobStatus, JobVerdict, Reason
 from ci_common.models import (
     OPERATOR,
     APIKey,
@@ -26,11 +27,8 @@ from ci_common.models import (
     JobEvent,
     JobFilter,
     JobPage,
-    JobStatus,
-    JobVerdict,
     LogSeal,
     QueueLimits,
-    Reason,
     StopIntent,
     User,
 )

@@ -4,7 +4,8 @@ import sqlite3
 from collections.abc import Mapping
 from datetime import datetime
 
-from ci_common.models import TRANSITIONS, Job, JobEvent, JobStatus, JobVerdict, LogSeal
+from ci_common.job_terms import TRANSITIONS, JobStatus, JobVerdict
+from ci_common.models import Job, JobEvent, LogSeal
 from ci_persistence.rows import data_text, job_from, to_text
 from ci_persistence.sqlite_totals import count_end
 

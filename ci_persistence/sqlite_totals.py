@@ -3,7 +3,8 @@
 import sqlite3
 from datetime import date
 
-from ci_common.models import DailyTotal, Job, Reason
+from ci_common.job_terms import Reason
+from ci_common.models import DailyTotal, Job
 from ci_persistence.rows import to_text
 
 PASSED = "passed"  # the outcome of a job without a reason

@@ -13,7 +13,8 @@ import anyio
 
 from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, LogIncomplete, LogPruned
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position, StatusEvent, StreamEvent
-from ci_common.models import Job, JobStatus
+from ci_common.job_terms import JobStatus
+from ci_common.models import Job
 from ci_common.repository import JobRepository
 from ci_common.stores import ChangeHub, LogStore, Subscription
 from ci_server.shared_looks import Look, SharedLooks, Tail

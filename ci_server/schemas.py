@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ci_common.models import JobStatus, Reason, Scope
+from ci_common.job_terms import JobStatus, Reason
+from ci_common.models import Scope
 
 
 class JobModel(BaseModel):

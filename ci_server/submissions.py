@@ -12,7 +12,8 @@ from fastapi import Request
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
 from ci_common.errors import InvalidRequest, MissingBlobs
-from ci_common.models import Idempotency, Job, JobOptions, QueueLimits, new_id
+from ci_common.job_terms import JobOptions, new_id
+from ci_common.models import Idempotency, Job, QueueLimits
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore
 from ci_server.auth import Authenticator, Caller

@@ -11,7 +11,7 @@ from fastapi import Request
 
 from ci_common.blobs import Manifest, as_digest
 from ci_common.errors import InvalidRequest, MissingBlobs
-from ci_common.models import JobOptions
+from ci_common.job_terms import JobOptions
 from ci_common.stores import ArchiveStore, StoredArchive
 from ci_server.auth import Caller
 from ci_server.blobs import Blobs

@@ -11,7 +11,7 @@ from fastapi import Request
 
 from ci_common.crash_points import crash_point
 from ci_common.errors import ArchiveTooLarge, InvalidRequest, Unavailable, UploadTooSlow
-from ci_common.models import JobOptions
+from ci_common.job_terms import JobOptions
 from ci_common.stores import ArchiveStore, StoredArchive
 from ci_server.multipart import PartBegins, PartEnds, Piece, boundary_of, read_pieces
 from ci_server.settings import ServerSettings

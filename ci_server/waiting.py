@@ -2,7 +2,8 @@
 
 from datetime import datetime
 
-from ci_common.models import ControllerState, Job, JobStatus
+from ci_common.job_terms import JobStatus
+from ci_common.models import ControllerState, Job
 from ci_common.repository import JobRepository
 from ci_server.rendering import timestamp
 

@@ -13,7 +13,7 @@ from ci_client.interrupt import run_interruptible
 from ci_client.render import JsonRenderer, Renderer, TextRenderer, upload_progress
 from ci_common.errors import InternalError, QueueFull, TooManyRequests
 from ci_common.events import CompleteEvent, JobIdEvent, StreamEvent
-from ci_common.models import JobOptions
+from ci_common.job_terms import JobOptions
 from ci_common.terminal import one_line
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from ci_client.console import Console
 from ci_client.exit_codes import ClientExit
 from ci_client.render import LogWriter, job_details, job_table
 from ci_client.waterfall import WIDTH, spans_of, waterfall
-from ci_common.models import JobStatus
+from ci_common.job_terms import JobStatus
 
 
 def list_jobs(

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from ci_common.errors import InvalidOffset, InvalidRequest, JobFinished, JobNotFound, TooManyRequests
-from ci_common.models import AuditAction, DocumentPage, JobFilter, JobStatus
+from ci_common.job_terms import JobStatus
+from ci_common.models import AuditAction, DocumentPage, JobFilter
 from ci_server.api_description import event_stream, example, problems
 from ci_server.dependencies import CurrentUser, JobId, MaySubmit, OwnedJob, Reader, Server, unknown_job
 from ci_server.listings import Listings

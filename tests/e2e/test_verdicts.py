@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ci_common.models import Reason
+from ci_common.job_terms import Reason
 from ci_common.verdict import ENDINGS
 from tests.e2e.conftest import Served
 from tests.sandbox.project import leaver, liar

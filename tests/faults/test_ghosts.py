@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ci_common.models import JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
 from ci_controller.container_runtime import ContainerError
 from tests.support.controlled import ControlledSystem, a_run, controlled_system, eventually
 from tests.support.fake_runtime import FakeContainerRuntime

@@ -12,7 +12,7 @@ import pytest
 
 from ci_common.disk_space import Space
 from ci_common.errors import StorageFull
-from ci_common.models import JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
 from ci_common.settings import StorageSettings
 from ci_controller.container_manager import ContainerManager
 from ci_controller.container_runtime import DiskUse, start_and_feed

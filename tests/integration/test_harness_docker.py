@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ci_common.models import Reason
+from ci_common.job_terms import Reason
 from ci_controller.container_runtime import ExitState
 from ci_controller.container_users import GROUP, USERS
 from ci_controller.feed import BOOTSTRAP_COMMAND, harness_source

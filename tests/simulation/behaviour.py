@@ -5,7 +5,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from ci_common.models import JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
 from ci_controller.container_runtime import ExitState
 from ci_controller.frames import Outcome
 from tests.support.controlled import Frames, opening

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ci_common.errors import JobFinished, JobNotFound
-from ci_common.models import Job, JobFilter, JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
+from ci_common.models import Job, JobFilter
 from ci_persistence.rows import job_from
 from ci_persistence.sqlite_connection import connect
 from tests.simulation.behaviour import ENDINGS, Kind, output_of

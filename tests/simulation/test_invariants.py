@@ -13,7 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from ci_common.errors import JobFinished
-from ci_common.models import Fence, Idempotency, Job, JobFilter, JobVerdict, LogSeal, QueueLimits, Reason
+from ci_common.job_terms import JobVerdict, Reason
+from ci_common.models import Fence, Idempotency, Job, JobFilter, LogSeal, QueueLimits
 from ci_common.verdict import verdict
 from ci_controller.container_runtime import ContainerInput, start_and_feed
 from ci_persistence.sqlite_connection import connect

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from ci_common.models import JobStatus, QueueLimits, Reason
+from ci_common.job_terms import JobStatus, Reason
+from ci_common.models import QueueLimits
 from tests.simulation.behaviour import ENDINGS, Kind, output_of
 from tests.simulation.faults import RATES, Fault, Faults
 from tests.simulation.invariants import check_all

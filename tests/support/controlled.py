@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from ci_common.clock import utcnow
-from ci_common.models import Job, JobOptions, User, new_id
+from ci_common.job_terms import JobOptions, new_id
+from ci_common.models import Job, User
 from ci_common.repository import JobRepository
 from ci_common.settings import StorageSettings
 from ci_common.stores import ArchiveStore, LogStore, LogWriter, StoredArchive

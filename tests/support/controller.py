@@ -4,7 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ci_common.models import Attempt, Fence, Job, JobStatus, Reason, StopIntent
+from ci_common.job_terms import JobStatus, Reason
+from ci_common.models import Attempt, Fence, Job, StopIntent
 from ci_controller import labels
 from ci_controller.container_runtime import ContainerState, ObservedContainer
 from ci_controller.observed_state import Observed, SentSignal, Work

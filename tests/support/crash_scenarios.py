@@ -35,7 +35,8 @@ from structlog.testing import capture_logs
 from ci_common.api_keys import generate_api_key, hash_api_key, key_prefix
 from ci_common.clock import utcnow
 from ci_common.crash_points import CrashPoint, told_of_crash_points
-from ci_common.models import APIKey, Job, JobFilter, JobStatus, new_id
+from ci_common.job_terms import JobStatus, new_id
+from ci_common.models import APIKey, Job, JobFilter
 from ci_common.stores import BlobStore
 from ci_controller.frames import Outcome
 from ci_controller.image_retention import DEFAULT_IMAGE_LIMITS

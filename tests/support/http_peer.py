@@ -13,7 +13,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 from ci_common.events import CompleteEvent, JobIdEvent, LogEvent, Position, StatusEvent, StreamEvent
-from ci_common.models import JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
 from tests.support.blob_shelf import BlobShelf, Submission
 
 KEY = "ci_test-key"

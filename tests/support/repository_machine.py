@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ci_common.errors import IdempotencyConflict, JobFinished, Unauthorized
-from ci_common.models import Attempt, Fence, Idempotency, JobFilter, JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
+from ci_common.models import Attempt, Fence, Idempotency, JobFilter
 from ci_common.verdict import verdict
 from tests.support.in_memory import in_memory
 from tests.support.repository_contract.story import SEAL, Backend, at, make_job, make_user

@@ -22,18 +22,8 @@ import uvicorn
 
 from ci_common.api_keys import generate_api_key, hash_api_key, key_prefix
 from ci_common.clock import utcnow
-from ci_common.models import (
-    DEFAULT_SCOPES,
-    APIKey,
-    Attempt,
-    ControllerLease,
-    Job,
-    LogSeal,
-    Reason,
-    Scope,
-    User,
-    new_id,
-)
+from ci_common.job_terms import Reason, new_id
+from ci_common.models import DEFAULT_SCOPES, APIKey, Attempt, ControllerLease, Job, LogSeal, Scope, User
 from ci_common.repository import JobRepository
 from ci_common.verdict import verdict
 from ci_persistence.factory import Stores, open_repository, open_stores

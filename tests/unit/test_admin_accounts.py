@@ -9,7 +9,8 @@ import pytest
 from ci_admin import accounts
 from ci_common.api_keys import hash_api_key, is_well_formed, key_prefix
 from ci_common.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
-from ci_common.models import DEFAULT_SCOPES, Job, JobStatus, Role, Scope, User, new_id
+from ci_common.job_terms import JobStatus, new_id
+from ci_common.models import DEFAULT_SCOPES, Job, Role, Scope, User
 from ci_common.repository import JobRepository
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 

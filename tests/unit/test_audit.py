@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from ci_admin.operator_name import operator
-from ci_common.models import AuditAction, AuditEvent, JobStatus
+from ci_common.job_terms import JobStatus
+from ci_common.models import AuditAction, AuditEvent
 from ci_controller.frames import Outcome
 from tests.support.admin_crashes import Admin, a_key_is_rotated
 from tests.support.controlled import OUTPUT, Frames, controlled_system

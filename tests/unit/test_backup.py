@@ -18,7 +18,7 @@ import pytest
 from ci_admin.cli import main
 from ci_common.crash_points import CrashPoint, told_of_crash_points
 from ci_common.errors import AlreadyExists, BackupInvalid, DatabaseBusy, SchemaMissing, SchemaTooNew
-from ci_common.models import JobStatus
+from ci_common.job_terms import JobStatus
 from ci_common.settings import StorageSettings
 from ci_controller.singleton import lock_file
 from ci_persistence.backup import Manifest, back_up, check_database

@@ -19,7 +19,8 @@ from ci_common.blobs import BlobPlace
 from ci_common.clock import utcnow
 from ci_common.crash_points import CrashPoint, told_of_crash_points
 from ci_common.errors import ArchiveTooLarge, InvalidArchive, InvalidBlob, MissingBlobs, TooManyRequests
-from ci_common.models import Job, JobFilter, new_id
+from ci_common.job_terms import new_id
+from ci_common.models import Job, JobFilter
 from ci_controller.archive_tar import tar_stream
 from ci_controller.pruner import Pruner
 from ci_controller.retention import DEFAULT_RETENTION, KeepBlobs

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ci_common.clock import utcnow
-from ci_common.models import Job, Reason
+from ci_common.job_terms import Reason
+from ci_common.models import Job
 from ci_common.verdict import verdict
 from tests.support.ci_command import ci_environment
 from tests.support.ci_forks import forked_ci_on_screen, run_forked_ci

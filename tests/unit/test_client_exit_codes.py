@@ -7,7 +7,7 @@ from ci_client.cli import ci, run
 from ci_client.exit_codes import ClientExit, exit_code_of_error, exit_code_of_verdict, exit_code_table
 from ci_common.errors import CIError, ServerUnreachable, TooManyRequests, Unauthorized, errors_by_code
 from ci_common.events import CompleteEvent
-from ci_common.models import JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
 from ci_common.verdict import ENDINGS, PYTEST_REASONS, Ending
 
 

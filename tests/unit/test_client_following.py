@@ -10,7 +10,7 @@ from ci_client._http import Disconnected, ProtocolError, ServerEvent
 from ci_client.following import StreamState
 from ci_common.errors import Unauthorized
 from ci_common.events import ErrorEvent, LogEvent, Position, StatusEvent
-from ci_common.models import JobStatus
+from ci_common.job_terms import JobStatus
 
 LOG = bytes(range(256)) * 2
 

@@ -32,7 +32,7 @@ from ci_common.events import (
     StatusEvent,
     StreamEvent,
 )
-from ci_common.models import JobOptions, JobStatus
+from ci_common.job_terms import JobOptions, JobStatus
 from tests.support.http_peer import JOB_ID, KEY, PASSED, Answer, Cut, HangUp, HttpPeer, Script
 
 QUICK = RetryPolicy(first_delay=0.001, max_delay=0.01, first_contact=0.05, patience=20.0)

@@ -17,7 +17,7 @@ from ci_client.tree import Tree, build_tree
 from ci_client.tree_upload import Told, TreeUpload
 from ci_common.blobs import Encoding
 from ci_common.errors import CIError, MissingBlobs, NotAProject, TooManyRequests
-from ci_common.models import JobOptions
+from ci_common.job_terms import JobOptions
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.record_stream import RecordStream
 from tests.support.blob_shelf import BlobShelf

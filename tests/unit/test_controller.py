@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 
 from ci_common.clock import utcnow
 from ci_common.errors import ControllerRunning, DatabaseBusy, EngineUnavailable
-from ci_common.models import JobFilter, JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
+from ci_common.models import JobFilter
 from ci_controller import labels
 from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState, start_and_feed
 from ci_controller.container_users import NONE_FREE, USERS

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from ci_common import verdict as verdicts
 from ci_common.disk_space import Space, readable_bytes, space_of
-from ci_common.models import JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
 from ci_controller.container_disk import block_writes, process_list, written_bytes
 from ci_controller.container_runtime import DiskUse, start_and_feed
 from ci_controller.disk_guard import (

@@ -12,7 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from ci_common.clock import utcnow
-from ci_common.models import JobStatus, Reason, User, new_id
+from ci_common.job_terms import JobStatus, Reason, new_id
+from ci_common.models import User
 from ci_controller import labels
 from ci_controller.container_runtime import (
     ContainerError,

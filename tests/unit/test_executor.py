@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ci_common.clock import SystemClock
-from ci_common.models import JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
 from ci_controller.container_runtime import ContainerError
 from ci_controller.feed import prelude
 from ci_controller.frames import Outcome

@@ -18,17 +18,8 @@ import pytest
 
 from ci_common.blobs import Blob, Pack
 from ci_common.errors import CIError
-from ci_common.models import (
-    APIKey,
-    Attempt,
-    AuditAction,
-    AuditEvent,
-    Fence,
-    Job,
-    JobEvent,
-    QueueLimits,
-    Reason,
-)
+from ci_common.job_terms import Reason
+from ci_common.models import APIKey, Attempt, AuditAction, AuditEvent, Fence, Job, JobEvent, QueueLimits
 from ci_common.verdict import verdict
 from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_repository import SQLiteJobRepository

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ci_common.models import ControllerLease, JobFilter, JobStatus
+from ci_common.job_terms import JobStatus
+from ci_common.models import ControllerLease, JobFilter
 from ci_persistence import sqlite_control, sqlite_queue
 from ci_persistence.rows import to_text
 from ci_persistence.sqlite_connection import connect

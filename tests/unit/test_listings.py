@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ci_common.clock import utcnow
-from ci_common.models import Job, JobFilter, JobOptions, Reason
+from ci_common.job_terms import JobOptions, Reason
+from ci_common.models import Job, JobFilter
 from ci_server.listings import Listings
 from ci_server.rendering import job_document
 from ci_server.schemas import JobModel

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ci_common.clock import SystemClock, utcnow
 from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, Unauthorized
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position, StatusEvent, StreamEvent
-from ci_common.models import Job, JobStatus, LogSeal
+from ci_common.job_terms import JobStatus
+from ci_common.models import Job, LogSeal
 from ci_server.log_stream import BATCH_BYTES, Following, follow_job, start_position, without_incomplete_tail
 from ci_server.shared_looks import SharedLooks
 from tests.support.server import Account, Site, open_site

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ci_common.models import JobStatus, Reason
+from ci_common.job_terms import JobStatus, Reason
 from ci_controller.container_runtime import ContainerState, NetworkState
 from ci_controller.frames import Outcome
 from ci_controller.observed_state import Work

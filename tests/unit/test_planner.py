@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ci_common.models import Attempt, JobOptions, Reason
+from ci_common.job_terms import JobOptions, Reason
+from ci_common.models import Attempt
 from ci_controller import labels
 from ci_controller.breaker import Trouble
 from ci_controller.container_runtime import ContainerState, ObservedContainer

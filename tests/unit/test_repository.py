@@ -17,7 +17,8 @@ from ci_common.errors import (
     SchemaMissing,
     StorageFull,
 )
-from ci_common.models import JobFilter, JobStatus
+from ci_common.job_terms import JobStatus
+from ci_common.models import JobFilter
 from ci_common.repository import JobRepository
 from ci_persistence import sqlite_control
 from ci_persistence.rows import from_text, to_text

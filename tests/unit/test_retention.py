@@ -23,7 +23,8 @@ from ci_common.blobs import PackUse
 from ci_common.clock import SystemClock, utcnow
 from ci_common.crash_points import CrashPoint, told_of_crash_points
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position
-from ci_common.models import AuditAction, AuditedCancel, ControllerLease, FinishedJob, Job, new_id
+from ci_common.job_terms import new_id
+from ci_common.models import AuditAction, AuditedCancel, ControllerLease, FinishedJob, Job
 from ci_controller.pruner import Pruner
 from ci_controller.retention import (
     Keep,

@@ -13,7 +13,8 @@ from fastapi.routing import APIRoute
 from ci_common.api_keys import checksum, generate_api_key, key_prefix
 from ci_common.clock import SystemClock, utcnow
 from ci_common.errors import Unauthorized
-from ci_common.models import APIKey, Role, Scope, User, new_id
+from ci_common.job_terms import new_id
+from ci_common.models import APIKey, Role, Scope, User
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 from ci_server.app import create_app
 from ci_server.auth import Authenticator, Caller

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from ci_common.clock import utcnow
-from ci_common.models import Job, JobOptions, JobStatus, Reason, Scope, new_id
+from ci_common.job_terms import JobOptions, JobStatus, Reason, new_id
+from ci_common.models import Job, Scope
 from ci_server.rendering import job_document, timestamp
 from ci_server.schemas import JobModel
 from tests.support.server import Account, Site, client, serving

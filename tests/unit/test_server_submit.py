@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from ci_common.clock import utcnow
-from ci_common.models import JobFilter, JobStatus, Scope
+from ci_common.job_terms import JobStatus
+from ci_common.models import JobFilter, Scope
 from tests.support.archives import HOSTILE
 from tests.support.server import (
     Account,

@@ -17,7 +17,8 @@ import httpx
 import pytest
 
 from ci_common.errors import CIError, DatabaseCorrupt
-from ci_common.models import DailyTotal, Idempotency, JobFilter, JobStatus, LogSeal, Reason
+from ci_common.job_terms import JobStatus, Reason
+from ci_common.models import DailyTotal, Idempotency, JobFilter, LogSeal
 from ci_common.verdict import verdict
 from ci_persistence.migrations import available_migrations, current_version, migrate
 from ci_persistence.sqlite_repository import SQLiteJobRepository

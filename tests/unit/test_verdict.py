@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ci_common.models import JobStatus, JobVerdict, Reason, StopIntent
+from ci_common.job_terms import JobStatus, JobVerdict, Reason
+from ci_common.models import StopIntent
 from ci_common.verdict import ENDINGS, verdict
 from ci_controller.container_manager import exit_state_of
 from ci_controller.container_runtime import ExitState

@@ -10,11 +10,8 @@ from ci_common.errors import (
     Conflict,
     NotFound,
 )
-from ci_common.models import (
-    JobStatus,
-    Role,
-    Scope,
-)
+from ci_common.job_terms import JobStatus
+from ci_common.models import Role, Scope
 from ci_common.repository import JobRepository
 from tests.support.repository_contract.story import Story, at, make_job, make_key, make_user
 

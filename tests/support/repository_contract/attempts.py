@@ -7,12 +7,8 @@ import pytest
 from ci_common.errors import (
     Conflict,
 )
-from ci_common.models import (
-    TRANSITIONS,
-    ImageUse,
-    JobStatus,
-    Reason,
-)
+from ci_common.job_terms import TRANSITIONS, JobStatus, Reason
+from ci_common.models import ImageUse
 from ci_common.verdict import ENDINGS, Ending, verdict
 from tests.support.repository_contract.story import SEAL, Story, all_fenced_writes, at
 

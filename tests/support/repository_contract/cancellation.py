@@ -6,10 +6,8 @@ import random
 from ci_common.errors import (
     CIError,
 )
-from ci_common.models import (
-    JobFilter,
-    JobStatus,
-)
+from ci_common.job_terms import JobStatus
+from ci_common.models import JobFilter
 from ci_common.repository import JobRepository
 from tests.support.repository_contract.story import (
     Backend,

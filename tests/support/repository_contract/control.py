@@ -9,11 +9,8 @@ from datetime import timedelta
 
 import pytest
 
-from ci_common.models import (
-    ControllerLease,
-    JobStatus,
-    Reason,
-)
+from ci_common.job_terms import JobStatus, Reason
+from ci_common.models import ControllerLease
 from ci_common.repository import JobRepository
 from ci_common.verdict import verdict
 from tests.support.repository_contract.story import (

@@ -17,15 +17,8 @@ from ci_common.errors import (
     Unauthorized,
     Unavailable,
 )
-from ci_common.models import (
-    Idempotency,
-    JobEvent,
-    JobFilter,
-    JobOptions,
-    JobStatus,
-    QueueLimits,
-    Reason,
-)
+from ci_common.job_terms import JobOptions, JobStatus, Reason
+from ci_common.models import Idempotency, JobEvent, JobFilter, QueueLimits
 from ci_common.repository import JobRepository
 from tests.support.repository_contract.story import (
     START,

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from ci_common.errors import JobNotFound
+from ci_common.job_terms import JobStatus, Reason
 from ci_common.models import (
     AuditAction,
     AuditEvent,
@@ -14,8 +15,6 @@ from ci_common.models import (
     FinishedJob,
     Idempotency,
     Job,
-    JobStatus,
-    Reason,
 )
 from ci_common.repository import JobRepository
 from ci_common.verdict import verdict

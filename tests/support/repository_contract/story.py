@@ -6,18 +6,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ci_common.models import (
-    APIKey,
-    Attempt,
-    ControllerLease,
-    Fence,
-    Job,
-    JobStatus,
-    LogSeal,
-    Reason,
-    User,
-    new_id,
-)
+from ci_common.job_terms import JobStatus, Reason, new_id
+from ci_common.models import APIKey, Attempt, ControllerLease, Fence, Job, LogSeal, User
 from ci_common.repository import JobRepository
 from ci_common.verdict import verdict
 
