@@ -185,6 +185,10 @@ class ContainerManager:
     async def commit(self, container_id: str, image: NewImage) -> str:
         return await self._in_thread(lambda: self._commit(container_id, image))
 
+    async def environment_image(self, reference: str) -> EnvironmentImage | None:
+        found = await self._in_thread(lambda: self._engine.find(lambda api: api.inspect_image(reference)))
+        return _inspected_image(found, reference) if found else None
+
     async def environment_images(self, instance_id: str) -> Sequence[EnvironmentImage]:
         wanted = environments_filter(instance_id)
         return [_image(one) for one in await self._ask(lambda api: api.images(filters=wanted))]
@@ -400,6 +404,16 @@ def _image(summary: dict[str, Any]) -> EnvironmentImage:
         labels=_given(summary["Labels"]),
         size=summary["Size"],
         created_at=datetime.fromtimestamp(summary["Created"], UTC),
+    )
+
+
+def _inspected_image(found: dict[str, Any], reference: str) -> EnvironmentImage:
+    return EnvironmentImage(
+        id=found["Id"],
+        reference=reference,
+        labels=_given(found["Config"]["Labels"]),
+        size=found["Size"],
+        created_at=datetime.fromisoformat(found["Created"]),
     )
 
 

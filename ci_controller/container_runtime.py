@@ -187,6 +187,10 @@ class ContainerRuntime(Protocol):
         """
         ...
 
+    async def environment_image(self, reference: str) -> EnvironmentImage | None:
+        """Return the image of that reference, whoever made it; None where there is none."""
+        ...
+
     async def environment_images(self, instance_id: str) -> Sequence[EnvironmentImage]:
         """Return every image of that installation that a container was made into, by the labels it was given."""
         ...

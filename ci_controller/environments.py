@@ -147,17 +147,11 @@ class Environments:
     async def _usable(self, environment: Environment, attempt: Attempt, runner: str) -> KeptImage | None:
         """Return the image of that environment that may be used, whose labels agree with its name."""
         wanted = self._image_of(environment, attempt, runner)
-        found = await self._runtime.environment_images(self._jobs.instance_id)
-        kept = kept_images([one for one in found if dict(one.labels) == dict(wanted.labels)])
+        found = await self._runtime.environment_image(wanted.reference)
+        if found is None or dict(found.labels) != dict(wanted.labels):
+            return None
         base, now = Base(runner, 0), self._clock.now()
-        return next(
-            (
-                one
-                for one in kept
-                if one.reference == wanted.reference and is_usable(one, self._limits, base, now)
-            ),
-            None,
-        )
+        return next((one for one in kept_images([found]) if is_usable(one, self._limits, base, now)), None)
 
     async def _commit(self, attempt: Attempt, built: Built, container_id: str) -> str:
         image = self._image_of(built.environment, attempt, built.image_id)

@@ -290,6 +290,10 @@ class FakeContainerRuntime:
         self._made[made.id] = made
         return made.id
 
+    async def environment_image(self, reference: str) -> EnvironmentImage | None:
+        self._answer("environment_image")
+        return next((one for one in self._made.values() if one.reference == reference), None)
+
     async def environment_images(self, instance_id: str) -> Sequence[EnvironmentImage]:
         self._answer("environment_images")
         wanted = {(labels.INSTANCE, instance_id), (labels.KIND, labels.KIND_ENVIRONMENT)}

@@ -514,6 +514,11 @@ class RuntimeContract:
         assert (found.id, found.reference, dict(found.labels)) == (made, image.reference, dict(image.labels))
         assert found.size >= 0
         assert utcnow() - found.created_at < timedelta(minutes=5)
+        same = await engine.runtime.environment_image(image.reference)
+        assert same is not None
+        assert (same.id, same.reference, dict(same.labels)) == (made, image.reference, dict(image.labels))
+        assert abs(same.created_at - found.created_at) <= timedelta(seconds=1)
+        assert await engine.runtime.environment_image(engine.image("b").reference) is None
         assert await engine.runtime.image_id(image.reference) == made
 
     async def test_an_image_has_no_label_of_its_container_and_a_container_of_it_keeps_its_own(
