@@ -75,8 +75,9 @@ class EngineProxy:
             # Not raised again: asyncio's server reports a handler that was cancelled as an error.
         finally:
             self._passing.discard(task)
-            for end in ends:
+            for end in ends:  # all of them before the first is waited for: that may be broken off
                 end.close()
+            for end in ends:
                 with suppress(OSError):
                     await end.wait_closed()
 

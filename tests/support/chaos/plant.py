@@ -31,6 +31,7 @@ ENVIRONMENT: Final = {
     "CI_KEEP_LOGS_MIN": "0",
     "CI_KEEP_JOBS_MAX": str(KEPT),
     "CI_KEEP_JOBS_MIN": "0",
+    "CI_KEEP_BLOBS": "1m",
     "CI_STREAM_SEND_TIMEOUT": "5",
     "CI_LOG_FORMAT": "json",
 }
