@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -230,6 +231,7 @@ class NetworkGuard:
     def __init__(self, firewall: Firewall, fence: Callable[[tuple[Network, ...]], Fence]) -> None:
         self._firewall = firewall
         self._fence = fence
+        self._alone = threading.Lock()  # a script is made for the rules that were seen
         self._whole: tuple[View, Fence, float] | None = None  # when it was last seen so
         self.families: tuple[Family, ...] = ()  # that were looked at
 
@@ -238,8 +240,10 @@ class NetworkGuard:
 
         What was set has to be inspected once more before anybody relies on it. Raises FirewallError.
         """
-        if self._was_seen_lately():
-            return ()
+        with self._alone:
+            return () if self._was_seen_lately() else self._inspect()
+
+    def _inspect(self) -> tuple[str, ...]:
         self._whole = None
         view = self._firewall.look()
         fence, saved = self._fence(view.connected), view.saved
