@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 _ENGINE = "/var/run/docker.sock"
+# Of the loop, until everything that was connected has its handler: asyncio loses the socket of a connection that it has
+# accepted for a server that is closed in that very moment.
+_TURNS = 5
 
 
 class EngineProxy:
@@ -36,9 +39,11 @@ class EngineProxy:
         """Nothing listens any more, and every connection is broken."""
         if self._server is None:
             return
-        self._server.close()
-        self._server = None
+        server, self._server = self._server, None  # who has knocked already is turned away
         self.path.unlink()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        server.close()
         for task in tuple(self._passing):
             task.cancel()
         await asyncio.gather(*self._passing, return_exceptions=True)
