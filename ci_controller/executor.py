@@ -405,8 +405,10 @@ class Executor:
             await self._release(attempt, Reason.INFRA, _why_not_kept(error), None)
 
     async def _explained(self, operation: SettleAttempt, outcome: JobVerdict) -> JobVerdict:
-        """Of a job that failed: the disk limit is the reason where it was passed, polled or not."""
-        if outcome.success or operation.attempt.stop:
+        """Of a job that failed: the disk limit is the reason where it was passed, polled or not, or both: its tests may
+        have failed of it a moment before the stop for it."""
+        stop = operation.attempt.stop
+        if outcome.success or (stop and stop.reason is not Reason.DISK_LIMIT):
             return outcome
         size = await self._runtime.layer_size(operation.container_id)
         return explained(outcome, size, self._policy.disk_bytes)

@@ -201,6 +201,26 @@ def ends_late(gate: threading.Event, code: int) -> Callable[[bytes], Iterator[St
     return script
 
 
+async def test_tests_that_failed_of_the_disk_limit_just_before_the_stop_for_it_are_not_to_blame(
+    system: ControlledSystem,
+) -> None:
+    def script(fed: bytes) -> Iterator[Step]:
+        frames = Frames()
+        yield from opening(fed, frames)
+        yield frames.output(OUTPUT)
+        yield frames.trailer(Outcome.TESTS_RAN, exit_code=1, session_finished=True)
+        yield threading.Event()  # until SIGKILL
+
+    system.runtime.script = script
+    async with system.running():
+        job_id = await system.submit()
+        await system.printed(job_id)
+        [container] = system.runtime.containers.values()
+        container.layer_bytes = 2 * system.policy.disk_bytes
+        job = await system.finished(job_id)
+    assert (job.status, job.reason) == (JobStatus.FAILED, Reason.DISK_LIMIT)
+
+
 async def test_no_more_jobs_at_a_time_than_slots(system: ControlledSystem) -> None:
     gate = threading.Event()
     system.runtime.script = a_run(gate)
