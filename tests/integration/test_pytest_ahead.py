@@ -115,6 +115,7 @@ def comparable(said: Said) -> tuple[Any, ...]:
 
 
 # What the first of the others has all of at once, each alone: whoever looks for the cause of a difference has it there.
+ARGUMENTS = ("-v", "-k", "b", "--durations=1", "-W", "error", "-o", "console_output_style=count")
 APART: dict[str, tuple[Tree, dict[str, object]]] = {
     "a source layout with paths": (
         {"src/mine.py": "x = 1", "tests/test_it.py": "import mine\ndef test_a(): assert mine.x == 1"},
@@ -140,18 +141,7 @@ APART: dict[str, tuple[Tree, dict[str, object]]] = {
     ),
     "arguments": (
         {"test_it.py": "def test_a(): pass\ndef test_b(): assert [1] == [2]"},
-        {
-            "pytest_args": (
-                "-v",
-                "-k",
-                "b",
-                "--durations=1",
-                "-W",
-                "error",
-                "-o",
-                "console_output_style=count",
-            )
-        },
+        {"pytest_args": ARGUMENTS},
     ),
     "an installed plugin": (
         {
@@ -178,16 +168,7 @@ SYNTHETIC: dict[str, tuple[Tree, dict[str, object]]] = {
         },
         {
             "install": InstallPlan(paths=("src",)),
-            "pytest_args": (
-                "-v",
-                "-k",
-                "b",
-                "--durations=1",
-                "-W",
-                "error",
-                "-o",
-                "console_output_style=count",
-            ),
+            "pytest_args": ARGUMENTS,
         },
     ),
     "workers": (
