@@ -3,12 +3,11 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from bench.place import Place
 from bench.report import Row
-from bench.server_load import VIEWERS, Viewer, fill, form_of, rate, request_of, serving
+from bench.server_load import VIEWERS, Viewer, fill, form_of, rate, request_of, serving, until
 from tests.support.process_usage import usage_of
 from tests.support.server import zipped
 
@@ -70,12 +69,12 @@ async def _viewers(root: Path) -> list[Row]:
         for number in range(VIEWERS):
             await loop.create_connection(lambda: Viewer(request, ages, seen), host, int(port))
             if number % 50 == 0:
-                await _until(lambda number=number: connected[0] >= number - 50)
-        await _until(lambda: connected[0] >= VIEWERS)
+                await until(lambda number=number: connected[0] >= number - 50)
+        await until(lambda: connected[0] >= VIEWERS)
         after = usage_of(process.popen.pid)
         for number in range(1, LINES + 1):
             site.hands.write(attempt, f"{time.time():.6f}\n".encode())
-            await _until(lambda number=number: len(ages) >= number * VIEWERS)
+            await until(lambda number=number: len(ages) >= number * VIEWERS)
             await asyncio.sleep(0.2)
     assert before is not None
     assert after is not None
@@ -89,10 +88,3 @@ async def _viewers(root: Path) -> list[Row]:
         ),
         Row(f"{VIEWERS} viewers: server memory for each", "KB", (grown,), key="viewers/memory"),
     ]
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    """It holds; raises TimeoutError when it does not come about."""
-    async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110 - what is waited for is counted in many places
-            await asyncio.sleep(0.001)

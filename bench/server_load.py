@@ -214,9 +214,10 @@ class Viewer(asyncio.Protocol):
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """It holds."""
-    while not holds():  # noqa: ASYNC110 - set by callbacks that know no event of ours
-        await asyncio.sleep(0.001)
+    """It holds; raises TimeoutError when it does not come about."""
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110 - set by callbacks that know no event of ours
+            await asyncio.sleep(0.001)
 
 
 async def viewers(root: Path) -> None:
