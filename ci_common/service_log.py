@@ -19,7 +19,7 @@ from ci_common.terminal import one_line
 _KEY = re.compile(r"(ci_[0-9A-Za-z]{8})_[0-9A-Za-z]{16,}(?:_[0-9A-Za-z]+)?")
 _NAME = "ci"  # of our handler
 # They tell every request, event and part of a form; nobody asked for that, at any level.
-_CHATTY = ("aiosqlite", "asyncio", "docker", "python_multipart", "sse_starlette", "urllib3")
+_CHATTY = ("aiosqlite", "asyncio", "docker", "python_multipart", "urllib3")
 
 
 def configure_logging(level: LogLevel, log_format: LogFormat) -> None:

@@ -243,6 +243,8 @@ class ArchiveStore(ABC):
 class Subscription(ABC):
     """A waiter's place at the hub. Ask for the truth after every wake-up: it is only a hint."""
 
+    only_log: bool  # what the last wait told of were bytes in a log, and no commit
+
     @abstractmethod
     async def wait(self, seconds: float) -> bool:
         """Return True when something may have changed since the last call, False after `seconds`.

@@ -24,20 +24,62 @@ _QUIET = 0.005  # seconds between two wake-ups for the database: a burst of comm
 
 
 class _Subscription(Subscription):
+    """One waiter. Its alarm runs on from one wait to the next, so that a line need not set a thousand of them anew."""
+
     def __init__(self) -> None:
-        self._changed = asyncio.Event()
+        self.only_log = False
+        self._log = self._other = False  # what has changed since the last wait
+        self._waiter: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._patience_ends = 0.0
 
     def wake(self) -> None:
-        self._changed.set()
+        self._other = True
+        self._resume()
+
+    def wake_for_log(self) -> None:
+        """Whoever waits returns, and is told that only a log changed."""
+        self._log = True
+        self._resume()
 
     async def wait(self, seconds: float) -> bool:
+        if not (self._log or self._other):
+            await self._news(seconds)
+        changed, self.only_log = self._log or self._other, self._log and not self._other
+        self._log = self._other = False
+        return changed
+
+    def close(self) -> None:
+        """The alarm is off."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    async def _news(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._patience_ends = loop.time() + seconds
+        if self._alarm is None or self._alarm.when() > self._patience_ends:
+            self.close()
+            self._alarm = loop.call_later(seconds, self._ring)
+        self._waiter = loop.create_future()
         try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return False
-        self._changed.clear()
-        return True
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._waiter is None:
+            return
+        loop = asyncio.get_running_loop()
+        left = self._patience_ends - loop.time()
+        if left > 0:
+            self._alarm = loop.call_later(left, self._ring)
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class InotifyChangeHub(ChangeHub):
@@ -91,6 +133,7 @@ class InotifyChangeHub(ChangeHub):
         try:
             yield subscription
         finally:
+            subscription.close()
             self._all.discard(subscription)
 
     @contextmanager
@@ -113,7 +156,7 @@ class InotifyChangeHub(ChangeHub):
 
     def _wake_job(self, job_id: str) -> None:
         for subscription in self._by_job.get(job_id, ()):
-            subscription.wake()
+            subscription.wake_for_log()
 
     # -- watches -----------------------------------------------------------------------------------------
 

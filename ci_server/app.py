@@ -29,7 +29,8 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         adopt_uvicorn()
         async with open_resources(in_force) as resources:
             app.state.resources = resources
-            yield {STATE_KEY: ConnectionLimits(in_force)}  # for `ci_server.http_protocol`
+            with resources.shutdown.begun_by_signals():
+                yield {STATE_KEY: ConnectionLimits(in_force)}  # for `ci_server.http_protocol`
 
     app = FastAPI(
         title="CI server",

@@ -12,6 +12,7 @@ from ci_common.clock import Clock
 from ci_common.errors import CIError, Forbidden, Unauthorized
 from ci_common.models import APIKey, Scope, User
 from ci_common.repository import JobRepository
+from ci_server.shared_calls import SharedCalls
 
 _TOUCH_EVERY = timedelta(seconds=60)
 _NO_PREFIX = "-"  # looked up for what cannot be a key: as much work as for one that is unknown
@@ -40,6 +41,8 @@ class Authenticator:
         self._repository = repository
         self._clock = clock
         self.usage = KeyUsage(repository, clock)
+        self._rechecks = SharedCalls(self._recheck)
+        self._good_at: dict[str, float] = {}  # key id -> monotonic time; one entry per key with streams
 
     async def authenticate(self, token: str | None) -> Caller:
         """Return who the key belongs to; raises the same Unauthorized, after the same work, whatever is wrong."""
@@ -54,17 +57,22 @@ class Authenticator:
         await self._find(caller.key.prefix, caller.key.key_hash)
 
     def guard(self, caller: Caller, every: float) -> Callable[[], Awaitable[None]]:
-        """Return a check that is free to call often: it looks at the key once in `every` seconds."""
-        due = self._clock.monotonic() + every
+        """Return a check that is free to call often: one key is looked at once in `every` seconds, however many ask."""
+        key = caller.key
+        good_at = self._clock.monotonic()
 
         async def check() -> None:
-            nonlocal due
-            now = self._clock.monotonic()
-            if now >= due:
-                due = now + every
-                await self.recheck(caller)
+            nonlocal good_at
+            good_at = max(good_at, self._good_at.get(key.id, good_at))
+            if self._clock.monotonic() - good_at >= every:
+                await self._rechecks.answer((key.prefix, key.key_hash))
 
         return check
+
+    async def _recheck(self, key: tuple[str, str]) -> None:
+        began = self._clock.monotonic()
+        caller = await self._find(*key)
+        self._good_at[caller.key.id] = began
 
     async def _find(self, prefix: str, key_hash: str) -> Caller:
         found = await self._repository.find_api_key(prefix)

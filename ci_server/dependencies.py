@@ -26,6 +26,7 @@ from ci_server.rate_limits import RateLimits
 from ci_server.request_context import client_address
 from ci_server.settings import ServerSettings
 from ci_server.shared_looks import SharedLooks
+from ci_server.stream_end import Shutdown
 from ci_server.submissions import Submissions
 from ci_server.trees import Trees
 
@@ -46,6 +47,7 @@ class Resources:
     blobs: Blobs
     trees: Trees
     slots: StreamSlots
+    shutdown: Shutdown
     rates: RateLimits
     clock: Clock
 
@@ -74,6 +76,7 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             blobs=blobs,
             trees=Trees(stores.archives, blobs, settings, bodies),
             slots=StreamSlots(settings.max_streams_per_user),
+            shutdown=Shutdown(),
             rates=RateLimits(settings, clock),
             clock=clock,
         )

@@ -1,25 +1,25 @@
-"""Job events as server-sent events: framing, pings, stalled readers, limits per user, and an orderly end at SIGTERM."""
+"""Job events as server-sent events: framing, pings, limits per user, and an orderly end at SIGTERM."""
 
+import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 from functools import lru_cache
 
-import anyio
 import structlog
-from sse_starlette import EventSourceResponse
-from sse_starlette.sse import SendTimeoutError
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ci_common.errors import CIError, InternalError, TooManyRequests
 from ci_common.events import ErrorEvent, LogEvent, StatusEvent, StreamEvent
-from ci_server.settings import ServerSettings
+from ci_server.stream_end import Shutdown, StreamEnd
 
+MEDIA_TYPE = "text/event-stream"
 _HEADERS = {"Cache-Control": "no-cache, no-store", "X-Accel-Buffering": "no"}
 # No `data:`, so parsers hand it to nobody; EventSource takes the hint when to come back.
 _FAREWELL = b": this server is going down, resume with Last-Event-ID\nretry: 250\n\n"
-_SHUTDOWN_GRACE = 1.0  # seconds in which the generator says its farewell
+_PING = b": ping\n\n"
 
 _log = structlog.stdlib.get_logger("ci_server.streams")
 
@@ -47,40 +47,70 @@ class StreamSlots:
                 del self._open[user_id]
 
 
-class JobStream(EventSourceResponse):
-    """The response that carries a job's events; what `held` holds is let go when the stream is over."""
+class JobStream(StreamingResponse):
+    """The response that carries a job's events; what `held` holds is let go when the stream is over.
+
+    A reader that takes nothing is the protocol's to drop (`ci_server.http_protocol`): it sees what waits to be sent.
+    """
 
     def __init__(
         self,
         events: AsyncGenerator[StreamEvent, None],
         *,
-        stop: anyio.Event,
+        end: StreamEnd,
+        shutdown: Shutdown,
         held: contextlib.ExitStack,
-        settings: ServerSettings,
-        headers: dict[str, str] | None = None,
+        ping_interval: float,
+        headers: dict[str, str],
         **log_context: object,
     ) -> None:
-        super().__init__(  # pyright: ignore[reportUnknownMemberType] - sse-starlette has a bare dict there
-            frames(events, stop),
-            headers={**_HEADERS, **(headers or {})},
-            ping=settings.stream_ping_interval,
-            sep="\n",
-            send_timeout=settings.stream_send_timeout,
-            shutdown_event=stop,
-            shutdown_grace_period=_SHUTDOWN_GRACE,
-        )
+        super().__init__(frames(events, shutdown), media_type=MEDIA_TYPE, headers={**_HEADERS, **headers})
+        self._end = end
+        self._shutdown = shutdown
         self._held = held
+        self._ping_interval = ping_interval
         self._log_context = log_context
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._held, structlog.contextvars.bound_contextvars(**self._log_context):
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        with (
+            self._held,
+            self._shutdown.ends(self._end),
+            structlog.contextvars.bound_contextvars(**self._log_context),
+        ):
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            async with self._accompanied(receive, send):
+                async for data in self.body_iterator:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @contextlib.asynccontextmanager
+    async def _accompanied(self, receive: Receive, send: Send) -> AsyncGenerator[None, None]:
+        """While in the block there are pings, and a reader that leaves ends the stream."""
+        companion = asyncio.create_task(self._ping_until_left(receive, send))
+        try:
+            yield
+        finally:
+            companion.cancel()
+            await asyncio.wait([companion])
+
+    async def _ping_until_left(self, receive: Receive, send: Send) -> None:
+        while True:
             try:
-                await super().__call__(scope, receive, send)
-            except SendTimeoutError:
-                _log.info("stalled_reader_dropped", path=scope["path"])
+                async with asyncio.timeout(self._ping_interval):
+                    message = await receive()
+            except TimeoutError:
+                await send({"type": "http.response.body", "body": _PING, "more_body": True})
+            else:
+                if message["type"] == "http.disconnect":
+                    self._end.come()
+                    return
 
 
-async def frames(events: AsyncGenerator[StreamEvent, None], stop: anyio.Event) -> AsyncIterator[bytes]:
+async def frames(
+    events: AsyncGenerator[StreamEvent, None], shutdown: Shutdown
+) -> AsyncGenerator[bytes, None]:
     """Yield the events as they go over the wire; what goes wrong on the way becomes an `error` event."""
     async with contextlib.aclosing(events):
         try:
@@ -93,7 +123,7 @@ async def frames(events: AsyncGenerator[StreamEvent, None], stop: anyio.Event) -
         except Exception:  # noqa: BLE001 - logged in full; a broken connection would tell the reader less
             _log.exception("stream_failed")
             yield frame(ErrorEvent(InternalError.code, "The stream failed; resume it with Last-Event-ID."))
-    if stop.is_set():
+    if shutdown.has_begun:
         yield _FAREWELL
 
 

@@ -9,15 +9,14 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 
-import anyio
-
 from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, LogIncomplete, LogPruned
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position, StatusEvent, StreamEvent
 from ci_common.job_terms import JobStatus
 from ci_common.models import Job
 from ci_common.repository import JobRepository
-from ci_common.stores import ChangeHub, LogStore, Subscription
+from ci_common.stores import ChangeHub, LogStore
 from ci_server.shared_looks import Look, SharedLooks, Tail
+from ci_server.stream_end import StreamEnd
 
 BATCH_BYTES = 64 * 1024  # batching decides throughput
 LOOK_AGAIN_SECONDS = 2.0  # a lost wake-up costs this much, and a controller's silence is noticed
@@ -49,7 +48,7 @@ class Following:
     logs: LogStore
     hub: ChangeHub
     looks: SharedLooks  # of the whole process
-    stop: anyio.Event  # set: the events end early, and the reader comes back elsewhere
+    end: StreamEnd  # come: the events end early, and the reader comes back elsewhere
     check_access: Callable[[], Awaitable[None]] = _always  # raises when the reader may not go on
     look_again_after: float = LOOK_AGAIN_SECONDS
 
@@ -79,21 +78,20 @@ class _Follower:
         with (
             self._around.hub.log(self._job_id) as changes,
             self._around.looks.tail(self._job_id) as tail,
-            _woken_by(self._around.stop, changes),
+            self._around.end.wakes(changes.wake),
         ):
+            look, job = await self._look()  # the row first, then the file up to what the row says
             quiet = False
-            while not self._around.stop.is_set():
-                await self._around.check_access()
-                look, job = await self._look()  # the row first, then the file up to what the row says
+            while not self._around.end.has_come:
                 superseded = self._position.attempt < job.attempt
-                if not superseded and (status := await self._news(look, job, quiet=quiet)):
+                row_is_new = not (superseded or changes.only_log)
+                if row_is_new and (status := await self._news(look, job, quiet=quiet)):
                     yield status
-                with contextlib.closing(self._output(look, job, tail)) as pieces:
-                    for piece in pieces:
-                        yield piece
-                        await self._breathe()
-                        if self._around.stop.is_set():
+                with contextlib.closing(self._output(job, tail)) as pieces:
+                    for number, piece in enumerate(pieces):
+                        if number and not await self._goes_on():
                             return
+                        yield piece
                 if superseded:
                     self._begin_attempt(job.attempt)
                 elif job.status.is_terminal:
@@ -102,6 +100,9 @@ class _Follower:
                     return
                 else:
                     quiet = not await changes.wait(self._around.look_again_after)
+                await self._around.check_access()
+                if not changes.only_log:  # bytes alone change nothing in the row
+                    look, job = await self._look()
 
     async def _look(self) -> tuple[Look, Job]:
         look = await self._around.looks.look(self._job_id, self._user_id)
@@ -128,7 +129,7 @@ class _Follower:
             return self._said.message if self._said and self._said.status is job.status else None
         return await look.message()
 
-    def _output(self, look: Look, job: Job, tail: Tail) -> Generator[LogEvent]:
+    def _output(self, job: Job, tail: Tail) -> Generator[LogEvent]:
         """Yield what stands after the position: all of it when no more can come, else up to a whole character.
 
         Reads of 64 KiB that the page cache answers are quicker than their way through a thread.
@@ -138,7 +139,7 @@ class _Follower:
             return
         final = attempt < job.attempt or job.status.is_terminal
         if not final:
-            end = look.log_size(attempt)
+            end = tail.end(attempt)
             while piece := tail.piece(attempt, self._position.offset, end):  # somebody has read it already
                 self._position = piece.position
                 yield piece
@@ -172,25 +173,11 @@ class _Follower:
         message = f"The stored log lacks its last {missing} of {job.log_size} bytes."
         return [ErrorEvent(LogIncomplete.code, message), CompleteEvent.of(job)]
 
-    async def _breathe(self) -> None:
+    async def _goes_on(self) -> bool:
         # Why: a reader who is quicker than we are would otherwise keep every other request waiting.
         await asyncio.sleep(0)
         await self._around.check_access()
-
-
-@contextlib.contextmanager
-def _woken_by(stop: anyio.Event, changes: Subscription) -> Generator[None]:
-    """While in the block, the end of all streams wakes who waits for changes."""
-
-    async def wake() -> None:
-        await stop.wait()
-        changes.wake()
-
-    waking = asyncio.create_task(wake())
-    try:
-        yield
-    finally:
-        waking.cancel()
+        return not self._around.end.has_come
 
 
 def log_pruned(job: Job) -> LogPruned | None:

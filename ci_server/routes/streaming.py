@@ -3,14 +3,13 @@
 import contextlib
 from collections.abc import AsyncGenerator
 
-import anyio
-
 from ci_common.events import Position, StreamEvent
 from ci_common.models import Job
 from ci_server.auth import Caller
 from ci_server.dependencies import Resources
 from ci_server.event_stream import JobStream
 from ci_server.log_stream import LOOK_AGAIN_SECONDS, Following, follow_job
+from ci_server.stream_end import StreamEnd
 
 
 def open_stream(
@@ -22,7 +21,7 @@ def open_stream(
     first: tuple[StreamEvent, ...] = (),
 ) -> JobStream:
     """Return the response that sends `first` and then follows the job; it lets go of `held` at its end."""
-    stop = anyio.Event()
+    end = StreamEnd()
     # Twice per ping: so a withdrawn key loses its streams within one ping interval, whenever it is withdrawn.
     interval = server.settings.stream_ping_interval / 2
     around = Following(
@@ -30,7 +29,7 @@ def open_stream(
         logs=server.logs,
         hub=server.hub,
         looks=server.looks,
-        stop=stop,
+        end=end,
         check_access=server.authenticator.guard(caller, every=interval),
         look_again_after=min(LOOK_AGAIN_SECONDS, interval),
     )
@@ -38,9 +37,10 @@ def open_stream(
     location = {"Content-Location": f"/jobs/{job.id}/stream"}
     return JobStream(
         events,
-        stop=stop,
+        end=end,
+        shutdown=server.shutdown,
         held=held,
-        settings=server.settings,
+        ping_interval=server.settings.stream_ping_interval,
         headers=location,
         job_id=job.id,
         attempt=job.attempt,

@@ -62,7 +62,6 @@ HOMES: Mapping[str, str] = {
     "aiosqlite": "ci_persistence",
     "fastapi": "ci_server",
     "starlette": "ci_server",
-    "sse_starlette": "ci_server",
     "certifi": "ci_client._connections",
 }
 LINUX_ONLY = frozenset({"asyncinotify", "docker", "fcntl", "grp", "pwd", "resource", "termios", "tty"})

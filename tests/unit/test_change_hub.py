@@ -115,6 +115,12 @@ async def test_a_burst_of_commits_is_few_hints(hub: InotifyChangeHub, database: 
     assert 1 <= hints <= 150
 
 
+def _insert(database: Path) -> None:
+    db = connect(database)
+    db.execute(INSERT)
+    db.close()
+
+
 def _many_commits(database: Path) -> None:
     db = connect(database)
     for _ in range(300):
@@ -217,3 +223,37 @@ async def test_without_a_watcher_subscriptions_time_out(tmp_path: Path) -> None:
         assert not await changes.wait(0.01)
     await hub.close()
     await hub.close()
+
+
+async def test_a_waiter_is_told_whether_only_a_log_changed(
+    hub: InotifyChangeHub, database: Path, logs: FileLogStore
+) -> None:
+    writer = logs.writer("job", 1)
+    await asyncio.to_thread(_insert, database)
+    with hub.log("job") as changes:
+        await settle(changes)
+        writer.write(0, b"a line\n")
+        assert await changes.wait(SOON)
+        assert changes.only_log
+        await asyncio.to_thread(_commit_once, database)
+        assert await changes.wait(SOON)
+        assert not changes.only_log
+        changes.wake()
+        writer.write(7, b"both\n")
+        await asyncio.sleep(NEVER)
+        assert await changes.wait(SOON)
+        assert not changes.only_log
+        assert not await changes.wait(NEVER)
+        assert not changes.only_log
+    writer.close()
+
+
+async def test_a_wait_may_be_shorter_or_longer_than_the_one_before(hub: InotifyChangeHub) -> None:
+    loop = asyncio.get_running_loop()
+    with hub.log("job") as changes:
+        for patience in (0.2, 0.01, 0.05):
+            began = loop.time()
+            assert not await changes.wait(patience)
+            assert loop.time() - began >= patience
+        changes.wake()
+        assert await changes.wait(SOON)

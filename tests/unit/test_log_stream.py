@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from ci_common.job_terms import JobStatus
 from ci_common.models import Job, LogSeal
 from ci_server.log_stream import BATCH_BYTES, Following, follow_job, start_position, without_incomplete_tail
 from ci_server.shared_looks import SharedLooks
+from ci_server.stream_end import StreamEnd
 from tests.support.server import Account, Site, open_site
 
 BEGINNING = Position(0, 0)
@@ -37,7 +37,7 @@ async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
 
 def surroundings(site: Site) -> Following:
     looks = SharedLooks(site.repository, site.stores.logs, SystemClock())
-    return Following(site.repository, site.stores.logs, site.stores.hub, looks, anyio.Event())
+    return Following(site.repository, site.stores.logs, site.stores.hub, looks, StreamEnd())
 
 
 def follow(site: Site, job: Job, start: Position = BEGINNING) -> AsyncGenerator[StreamEvent, None]:
@@ -341,7 +341,7 @@ async def test_a_stopped_stream_ends_at_once_and_without_a_verdict(site: Site, a
     events = follow_job(around, job.id, job.user_id, Position(0, 0))
     assert isinstance(await following(events), StatusEvent)
     waiting = asyncio.create_task(read(events))
-    around.stop.set()
+    around.end.come()
     async with asyncio.timeout(1):
         assert await waiting == []
 
@@ -351,7 +351,7 @@ async def test_a_stream_of_much_output_can_be_stopped_in_between(site: Site, ada
     around = surroundings(site)
     events = follow_job(around, job.id, job.user_id, Position(1, 0))
     await following(events)
-    around.stop.set()
+    around.end.come()
     assert await read(events) == []
 
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import anyio
 import httpx
 import pytest
 from hypothesis import given
@@ -43,6 +42,7 @@ from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 from ci_server.log_stream import BATCH_BYTES, Following, follow_job
 from ci_server.shared_looks import SharedLooks
+from ci_server.stream_end import StreamEnd
 from tests.support.controlled import OUTPUT, ControlledSystem, a_run, controlled_system, eventually
 from tests.support.controller import NOW, ago
 from tests.support.database import new_database
@@ -408,7 +408,7 @@ async def read(events: AsyncGenerator[object, None]) -> list[object]:
 
 def follow(site: Site, job: Job, start: Position) -> AsyncGenerator[object, None]:
     looks = SharedLooks(site.repository, site.stores.logs, SystemClock())
-    around = Following(site.repository, site.stores.logs, site.stores.hub, looks, anyio.Event())
+    around = Following(site.repository, site.stores.logs, site.stores.hub, looks, StreamEnd())
     return follow_job(around, job.id, job.user_id, start)
 
 

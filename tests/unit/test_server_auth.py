@@ -132,6 +132,20 @@ async def test_an_open_stream_notices_a_revocation_within_its_interval(site: Sit
         await check()
 
 
+async def test_streams_of_one_key_share_a_look_at_it_for_one_interval(site: Site, ada: Account) -> None:
+    clock = SetClock()
+    authenticator = Authenticator(site.repository, clock)
+    one, other = (authenticator.guard(Caller(ada.user, ada.key), every=7.5) for _ in range(2))
+    clock.time = 7.5
+    await one()
+    await site.repository.revoke_api_key(ada.key.id, utcnow())
+    clock.time = 14.9
+    await other()  # that look still counts
+    clock.time = 15.0
+    found = await asyncio.gather(one(), other(), return_exceptions=True)
+    assert [type(error) for error in found] == [Unauthorized, Unauthorized]
+
+
 async def test_bytes_that_are_no_text_are_no_key(http: httpx.AsyncClient) -> None:
     response = await http.get("/jobs", headers={b"Authorization": b"Bearer \xff\xfe"})
     assert response.status_code == 401

@@ -6,7 +6,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
-import anyio
 import pytest
 
 from ci_common.clock import SystemClock
@@ -14,7 +13,8 @@ from ci_common.events import CompleteEvent, LogEvent, Position, StatusEvent, Str
 from ci_common.models import Job
 from ci_server.event_stream import frame
 from ci_server.log_stream import BATCH_BYTES, Following, follow_job
-from ci_server.shared_looks import SharedLooks, Tail
+from ci_server.shared_looks import Look, SharedLooks, Tail
+from ci_server.stream_end import StreamEnd
 from tests.support.server import Account, Site, open_site
 
 
@@ -29,7 +29,7 @@ async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
 @pytest.fixture
 def around(site: Site) -> Following:
     looks = SharedLooks(site.repository, site.stores.logs, SystemClock())
-    return Following(site.repository, site.stores.logs, site.stores.hub, looks, anyio.Event())
+    return Following(site.repository, site.stores.logs, site.stores.hub, looks, StreamEnd())
 
 
 async def until_the_end(events: AsyncGenerator[StreamEvent, None]) -> bytes:
@@ -161,8 +161,54 @@ async def test_a_reader_who_leaves_does_not_end_the_look_of_others(
     assert leaving.cancelled()
 
 
-def test_a_tail_keeps_few_pieces_and_none_beyond_the_end() -> None:
-    tail = Tail()
+class _CountingLooks(SharedLooks):
+    looked = 0
+
+    async def look(self, job_id: str, user_id: str | None) -> Look:
+        self.looked += 1
+        return await super().look(job_id, user_id)
+
+
+async def test_output_alone_asks_nothing_of_the_database(site: Site, ada: Account, around: Following) -> None:
+    await site.queue_job(ada)
+    attempt = await site.hands.start()
+    looks = _CountingLooks(site.repository, site.stores.logs, SystemClock())
+    patient = replace(around, looks=looks, look_again_after=3600.0)
+    async with aclosing(follow_job(patient, attempt.job.id, ada.user.id, Position(1, 0))) as events:
+        site.hands.write(attempt, b"0")
+        await first_output(events)
+        await _calm(site, attempt.job.id)
+        looked = looks.looked
+        for number in range(1, 10):
+            site.hands.write(attempt, b"%d" % number)
+            assert (await first_output(events)).data == b"%d" % number
+        assert looks.looked <= looked + 1, "only for what was still on its way"
+        await site.hands.finish(attempt)
+        assert await until_the_end(events) == b""
+    assert looks.looked > looked
+
+
+async def _calm(site: Site, job_id: str) -> None:
+    """Nothing of what has happened is still on its way to who waits."""
+    with site.stores.hub.log(job_id) as changes:
+        while await changes.wait(0.6):  # longer than the hub looks for a commit
+            pass
+
+
+async def test_the_end_of_a_log_is_looked_up_once_for_all_of_one_turn(site: Site, ada: Account) -> None:
+    await site.queue_job(ada)
+    attempt = await site.hands.start()
+    tail = Tail(site.stores.logs, attempt.job.id)
+    site.hands.write(attempt, b"12345")
+    assert tail.end(1) == 5
+    site.hands.write(attempt, b"678")
+    assert tail.end(1) == 5
+    await asyncio.sleep(0)
+    assert tail.end(1) == 8
+
+
+def test_a_tail_keeps_few_pieces_and_none_beyond_the_end(site: Site) -> None:
+    tail = Tail(site.stores.logs, "any")
     pieces = [LogEvent(b"x", Position(1, n + 1)) for n in range(5)]
     for n, piece in enumerate(pieces):
         tail.keep(1, n, piece)
@@ -183,5 +229,5 @@ async def test_streams_end_when_they_are_stopped_while_nothing_happens(
         assert isinstance(await anext(events), StatusEvent)
         waiting = asyncio.create_task(anext(events, None))
         await asyncio.sleep(0)
-        patient.stop.set()
+        patient.end.come()
         assert await waiting is None
