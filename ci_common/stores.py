@@ -216,10 +216,13 @@ class ArchiveStore(ABC):
         """
 
     @abstractmethod
-    async def save(self, chunks: AsyncIterable[bytes], max_bytes: int, owner: str = "") -> StoredArchive:
+    async def save(
+        self, chunks: AsyncIterable[bytes], max_bytes: int, owner: str = "", *, at_once: bool = False
+    ) -> StoredArchive:
         """The upload is durable (temp name, fsync, rename) and valid; on any error nothing is left behind.
 
-        Of one owner's uploads one is judged at a time, so nobody waits for all that somebody else has sent.
+        `at_once`: it is little, and nothing is done with it before all of it came. Of one owner's uploads one is
+        judged at a time, so nobody waits for all that somebody else has sent.
         Raises ArchiveTooLarge, InvalidArchive, StorageFull.
         """
 

@@ -110,17 +110,24 @@ class FileArchiveStore(ArchiveStore):
         make_shared_directory(self._root.parent, DIRECTORY_MODE)
         make_shared_directory(self._root, DIRECTORY_MODE)
 
-    async def save(self, chunks: AsyncIterable[bytes], max_bytes: int, owner: str = "") -> StoredArchive:
+    async def save(
+        self, chunks: AsyncIterable[bytes], max_bytes: int, owner: str = "", *, at_once: bool = False
+    ) -> StoredArchive:
         ref = f"{uuid.uuid4().hex}{ZIP}"
         unfinished = self._root / (ref + _UNFINISHED)
+        upload = _Upload(unfinished, max_bytes)
         try:
-            upload = _Upload(unfinished, max_bytes)
-            await self._receive(upload, chunks)
+            if not at_once:
+                await settled(asyncio.to_thread(self._begin, upload))
+            rest = await self._receive(upload, chunks)
             async with self._turn(owner):
-                await settled(asyncio.to_thread(self._publish, unfinished, ref))
+                await settled(asyncio.to_thread(self._judge, upload, rest))
+            await settled(asyncio.to_thread(self._publish, upload, ref))
         except BaseException:
             await settled(asyncio.to_thread(self._discard, unfinished, ref))
             raise
+        finally:
+            upload.close()
         return StoredArchive(ref, upload.size, upload.sha256())
 
     async def save_manifest(self, manifest: Manifest, places: Mapping[bytes, BlobPlace]) -> StoredArchive:
@@ -152,28 +159,33 @@ class FileArchiveStore(ArchiveStore):
         self._name(unfinished, ref)
         return len(data)
 
-    async def _receive(self, upload: "_Upload", chunks: AsyncIterable[bytes]) -> None:
-        """The upload is on disk for good."""
+    async def _receive(self, upload: "_Upload", chunks: AsyncIterable[bytes]) -> bytes:
+        """The upload is written but for its last bytes, which are returned."""
         batch = bytearray()
-        try:
-            await settled(asyncio.to_thread(self._begin, upload))
-            async for chunk in chunks:
-                batch += chunk
-                if len(batch) >= _BATCH:
-                    await settled(asyncio.to_thread(upload.write, bytes(batch)))
-                    batch.clear()
-            await settled(asyncio.to_thread(upload.finish, bytes(batch)))
-        finally:
-            upload.close()
+        async for chunk in chunks:
+            batch += chunk
+            if len(batch) >= _BATCH:
+                await settled(asyncio.to_thread(self._write, upload, bytes(batch)))
+                batch.clear()
+        return bytes(batch)
+
+    def _write(self, upload: "_Upload", data: bytes) -> None:
+        if not upload.is_open:
+            self._begin(upload)
+        upload.write(data)
 
     def _begin(self, upload: "_Upload") -> None:
         self.prepare()  # the server may have started before there was a place for its data
         upload.open()
 
-    def _publish(self, unfinished: Path, ref: str) -> None:
-        with open_archive(unfinished, self._limits) as archive:
+    def _judge(self, upload: "_Upload", rest: bytes) -> None:
+        self._write(upload, rest)
+        with open_archive(upload.path, self._limits) as archive:
             archive.verify()
-        self._name(unfinished, ref)
+
+    def _publish(self, upload: "_Upload", ref: str) -> None:
+        upload.sync()
+        self._name(upload.path, ref)
 
     def _name(self, unfinished: Path, ref: str) -> None:
         unfinished.rename(self._root / ref)
@@ -242,17 +254,17 @@ class _Upload:
     """A file that grows under a limit while its hash is taken; used from threads."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
-        self._path = path
+        self.path = path
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
         self.size = 0
         self._descriptor = -1
 
     def open(self) -> None:
-        with disk_full_as_storage_full(self._path):
-            self._descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE)
+        with disk_full_as_storage_full(self.path):
+            self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE)
             os.fchmod(self._descriptor, FILE_MODE)  # whatever the umask
-            adopt_owner(self._path)
+            adopt_owner(self.path)
 
     def write(self, data: bytes) -> None:
         self.size += len(data)
@@ -263,22 +275,23 @@ class _Upload:
             )
         view = memoryview(data)
         self._hash.update(view)
-        with disk_full_as_storage_full(self._path):
+        with disk_full_as_storage_full(self.path):
             while view:
                 view = view[os.write(self._descriptor, view) :]
 
-    def finish(self, data: bytes) -> None:
-        """The last bytes are written, and all of them are on disk for good."""
-        self.write(data)
-        self.sync()
-
     def sync(self) -> None:
-        with disk_full_as_storage_full(self._path):
+        """What was written is on disk for good."""
+        with disk_full_as_storage_full(self.path):
             os.fsync(self._descriptor)
 
+    @property
+    def is_open(self) -> bool:
+        return self._descriptor >= 0
+
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def sha256(self) -> str:
         return self._hash.hexdigest()

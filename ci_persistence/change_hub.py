@@ -243,6 +243,9 @@ class InotifyChangeHub(ChangeHub):
     async def _follow_commits(self) -> None:
         while True:
             await self._database_touched.wait()
+            if not self._all:  # who comes later looks for himself first
+                self._database_touched.clear()
+                continue
             for pause in _LOOK_AGAIN:
                 self._database_touched.clear()
                 await self._look()

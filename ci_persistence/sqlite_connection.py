@@ -3,9 +3,10 @@
 import random
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -17,6 +18,14 @@ INCREMENTAL = 2  # what `PRAGMA auto_vacuum` says of a file that can give pages 
 # write-ahead log can corrupt the file (https://www.sqlite.org/wal.html#walresetbug). So on such builds no
 # connection checkpoints by itself; only `maintain()` does, in a mode that holds the write lock meanwhile.
 HAS_WAL_RESET_BUG = sqlite3.sqlite_version_info < (3, 51, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one piece of work: what it returned, or what it raised."""
+
+    result: Any = None
+    error: Exception | None = None
 
 
 def connect(path: Path, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> sqlite3.Connection:
@@ -60,6 +69,28 @@ def write_transaction(db: sqlite3.Connection, work: Work[T]) -> T:
     """The work is committed and its result returned, or it raised and nothing of it remains."""
     _begin_immediate(db)
     return _to_the_end(db, work)
+
+
+def each_apart(db: sqlite3.Connection, works: Sequence[Work[Any]]) -> list[Outcome]:
+    """Return what became of each; nothing remains of one that raised, in a transaction that goes on with the others.
+
+    Raises what ended the transaction itself, such as a full disk: then nothing remains of any.
+    """
+    return [_apart(db, work) for work in works]
+
+
+def _apart(db: sqlite3.Connection, work: Work[Any]) -> Outcome:
+    db.execute("SAVEPOINT one")
+    try:
+        result = work(db)
+    except Exception as error:
+        if not db.in_transaction:
+            raise
+        db.execute("ROLLBACK TO one")
+        db.execute("RELEASE one")
+        return Outcome(error=error)
+    db.execute("RELEASE one")
+    return Outcome(result)
 
 
 def _begin_immediate(db: sqlite3.Connection) -> None:

@@ -5,8 +5,11 @@ The only importer of aiosqlite. What a query means is said elsewhere.
 
 import asyncio
 import sqlite3
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiosqlite
 
@@ -14,8 +17,10 @@ from ci_persistence.migrations import require_current_schema
 from ci_persistence.settled import settled
 from ci_persistence.sqlite_connection import (
     BUSY_TIMEOUT_MS,
+    Outcome,
     Work,
     connect,
+    each_apart,
     gives_back,
     read_transaction,
     write_transaction,
@@ -23,7 +28,9 @@ from ci_persistence.sqlite_connection import (
 from ci_persistence.sqlite_errors import translated
 
 T = TypeVar("T")
+Transaction = Callable[[sqlite3.Connection, Work[Any]], Any]
 
+_TOGETHER = 64  # pieces of work in one transaction: milliseconds, during which others wait
 _CHECKPOINT_PATIENCE_MS = 500  # a truncating checkpoint blocks writers while it waits for readers
 _TRUNCATE_ABOVE = 4 * 1024 * 1024  # bytes of write-ahead log
 _SPARE_PAGES = 256  # free pages that stay for the next jobs: 1 MiB
@@ -36,21 +43,24 @@ class SQLiteDatabase:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._writer = _Slot(path, query_only=False)
-        self._reader = _Slot(path, query_only=True)
+        self._writer = _Slot(path, write_transaction)
+        self._reader = _Slot(path, read_transaction, query_only=True)
 
     async def write(self, work: Work[T]) -> T:
-        """The work is committed, or (it raised) nothing of it is; cancelled before its turn, it never ran."""
-        return await self._writer.run(lambda db: write_transaction(db, work))
+        """The work is committed, or (it raised) nothing of it is; cancelled before its turn, it never ran.
+
+        What waits for the writer at the same time is committed together: one sync of the disk for all of it.
+        """
+        return await self._writer.run(work)
 
     async def read(self, work: Work[T]) -> T:
         """Return what the work read from one consistent snapshot."""
-        return await self._reader.run(lambda db: read_transaction(db, work))
+        return await self._reader.run(work)
 
     async def version(self) -> tuple[int, int]:
         """Return what is another pair as soon as anybody committed, this process included; microseconds."""
         # Its number counts for one connection, and that one never writes.
-        number = await self._reader.run(_data_version)
+        number = await self._reader.run_alone(_data_version)
         return self._reader.opened, number
 
     async def maintain(self) -> None:
@@ -63,7 +73,7 @@ class SQLiteDatabase:
             shrunk = True
         wal = self.path.with_name(self.path.name + "-wal")
         if shrunk or (wal.exists() and wal.stat().st_size > _TRUNCATE_ABOVE):
-            await self._writer.run(_truncate_wal)
+            await self._writer.run_alone(_truncate_wal)
 
     async def close(self) -> None:
         """Both connections and their threads (which would keep the process alive) are gone."""
@@ -83,29 +93,100 @@ class _Connection(aiosqlite.Connection):
         await asyncio.to_thread(self._thread.join)
 
 
-class _Slot:
-    """The place of one connection: opened when needed, used by one coroutine at a time."""
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """Work that waits for its turn, and where it is told what became of it."""
 
-    def __init__(self, path: Path, *, query_only: bool) -> None:
+    work: Work[Any]
+    alone: bool  # it is no part of a transaction
+    outcome: asyncio.Future[Any]
+
+
+class _Slot:
+    """The place of one connection: opened when needed; what waits for it at the same time shares a transaction."""
+
+    def __init__(self, path: Path, transaction: Transaction, *, query_only: bool = False) -> None:
         self._path = path
+        self._transaction = transaction
         self._query_only = query_only
-        self._lock = asyncio.Lock()
+        self._waiting: deque[_Waiting] = deque()
+        self._serving: asyncio.Task[None] | None = None
         self._connection: _Connection | None = None
         self.opened = 0  # times
 
     async def run(self, work: Work[T]) -> T:
-        async with self._lock:
-            with translated(self._path):
-                return await settled(self._run(work))
+        """Return what the work returned, in a transaction of its own or with others."""
+        return await self._outcome(work, alone=False)
+
+    async def run_alone(self, work: Work[T]) -> T:
+        """Return what the work returned, outside of transactions."""
+        return await self._outcome(work, alone=True)
 
     async def close(self) -> None:
-        async with self._lock:
-            await settled(self._close())
+        """The connection is closed, after what was begun."""
+        while self._serving is not None:
+            await asyncio.wait([self._serving])
+        await settled(self._close())
 
-    async def _run(self, work: Work[T]) -> T:
+    async def _outcome(self, work: Work[T], *, alone: bool) -> T:
+        mine = _Waiting(work, alone, asyncio.get_running_loop().create_future())
+        self._waiting.append(mine)
+        if self._serving is None:
+            self._serving = asyncio.create_task(self._serve())
+        await self._until_done(mine)
+        with translated(self._path):
+            result: T = mine.outcome.result()
+        return result
+
+    async def _until_done(self, mine: _Waiting) -> None:
+        """It is over, also when the caller is cancelled meanwhile; only before its turn it never runs then."""
+        cancelled = False
+        while not mine.outcome.done():
+            try:
+                await asyncio.wait([mine.outcome])
+            except asyncio.CancelledError:
+                cancelled = True
+                if mine in self._waiting:
+                    self._waiting.remove(mine)
+                    raise
+        if cancelled:
+            mine.outcome.exception()  # looked at, so that asyncio does not warn about it
+            raise asyncio.CancelledError
+
+    async def _serve(self) -> None:
+        try:
+            while self._waiting:
+                await self._run_together(self._next())
+        finally:
+            self._serving = None
+
+    def _next(self) -> list[_Waiting]:
+        """Return what may run together of what has waited longest."""
+        taken = [self._waiting.popleft()]
+        while not taken[0].alone and self._waiting and not self._waiting[0].alone and len(taken) < _TOGETHER:
+            taken.append(self._waiting.popleft())
+        return taken
+
+    async def _run_together(self, taken: list[_Waiting]) -> None:
+        try:
+            outcomes = await self._run([one.work for one in taken], alone=taken[0].alone)
+        except Exception as error:  # noqa: BLE001 - told to each of those that it befell
+            outcomes = [Outcome(error=error)] * len(taken)
+        except asyncio.CancelledError:  # the loop ends
+            for one in (*taken, *self._waiting):
+                one.outcome.cancel()
+            raise
+        for one, outcome in zip(taken, outcomes, strict=True):
+            _tell(one, outcome)
+
+    async def _run(self, works: list[Work[Any]], *, alone: bool) -> list[Outcome]:
         if self._connection is None:
             self._connection = await self._open()
-        return await self._connection.run(work)
+        if alone:
+            return [Outcome(await self._connection.run(works[0]))]
+        if len(works) == 1:
+            return [Outcome(await self._connection.run(lambda db: self._transaction(db, works[0])))]
+        return await self._connection.run(lambda db: self._transaction(db, lambda db: each_apart(db, works)))
 
     async def _open(self) -> _Connection:
         connection = _Connection(lambda: connect(self._path), iter_chunk_size=64)
@@ -131,6 +212,13 @@ class _Slot:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+def _tell(one: _Waiting, outcome: Outcome) -> None:
+    if outcome.error is None:
+        one.outcome.set_result(outcome.result)
+    else:
+        one.outcome.set_exception(outcome.error)
 
 
 def _data_version(db: sqlite3.Connection) -> int:

@@ -20,7 +20,7 @@ from ci_server.auth import Authenticator, Caller
 from ci_server.disk import require_room
 from ci_server.settings import ServerSettings
 from ci_server.trees import TreeSubmission
-from ci_server.uploads import Submission, receive_submission
+from ci_server.uploads import Submission, is_small, receive_submission
 
 ReadTree = Callable[[Request, Caller], Awaitable[TreeSubmission]]
 _TRIES = 3  # at a tree of which a prune takes contents meanwhile
@@ -53,8 +53,8 @@ class Submissions:
         A repetition under the same idempotency key returns the first one's job and leaves nothing of its own.
         """
         _check_idempotency_key(idempotency_key)
-        if not await self._is_repetition(caller.user.id, idempotency_key):
-            await self.check_room(caller)  # before sending everything
+        if not is_small(request) and not await self._is_repetition(caller.user.id, idempotency_key):
+            await self.check_room(caller)  # before sending everything; creating the job tells it of little
         await require_room(request, self._settings)
         submission = await receive_submission(request, self._archives, self._settings, caller.user.id)
         crash_point("after_archive_saved")

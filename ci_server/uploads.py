@@ -19,6 +19,7 @@ from ci_server.settings import ServerSettings
 _FIELDS_LIMIT = 128 * 1024  # bytes of all fields but the file, and of what frames them
 _FRAME_BYTES = 64  # what a field costs at least beside its name and value, so that empty ones are not free
 _MAX_ARGUMENTS = 1_000
+_SMALL = 64 * 1024  # bytes of a body that is received before anything is done with it
 _RATE_GRACE = 30.0  # seconds before the average says something about the line
 
 
@@ -52,7 +53,7 @@ async def receive_submission(
     form = _Form()
     try:
         async with contextlib.aclosing(body), contextlib.aclosing(read_pieces(body, boundary)) as pieces:
-            await _fill(form, pieces, archives, settings, owner)
+            await _fill(form, pieces, archives, settings, owner, at_once=is_small(request))
         if form.archive is None:
             raise InvalidRequest("The form has no field 'file', which is to hold the project's archive.")
         return Submission(form.archive, _options(form, settings))
@@ -69,6 +70,8 @@ async def _fill(
     archives: ArchiveStore,
     settings: ServerSettings,
     owner: str,
+    *,
+    at_once: bool,
 ) -> None:
     budget = _FIELDS_LIMIT
     async for piece in pieces:
@@ -77,7 +80,8 @@ async def _fill(
             if form.archive is not None:
                 raise InvalidRequest("The form has more than one field 'file'.")
             async with contextlib.aclosing(_content(pieces)) as content:
-                form.archive = await archives.save(content, settings.max_upload_bytes, owner)
+                save = archives.save(content, settings.max_upload_bytes, owner, at_once=at_once)
+                form.archive = await save
         else:
             budget -= len(piece.name.encode()) + _FRAME_BYTES
             value = await _short_content(pieces, budget)
@@ -160,6 +164,12 @@ async def _short_content(pieces: AsyncGenerator[Piece, None], budget: int) -> by
     if len(value) > budget:  # also of an empty value, when the budget is overdrawn
         raise InvalidRequest(f"The form's fields beside 'file' exceed {_FIELDS_LIMIT} bytes.")
     return bytes(value)
+
+
+def is_small(request: Request) -> bool:
+    """Tell whether the body says that it is little enough to come before anything is done with it."""
+    declared = request.headers.get("content-length", "")
+    return declared.isdecimal() and int(declared) <= _SMALL
 
 
 def check_declared_length(request: Request, settings: ServerSettings) -> None:

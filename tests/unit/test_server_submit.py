@@ -410,7 +410,7 @@ async def test_a_client_that_leaves_during_the_upload_leaves_nothing(
     site: Site, ada: Account, http: httpx.AsyncClient
 ) -> None:
     url = http.base_url
-    body, form_headers = multipart({"file": zipped()})
+    body, form_headers = multipart({"file": zipped({"test_it.py": "#" * 100_000})})
     headers = {**ada.headers, **form_headers, "Content-Length": str(len(body))}
     request = _head("/submit-async", headers) + body[:-30]
     _, writer = await asyncio.open_connection(url.host, url.port)

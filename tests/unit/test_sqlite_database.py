@@ -1,0 +1,179 @@
+"""One connection and many who want it: what waits at the same time shares a transaction, and stays apart in it."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ci_common.errors import CIError
+from ci_persistence.sqlite_connection import Work, connect
+from ci_persistence.sqlite_database import SQLiteDatabase
+from tests.support.database import new_database
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    found = new_database(tmp_path)
+    db = connect(found)
+    db.execute("CREATE TABLE notes (text TEXT PRIMARY KEY) STRICT")
+    db.close()
+    return found
+
+
+@pytest.fixture
+async def database(path: Path) -> AsyncGenerator[SQLiteDatabase]:
+    opened = SQLiteDatabase(path)
+    yield opened
+    await opened.close()
+
+
+class Gate:
+    """Work that holds the connection until it is let go; whatever comes meanwhile waits together."""
+
+    def __init__(self) -> None:
+        self.entered = asyncio.Event()
+        self._open = threading.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def hold(self, _db: sqlite3.Connection) -> None:
+        self._loop.call_soon_threadsafe(self.entered.set)
+        assert self._open.wait(20)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def noting(text: str, seen: list[list[str]] | None = None, path: Path | None = None) -> Work[str]:
+    """Return work that adds a note and, if asked, tells what others see of them meanwhile."""
+
+    def work(db: sqlite3.Connection) -> str:
+        db.execute("INSERT INTO notes VALUES (?)", (text,))
+        if seen is not None and path is not None:
+            seen.append(notes(path))
+        return text
+
+    return work
+
+
+def failing(error: Exception, *, ends_transaction: bool = False) -> Work[None]:
+    """Return work that adds a note and raises; SQLite itself ends a transaction when, say, the disk is full."""
+
+    def work(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO notes VALUES ('never')")
+        if ends_transaction:
+            db.execute("ROLLBACK")
+        raise error
+
+    return work
+
+
+def notes(path: Path) -> list[str]:
+    db = connect(path)
+    try:
+        return [row["text"] for row in db.execute("SELECT text FROM notes ORDER BY text")]
+    finally:
+        db.close()
+
+
+async def behind(database: SQLiteDatabase, *works: Work[Any]) -> list[Any]:
+    """Return what became of these, which came while the connection was busy."""
+    gate = Gate()
+    holding = asyncio.create_task(database.write(gate.hold))
+    await gate.entered.wait()
+    tasks = [asyncio.create_task(database.write(work)) for work in works]
+    await asyncio.sleep(0)
+    gate.open()
+    await holding
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_waits_together_is_committed_together(database: SQLiteDatabase, path: Path) -> None:
+    seen: list[list[str]] = []
+    works = [noting(text, seen, path) for text in "abcde"]
+    assert await behind(database, *works) == list("abcde")
+    assert seen == [[]] * 5, "nobody sees any of it before all of it is there"
+    assert notes(path) == list("abcde")
+
+
+async def test_of_what_raises_nothing_remains_and_the_others_stand(
+    database: SQLiteDatabase, path: Path
+) -> None:
+    wrong = ValueError("wrong")
+    found = await behind(database, noting("a"), failing(wrong), noting("a"), noting("b"))
+    assert found[0] == "a"
+    assert found[1] is wrong
+    assert isinstance(found[2], CIError), "it was there already"
+    assert found[3] == "b"
+    assert notes(path) == ["a", "b"]
+
+
+async def test_of_a_transaction_that_ended_by_itself_nothing_stands_and_all_are_told(
+    database: SQLiteDatabase, path: Path
+) -> None:
+    wrong = sqlite3.OperationalError("database or disk is full")
+    found = await behind(database, noting("a"), failing(wrong, ends_transaction=True), noting("b"))
+    assert all(isinstance(one, CIError) for one in found)
+    assert notes(path) == []
+    assert await database.write(noting("c")) == "c"
+
+
+async def test_who_leaves_before_the_turn_came_leaves_nothing(database: SQLiteDatabase, path: Path) -> None:
+    gate = Gate()
+    holding = asyncio.create_task(database.write(gate.hold))
+    await gate.entered.wait()
+    staying, leaving = (asyncio.create_task(database.write(noting(text))) for text in "ab")
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    gate.open()
+    await holding
+    assert await staying == "a"
+    assert notes(path) == ["a"]
+
+
+async def test_who_leaves_during_the_work_waits_for_its_end(database: SQLiteDatabase) -> None:
+    gate = Gate()
+    holding = asyncio.create_task(database.write(gate.hold))
+    await gate.entered.wait()
+    holding.cancel()
+    await asyncio.sleep(0)
+    assert not holding.done()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
+
+
+async def test_readers_that_wait_together_are_answered_each(database: SQLiteDatabase) -> None:
+    await database.write(noting("a"))
+
+    def count(db: sqlite3.Connection) -> int:
+        return int(db.execute("SELECT count(*) FROM notes").fetchone()[0])
+
+    def wrong(db: sqlite3.Connection) -> None:
+        db.execute("SELECT nothing FROM notes")
+
+    found = await asyncio.gather(
+        *(database.read(work) for work in (count, wrong, count)), return_exceptions=True
+    )
+    assert (found[0], found[2]) == (1, 1)
+    assert isinstance(found[1], CIError)
+
+
+def test_a_loop_that_ends_leaves_nobody_waiting(path: Path) -> None:
+    async def work() -> None:
+        database, gate = SQLiteDatabase(path), Gate()
+        asyncio.get_running_loop().call_later(0.2, gate.open)
+        tasks = [asyncio.create_task(database.write(work)) for work in (gate.hold, noting("a"))]
+        await gate.entered.wait()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=10)
+        assert all(task.done() for task in tasks)
+        await database.close()
+
+    asyncio.run(work())
