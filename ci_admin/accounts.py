@@ -1,14 +1,14 @@
 """What the operator does with users and keys, over the abstract repository. No terminal, no database of its own."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from ci_admin.operator_name import operator
 from ci_common.api_keys import generate_api_key, hash_api_key, key_prefix
 from ci_common.crash_points import crash_point
 from ci_common.errors import Conflict, InvalidRequest, NotFound
-from ci_common.job_terms import JobStatus, new_id
+from ci_common.job_terms import JobStatus, Priority, new_id
 from ci_common.models import APIKey, JobFilter, Role, Scope, User
 from ci_common.repository import JobRepository
 
@@ -49,6 +49,13 @@ class Deactivated:
     jobs: int
 
 
+@dataclass(frozen=True, slots=True)
+class LimitChange:
+    """What is to be different of a user's limits; None: nothing."""
+
+    max_priority: Priority | None = None
+
+
 async def create_user(repository: JobRepository, name: str, email: str, role: Role, now: datetime) -> User:
     """The user exists and is returned; raises InvalidRequest, AlreadyExists."""
     if not _EMAIL.fullmatch(email) or len(email) > _MAX_LENGTH or not email.isprintable():
@@ -70,6 +77,17 @@ async def find_user(repository: JobRepository, id_or_email: str) -> User:
 async def activate_user(repository: JobRepository, id_or_email: str, now: datetime) -> User:
     """The user's keys work again; raises NotFound."""
     return await _set_active(repository, id_or_email, now, active=True)
+
+
+async def set_limits(repository: JobRepository, id_or_email: str, change: LimitChange, now: datetime) -> User:
+    """What the change names holds for the user, who is returned; raises NotFound, InvalidRequest for no change."""
+    if change == LimitChange():
+        raise InvalidRequest("Say what to set: --max-priority.")
+    user = await find_user(repository, id_or_email)
+    limits = replace(user.limits, max_priority=change.max_priority or user.limits.max_priority)
+    changed = await repository.set_user_limits(user.id, limits, now, operator())
+    assert changed is not None, "users are never deleted"
+    return changed
 
 
 async def deactivate_user(repository: JobRepository, id_or_email: str, now: datetime) -> Deactivated:

@@ -32,6 +32,7 @@ def user_fields(user: User) -> dict[str, Any]:
         "email": user.email,
         "role": user.role.value,
         "is_active": user.is_active,
+        "max_priority": user.limits.max_priority.value,
         "created_at": _iso(user.created_at),
     }
 
@@ -100,6 +101,7 @@ def user_details(user: User) -> str:
             f"Role:    {user.role}",
             f"Active:  {_yes(user.is_active)}",
             f"Created: {_minute(user.created_at)}",
+            f"Highest priority: {user.limits.max_priority}",
         ]
     )
 

@@ -7,6 +7,7 @@ import click
 from ci_admin import accounts, render
 from ci_admin.session import answer, in_repository, with_database
 from ci_common.clock import utcnow
+from ci_common.job_terms import Priority
 from ci_common.models import Role
 
 
@@ -49,6 +50,26 @@ def get(email: str, db_path: Path | None, as_json: bool) -> None:
     """Show one user."""
     found = in_repository(db_path, lambda repository: accounts.find_user(repository, email))
     answer(render.user_fields(found), render.user_details(found), as_json=as_json)
+
+
+@user.command("set", short_help="Change what a user's jobs may take of the queue.")
+@click.argument("user_id")
+@click.option(
+    "--max-priority",
+    type=click.Choice([word.value for word in Priority]),
+    help="The most urgent class that the user's jobs may have.",
+)
+@with_database
+def set_limits(user_id: str, max_priority: str | None, db_path: Path | None, as_json: bool) -> None:
+    """Change what a user's jobs may take of the queue; what is queued keeps its priority.
+
+    USER_ID is an id or an e-mail address.
+    """
+    change = accounts.LimitChange(Priority(max_priority) if max_priority else None)
+    changed = in_repository(
+        db_path, lambda repository: accounts.set_limits(repository, user_id, change, utcnow())
+    )
+    answer(render.user_fields(changed), render.user_details(changed), as_json=as_json)
 
 
 @user.command()

@@ -17,7 +17,7 @@ from ci_client.console import Console, ReaderGone
 from ci_client.exit_codes import ClientExit, exit_code_of_error, exit_code_table
 from ci_common import __version__
 from ci_common.errors import CIError
-from ci_common.job_terms import JobStatus
+from ci_common.job_terms import JobStatus, Priority
 
 _EXAMPLES = """\
 Examples:
@@ -109,6 +109,12 @@ def submit() -> None:
 )
 @click.option("--fresh", is_flag=True, help="Install everything anew, whatever is kept of earlier jobs.")
 @click.option(
+    "--priority",
+    type=click.Choice([word.value for word in Priority]),
+    default=Priority.NORMAL.value,
+    help="The class to queue in; all jobs of a better one come first. An operator says who may use which.",
+)
+@click.option(
     "--wait-for-capacity", is_flag=True, help="Wait for room in a full queue instead of giving up (75)."
 )
 @click.option("--dry-run", is_flag=True, help="List what would be sent, and what not and why; send nothing.")
@@ -131,6 +137,7 @@ def submit_test(
     background: bool,
     timeout: float | None,
     fresh: bool,
+    priority: str,
     wait_for_capacity: bool,
     dry_run: bool,
     include_ignored: bool,
@@ -161,6 +168,7 @@ def submit_test(
         wait_for_capacity,
         fresh,
         verbose,
+        Priority(priority),
     )
     if dry_run:
         return following.dry_run(Console(), options)

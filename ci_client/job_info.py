@@ -22,6 +22,7 @@ class JobInfo:
     reason: str | None = None
     message: str | None = None
     attempt: int = 0
+    priority: str = "normal"  # a `Priority` value, or one younger than this client
     raw: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)
 
     @classmethod
@@ -45,6 +46,7 @@ class JobInfo:
             reason=data.get("reason"),
             message=data.get("message"),
             attempt=int(data.get("attempt") or 0),
+            priority=str(data.get("priority") or "normal"),
             raw=data,
         )
 

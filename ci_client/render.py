@@ -17,7 +17,7 @@ from ci_common.events import (
     StatusEvent,
     StreamEvent,
 )
-from ci_common.job_terms import JobStatus
+from ci_common.job_terms import JobStatus, Priority
 from ci_common.terminal import TerminalSanitizer, one_line
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def job_table(jobs: "Iterable[JobInfo]") -> Iterable[str]:
     for job in chain(first, left):
         times = f"{_time(job.start_time):<22} {_time(job.end_time):<22}"
         mark = "-" if job.success is None else "✓" if job.success else "✗"
-        yield f"{one_line(job.job_id):<38} {one_line(job.status):<12} {times} {mark}"
+        urgency = "" if job.priority == Priority.NORMAL else f" {one_line(job.priority)}"
+        yield f"{one_line(job.job_id):<38} {one_line(job.status):<12} {times} {mark}{urgency}"
 
 
 def job_details(job: "JobInfo") -> Iterable[str]:

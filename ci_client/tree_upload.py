@@ -18,7 +18,7 @@ from ci_client.selection import LookAhead, select_files
 from ci_client.sender import Sender
 from ci_client.upload import Progress, ZipUpload
 from ci_common.errors import MethodNotAllowed, MissingBlobs, NotFound
-from ci_common.job_terms import JobOptions
+from ci_common.job_terms import JobOptions, Priority
 
 T = TypeVar("T")
 _CONTENT_TYPE = "application/vnd.ci.submission"
@@ -198,6 +198,8 @@ class TreeUpload:
             asked["timeout"] = self._options.timeout_seconds
         if self._options.fresh:
             asked["fresh"] = True
+        if self._options.priority is not Priority.NORMAL:
+            asked["priority"] = self._options.priority.value
         head = json_body(asked)
         records = pack(self._inline, compress=self._compress)
         self._told.detail(f"Sending {records.length} bytes with the submission.")

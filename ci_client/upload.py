@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from ci_client._http import Body, Http, ServerEvent
 from ci_client.blobs import Packed
-from ci_common.job_terms import JobOptions
+from ci_common.job_terms import JobOptions, Priority
 
 Progress = Callable[[int, int], None]  # bytes sent, bytes in all
 _CHUNK = 1 << 16
@@ -103,3 +103,5 @@ def _form_fields(options: JobOptions | None) -> Iterator[tuple[str, str]]:
             yield "timeout", f"{options.timeout_seconds:g}"
         if options.fresh:
             yield "fresh", "true"
+        if options.priority is not Priority.NORMAL:
+            yield "priority", options.priority.value

@@ -96,6 +96,13 @@ class Forbidden(CIError):
     exit_code = 77
 
 
+class PriorityNotAllowed(Forbidden):
+    """The priority is more urgent than the user may ask for; `max_priority` in the problem document may be."""
+
+    code = "priority_not_allowed"
+    title = "Priority not allowed"
+
+
 class NotFound(CIError):
     """There is no such thing, or it is somebody else's: the two look alike on purpose."""
 

@@ -86,6 +86,33 @@ class Reason(StrEnum):
     AGENT_LOST = "agent_lost"
 
 
+class Priority(StrEnum):
+    """Which queued jobs come before which: all of a class before any of the next, the most urgent class first."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+    @property
+    def rank(self) -> int:
+        """Return the number that databases sort by: 0 is the most urgent class."""
+        return _RANKED.index(self)
+
+    @classmethod
+    def of_rank(cls, rank: int) -> "Priority":
+        """Return the class that a database sorts by that number."""
+        return _RANKED[rank]
+
+    def allows(self, wanted: "Priority") -> bool:
+        """Tell whether somebody whose highest class this is may use that one."""
+        return wanted.rank >= self.rank
+
+
+# Databases hold the index: classes are never reordered.
+_RANKED: tuple[Priority, ...] = tuple(Priority)
+
+
 @dataclass(frozen=True, slots=True)
 class JobOptions:
     """What the submitter asked for beside the tree itself."""
@@ -93,6 +120,7 @@ class JobOptions:
     pytest_args: tuple[str, ...] = ()
     timeout_seconds: float | None = None  # None: the controller's default
     fresh: bool = False  # everything is installed anew, whatever is kept of earlier jobs
+    priority: Priority = Priority.NORMAL  # the only one that may be changed afterwards
 
 
 @dataclass(frozen=True, slots=True)

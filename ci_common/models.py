@@ -6,7 +6,7 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
-from ci_common.job_terms import JobOptions, JobStatus, Reason
+from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
 
 
 class Role(StrEnum):
@@ -36,10 +36,12 @@ class AuditAction(StrEnum):
     USER_CREATE = "user.create"
     USER_ACTIVATE = "user.activate"
     USER_DEACTIVATE = "user.deactivate"
+    USER_SET = "user.set"
     KEY_CREATE = "key.create"
     KEY_ROTATE = "key.rotate"
     KEY_REVOKE = "key.revoke"
     JOB_CANCEL = "job.cancel"
+    JOB_PRIORITY = "job.priority"
     BACKUP = "database.backup"
     RESTORE = "database.restore"
     PRUNE = "database.prune"
@@ -70,6 +72,13 @@ class AuditedCancel:
 
 
 @dataclass(frozen=True, slots=True)
+class UserLimits:
+    """What an operator lets a user's jobs take of the queue."""
+
+    max_priority: Priority = Priority.NORMAL  # the most urgent class that they may have
+
+
+@dataclass(frozen=True, slots=True)
 class User:
     """A person or a machine that owns jobs."""
 
@@ -79,6 +88,7 @@ class User:
     created_at: datetime
     is_active: bool = True
     role: Role = Role.USER
+    limits: UserLimits = UserLimits()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
-from ci_common.job_terms import JobStatus, JobVerdict, Reason
+from ci_common.job_terms import JobStatus, JobVerdict, Priority, Reason
 from ci_common.models import (
     OPERATOR,
     APIKey,
@@ -34,6 +34,7 @@ from ci_common.models import (
     QueueLimits,
     StopIntent,
     User,
+    UserLimits,
 )
 
 
@@ -105,6 +106,12 @@ class JobRepository(ABC):
         transaction: queued ones are cancelled, a cancel of claimed and running ones is requested."""
 
     @abstractmethod
+    async def set_user_limits(
+        self, user_id: str, limits: UserLimits, now: datetime, by: str = OPERATOR
+    ) -> User | None:
+        """The limits hold for the user from now on, who is returned. Jobs keep the priority that they have."""
+
+    @abstractmethod
     async def create_api_key(self, key: APIKey, by: str = OPERATOR) -> None:
         """The key can be used from the next request on; raises NotFound for an unknown owner."""
 
@@ -157,9 +164,9 @@ class JobRepository(ABC):
         """The job is queued and durable. The loser of two equal idempotency keys gets the winner's job.
 
         Its archive needs those packs, by name, which stay for as long as it is kept. Raises IdempotencyConflict
-        when the key stood for something else, Unauthorized when the owner is no longer active, MissingBlobs when
-        a pack is not there (or not the owner's), and what `check_room` raises: however many submit at once, the
-        limits hold.
+        when the key stood for something else, Unauthorized when the owner is no longer active, PriorityNotAllowed
+        when the owner may not use the priority, MissingBlobs when a pack is not there (or not the owner's), and what
+        `check_room` raises: however many submit at once, the limits hold.
         """
 
     @abstractmethod
@@ -202,6 +209,23 @@ class JobRepository(ABC):
         """A queued job is cancelled; of a claimed or running one the cancel is requested (again: no change).
 
         Raises JobNotFound, JobFinished.
+        """
+
+    @abstractmethod
+    async def set_priority(
+        self,
+        job_id: str,
+        user_id: str | None,
+        priority: Priority,
+        by: str,
+        now: datetime,
+        request_id: str | None = None,
+    ) -> Job:
+        """The job, which is not terminal, has that priority from the next claim on, and is returned.
+
+        With `user_id`, only if it is that user's and the user may use the priority; without, it is an operator's
+        act and stands in the audit trail. Raises JobNotFound, JobFinished, PriorityNotAllowed, Conflict for an
+        owner who has changed it very often: each change is a line of the timeline.
         """
 
     @abstractmethod
@@ -265,8 +289,9 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def claim_jobs(self, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
-        """Up to `limit` queued jobs are claimed: attempt + 1, a fresh random token. Users take turns: first those
-        with the fewest open attempts, then who was claimed from longest ago; of each the oldest job.
+        """Up to `limit` queued jobs are claimed: attempt + 1, a fresh random token. The most urgent class comes first.
+        Within it users take turns: first those with the fewest open attempts, then who was claimed from longest ago;
+        of each the oldest job.
 
         Jobs with a cancel request are never claimed. Empty when the lease is stale.
         """

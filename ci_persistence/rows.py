@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from ci_common.job_terms import JobOptions, JobStatus, Reason
+from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
 from ci_common.models import (
     APIKey,
     Attempt,
@@ -20,6 +20,7 @@ from ci_common.models import (
     Scope,
     StopIntent,
     User,
+    UserLimits,
 )
 
 
@@ -60,7 +61,7 @@ def scopes_text(scopes: frozenset[Scope]) -> str:
 
 
 def options_text(options: JobOptions) -> str:
-    """Return the stored form of a job's options."""
+    """Return the stored form of a job's options but for the priority, which has a column of its own."""
     return json.dumps(
         {
             "pytest_args": options.pytest_args,
@@ -84,6 +85,7 @@ def user_from(row: sqlite3.Row) -> User:
         created_at=from_text(row["created_at"]),
         is_active=bool(row["is_active"]),
         role=Role(row["role"]),
+        limits=UserLimits(Priority.of_rank(row["max_priority"])),
     )
 
 
@@ -103,11 +105,11 @@ def api_key_from(row: sqlite3.Row) -> APIKey:
     )
 
 
-def options_from(text: str) -> JobOptions:
-    """Return the options that `options_text` stored."""
+def options_from(text: str, rank: int) -> JobOptions:
+    """Return the options that `options_text` stored, with the priority of that rank."""
     raw: dict[str, Any] = json.loads(text)
     fresh = bool(raw.get("fresh"))  # jobs of the first releases have no such option
-    return JobOptions(tuple(raw["pytest_args"]), raw["timeout_seconds"], fresh)
+    return JobOptions(tuple(raw["pytest_args"]), raw["timeout_seconds"], fresh, Priority.of_rank(rank))
 
 
 def job_from(row: sqlite3.Row) -> Job:
@@ -118,7 +120,7 @@ def job_from(row: sqlite3.Row) -> Job:
         created_at=from_text(row["created_at"]),
         archive_ref=row["archive_ref"],
         status=JobStatus(row["status"]),
-        options=options_from(row["options"]),
+        options=options_from(row["options"], row["priority"]),
         attempt=row["attempt"],
         success=_optional_bool(row["success"]),
         exit_code=row["exit_code"],

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Literal
 
 from ci_common.errors import AlreadyExists, Conflict, NotFound
-from ci_common.models import APIKey, AuditAction, AuditEvent, User
+from ci_common.models import APIKey, AuditAction, AuditEvent, User, UserLimits
 from ci_persistence import sqlite_jobs
 from ci_persistence.rows import api_key_from, optional_text, scopes_text, to_text, user_from
 from ci_persistence.sqlite_audit import append_audit
@@ -18,7 +18,8 @@ def create_user(db: sqlite3.Connection, user: User, by: str) -> None:
     if get_user_by_email(db, user.email) is not None:
         raise AlreadyExists(f"There is a user with the e-mail address {user.email} already.")
     db.execute(
-        "INSERT INTO users (id, name, email, email_folded, created_at, is_active, role) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO users (id, name, email, email_folded, created_at, is_active, role, max_priority) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             user.id,
             user.name,
@@ -27,6 +28,7 @@ def create_user(db: sqlite3.Connection, user: User, by: str) -> None:
             to_text(user.created_at),
             int(user.is_active),
             user.role,
+            user.limits.max_priority.rank,
         ),
     )
     details = {"email": user.email, "role": user.role.value}
@@ -65,6 +67,21 @@ def set_user_active(
     if not active:
         for job_id in sqlite_jobs.unfinished_jobs(db, user_id):
             sqlite_jobs.request_cancel(db, job_id, None, by, now)
+    return user
+
+
+def set_user_limits(
+    db: sqlite3.Connection, user_id: str, limits: UserLimits, now: datetime, by: str
+) -> User | None:
+    """The limits hold for the user."""
+    row = db.execute(
+        "UPDATE users SET max_priority = ? WHERE id = ? RETURNING *", (limits.max_priority.rank, user_id)
+    ).fetchone()
+    if row is None:
+        return None
+    user = user_from(row)
+    told = {"email": user.email, "max_priority": limits.max_priority.value}
+    append_audit(db, AuditEvent(now, by, AuditAction.USER_SET, user_id, told))
     return user
 
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import orjson
 
+from ci_common.job_terms import JobOptions
 from ci_common.models import DocumentPage, JobFilter
 from ci_persistence.rows import options_from
 from ci_persistence.sqlite_listing import cursor_after, listing_query
 
 # In the order in which `_document` takes them.
 _COLUMNS = (
-    "id, status, success, start_time, end_time, created_at, exit_code, reason, message, attempt, options, not_before, "
-    "cancel_requested_at, cancel_requested_by, image_id, image_cached, log_size, log_sha256, log_truncated"
+    "id, status, success, start_time, end_time, created_at, exit_code, reason, message, attempt, options, priority, "
+    "not_before, cancel_requested_at, cancel_requested_by, image_id, image_cached, log_size, log_sha256, log_truncated"
 )
 
 
@@ -44,6 +45,7 @@ def _document(
     message: str | None,
     attempt: int,
     options: str,
+    priority: int,
     not_before: str | None,
     cancel_requested_at: str | None,
     cancel_requested_by: str | None,
@@ -53,7 +55,7 @@ def _document(
     log_sha256: str | None,
     log_truncated: int | None,
 ) -> dict[str, Any]:
-    pytest_args, timeout, fresh = _options(options)
+    asked = _options(options, priority)
     return {
         "job_id": job_id,
         "status": status,
@@ -65,9 +67,10 @@ def _document(
         "reason": reason,
         "message": message,
         "attempt": attempt,
-        "pytest_args": pytest_args,
-        "timeout": timeout,
-        "fresh": fresh,
+        "pytest_args": asked.pytest_args,
+        "timeout": asked.timeout_seconds,
+        "fresh": asked.fresh,
+        "priority": asked.priority.value,
         "not_before": not_before and _shown(not_before),
         "cancel_requested_at": cancel_requested_at and _shown(cancel_requested_at),
         "cancel_requested_by": cancel_requested_by,
@@ -85,6 +88,5 @@ def _shown(stored: str) -> str:
 
 
 @lru_cache(maxsize=64)  # most jobs ask for the same; a large one is at most what an upload form may hold
-def _options(stored: str) -> tuple[tuple[str, ...], float | None, bool]:
-    options = options_from(stored)
-    return options.pytest_args, options.timeout_seconds, options.fresh
+def _options(stored: str, rank: int) -> JobOptions:
+    return options_from(stored, rank)

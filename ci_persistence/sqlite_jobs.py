@@ -5,20 +5,24 @@ from datetime import datetime
 
 from ci_common.errors import (
     AlreadyExists,
+    Conflict,
     IdempotencyConflict,
     JobFinished,
     JobNotFound,
+    PriorityNotAllowed,
     QueueFull,
     TooManyRequests,
     Unauthorized,
 )
-from ci_common.job_terms import JobStatus, Reason
+from ci_common.job_terms import JobStatus, Priority, Reason
 from ci_common.models import AuditAction, AuditEvent, Idempotency, Job, JobEvent, QueueLimits
 from ci_common.verdict import verdict
 from ci_persistence.rows import event_from, job_from, options_text, to_text
 from ci_persistence.sqlite_audit import append_audit
 from ci_persistence.sqlite_timeline import append_event, end
 
+_PRIORITY_CHANGED = "priority_changed"
+_MOST_CHANGES = 20  # of a job's priority by its owner, so that nobody can fill the timeline
 _UNFINISHED = tuple(status for status in JobStatus if not status.is_terminal)
 
 
@@ -33,13 +37,12 @@ def create_job(
         return _same_submission(earlier, idempotency)
     if get_job(db, job.id, None) is not None:
         raise AlreadyExists(f"There is a job {job.id} already.")
+    require_priority(db, job.user_id, job.options.priority)
     if limits is not None:
         check_room(db, job.user_id, limits)
     _insert(db, job, idempotency)
     append_event(db, job.id, JobEvent("submitted", job.created_at))
-    created = get_job(db, job.id, None)
-    assert created is not None
-    return created
+    return _known_job(db, job.id)
 
 
 def check_room(db: sqlite3.Connection, user_id: str, limits: QueueLimits) -> None:
@@ -66,6 +69,17 @@ def require_active_owner(db: sqlite3.Connection, user_id: str) -> None:
         raise Unauthorized("There is no valid API key for this request.")
 
 
+def require_priority(db: sqlite3.Connection, user_id: str, wanted: Priority) -> None:
+    """The user may use that priority; raises PriorityNotAllowed."""
+    found = db.execute("SELECT max_priority FROM users WHERE id = ?", (user_id,)).fetchone()
+    highest = Priority.of_rank(found["max_priority"])
+    if not highest.allows(wanted):
+        raise PriorityNotAllowed(
+            f"You may not use priority {wanted}: the highest for you is {highest}. An operator can allow more.",
+            max_priority=highest.value,
+        )
+
+
 def _same_submission(earlier: tuple[Job, str], idempotency: Idempotency) -> Job:
     job, fingerprint = earlier
     if fingerprint != idempotency.fingerprint:
@@ -76,8 +90,8 @@ def _same_submission(earlier: tuple[Job, str], idempotency: Idempotency) -> Job:
 def _insert(db: sqlite3.Connection, job: Job, idempotency: Idempotency | None) -> None:
     created_at = to_text(job.created_at)
     db.execute(
-        "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, queued_since, idempotency_key, "
-        "idempotency_fingerprint) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, priority, queued_since, "
+        "idempotency_key, idempotency_fingerprint) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.id,
             job.user_id,
@@ -85,6 +99,7 @@ def _insert(db: sqlite3.Connection, job: Job, idempotency: Idempotency | None) -
             job.archive_ref,
             job.status,
             options_text(job.options),
+            job.options.priority.rank,
             created_at,
             idempotency.key if idempotency else None,
             idempotency.fingerprint if idempotency else None,
@@ -128,11 +143,7 @@ def request_cancel(
     request_id: str | None = None,
 ) -> Job:
     """A queued job is cancelled; of one that an attempt holds the cancel is requested."""
-    job = get_job(db, job_id, user_id)
-    if job is None:
-        raise JobNotFound(f"There is no job {job_id}.")
-    if job.status.is_terminal:
-        raise JobFinished(f"Job {job_id} is {job.status} already.", status=job.status.value)
+    job = _unfinished_job(db, job_id, user_id)
     if job.cancel_requested_at is None:
         db.execute(
             "UPDATE jobs SET cancel_requested_at = ?, cancel_requested_by = ? WHERE id = ?",
@@ -144,9 +155,59 @@ def request_cancel(
         append_audit(db, AuditEvent(now, by, AuditAction.JOB_CANCEL, job_id, details, request_id))
     if job.status is JobStatus.QUEUED:
         end(db, job_id, verdict(Reason.CANCELLED, f"Cancelled by {by} while it was queued."), now)
-    changed = get_job(db, job_id, None)
-    assert changed is not None
-    return changed
+    return _known_job(db, job_id)
+
+
+def set_priority(
+    db: sqlite3.Connection,
+    job_id: str,
+    user_id: str | None,
+    priority: Priority,
+    by: str,
+    now: datetime,
+    request_id: str | None,
+) -> Job:
+    """The job has that priority, by its owner within what is allowed, or by an operator."""
+    job = _unfinished_job(db, job_id, user_id)
+    before = job.options.priority
+    if user_id is not None:
+        require_priority(db, user_id, priority)
+    if before is priority:
+        return job
+    if user_id is not None:
+        _require_few_changes(db, job_id)
+    db.execute("UPDATE jobs SET priority = ? WHERE id = ?", (priority.rank, job_id))
+    told = {"from": before.value, "to": priority.value}
+    append_event(db, job_id, JobEvent(_PRIORITY_CHANGED, now, {**told, "by": by}))
+    if user_id is None:
+        details = {"user_id": job.user_id, **told}
+        append_audit(db, AuditEvent(now, by, AuditAction.JOB_PRIORITY, job_id, details, request_id))
+    return _known_job(db, job_id)
+
+
+def _require_few_changes(db: sqlite3.Connection, job_id: str) -> None:
+    changes = db.execute(
+        "SELECT count(*) FROM job_events WHERE job_id = ? AND type = ?", (job_id, _PRIORITY_CHANGED)
+    ).fetchone()[0]
+    if changes >= _MOST_CHANGES:
+        raise Conflict(
+            f"The priority of job {job_id} was changed {changes} times already; it stays as it is."
+        )
+
+
+def _unfinished_job(db: sqlite3.Connection, job_id: str, user_id: str | None) -> Job:
+    job = get_job(db, job_id, user_id)
+    if job is None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    if job.status.is_terminal:
+        raise JobFinished(f"Job {job_id} is {job.status} already.", status=job.status.value)
+    return job
+
+
+def _known_job(db: sqlite3.Connection, job_id: str) -> Job:
+    job = get_job(db, job_id, None)
+    assert job is not None, "it was there in this transaction"
+    return job
 
 
 def add_event(db: sqlite3.Connection, job_id: str, event: JobEvent) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
-from ci_common.job_terms import JobStatus, JobVerdict, Reason
+from ci_common.job_terms import JobStatus, JobVerdict, Priority, Reason
 from ci_common.models import (
     OPERATOR,
     APIKey,
@@ -31,6 +31,7 @@ from ci_common.models import (
     QueueLimits,
     StopIntent,
     User,
+    UserLimits,
 )
 from ci_common.repository import JobRepository
 from ci_persistence import sqlite_accounts as accounts
@@ -96,6 +97,11 @@ class SQLiteJobRepository(JobRepository):
         self, user_id: str, *, active: bool, now: datetime, by: str = OPERATOR
     ) -> User | None:
         return await self._db.write(lambda db: accounts.set_user_active(db, user_id, active, now, by))
+
+    async def set_user_limits(
+        self, user_id: str, limits: UserLimits, now: datetime, by: str = OPERATOR
+    ) -> User | None:
+        return await self._db.write(lambda db: accounts.set_user_limits(db, user_id, limits, now, by))
 
     async def create_api_key(self, key: APIKey, by: str = OPERATOR) -> None:
         await self._db.write(lambda db: accounts.create_api_key(db, key, by))
@@ -164,6 +170,19 @@ class SQLiteJobRepository(JobRepository):
     ) -> Job:
         return await self._db.write(
             lambda db: jobs_sql.request_cancel(db, job_id, user_id, by, now, request_id)
+        )
+
+    async def set_priority(
+        self,
+        job_id: str,
+        user_id: str | None,
+        priority: Priority,
+        by: str,
+        now: datetime,
+        request_id: str | None = None,
+    ) -> Job:
+        return await self._db.write(
+            lambda db: jobs_sql.set_priority(db, job_id, user_id, priority, by, now, request_id)
         )
 
     async def add_event(self, job_id: str, event: JobEvent) -> None:

@@ -16,12 +16,14 @@ from ci_common.errors import (
     InvalidOffset,
     InvalidRequest,
     JobNotFound,
+    PriorityNotAllowed,
     SchemaMissing,
     StorageFull,
     TooManyRequests,
     Unauthorized,
     Unavailable,
 )
+from ci_common.job_terms import Priority
 from ci_server import api_examples
 from ci_server.problems import MEDIA_TYPE
 from ci_server.schemas import ProblemModel
@@ -42,8 +44,11 @@ A self-hosted CI for Python projects: upload a tree as a zip archive, its tests 
 TAGS = [
     {"name": "submit", "description": "Upload a project and have it tested."},
     {"name": "jobs", "description": "Follow, read, list and cancel your jobs."},
+    {"name": "queue", "description": "What waits, and in which order."},
     {"name": "service", "description": "The server itself."},
 ]
+
+_PRIORITY: dict[str, Any] = {"type": "string", "enum": [word.value for word in Priority]}
 
 UPLOAD_FORM: dict[str, Any] = {
     "requestBody": {
@@ -74,6 +79,11 @@ UPLOAD_FORM: dict[str, Any] = {
                             "default": False,
                             "description": "Install everything anew, whatever is kept of earlier jobs.",
                         },
+                        "priority": {
+                            **_PRIORITY,
+                            "default": Priority.NORMAL.value,
+                            "description": "All queued jobs of a class come before any of the next.",
+                        },
                     },
                 },
                 "encoding": {"pytest_args": {"style": "form", "explode": True}},
@@ -87,6 +97,11 @@ _OPTIONS: dict[str, Any] = {
     "pytest_args": {"type": "array", "items": {"type": "string"}, "maxItems": 1000},
     "timeout": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "Seconds."},
     "fresh": {"type": "boolean", "default": False, "description": "As in the form of `/submit`."},
+    "priority": {
+        **_PRIORITY,
+        "default": Priority.NORMAL.value,
+        "description": "As in the form of `/submit`.",
+    },
 }
 _FILE: dict[str, Any] = {
     "type": "object",
@@ -130,9 +145,15 @@ BLOBS_BODY = _body(
 )
 TREE_BODY = _body("application/vnd.ci.submission", {"type": "string", "format": "binary"})
 
+PRIORITY_BODY = _body(
+    "application/json",
+    {"type": "object", "required": ["priority"], "properties": {"priority": _PRIORITY}},
+)
+
 _READING = (Unauthorized, Forbidden, InternalError, Unavailable, SchemaMissing)
 _SUBMITTING = (
     *_READING,
+    PriorityNotAllowed,
     IdempotencyConflict,
     ArchiveTooLarge,
     InvalidRequest,

@@ -30,6 +30,7 @@ FINISHED_JOB: Document = {
     "pytest_args": ["-x"],
     "timeout": None,
     "fresh": False,
+    "priority": "normal",
     "not_before": None,
     "cancel_requested_at": None,
     "cancel_requested_by": None,
@@ -54,6 +55,16 @@ _CANCEL_REQUESTED: Document = {
     "cancel_requested_by": "ada@example.org",
 }
 CANCELLING_JOB: Document = {**FINISHED_JOB, **_UNFINISHED, **_CANCEL_REQUESTED, "status": "running"}
+QUEUED_JOB: Document = {
+    **FINISHED_JOB,
+    **_UNFINISHED,
+    "status": "queued",
+    "start_time": None,
+    "attempt": 0,
+    "priority": "high",
+    "image_id": None,
+    "image_cached": None,
+}
 CANCELLED_JOB: Document = {
     **FINISHED_JOB,
     **_UNFINISHED,
@@ -164,6 +175,7 @@ EXAMPLES: dict[str, JsonValue] = {
     "jobs": [FINISHED_JOB],
     "cancelling_job": CANCELLING_JOB,
     "cancelled_job": CANCELLED_JOB,
+    "queued_job": QUEUED_JOB,
     "timeline": TIMELINE,
     "moments": MOMENTS,
     "healthy": HEALTHY,

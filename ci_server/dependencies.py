@@ -46,6 +46,7 @@ class Resources:
     submissions: Submissions
     blobs: Blobs
     trees: Trees
+    bodies: JsonBodies
     slots: StreamSlots
     shutdown: Shutdown
     rates: RateLimits
@@ -75,6 +76,7 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             submissions=Submissions(repository, stores.archives, authenticator, settings, clock),
             blobs=blobs,
             trees=Trees(stores.archives, blobs, settings, bodies),
+            bodies=bodies,
             slots=StreamSlots(settings.max_streams_per_user),
             shutdown=Shutdown(),
             rates=RateLimits(settings, clock),

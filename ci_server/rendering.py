@@ -34,6 +34,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "pytest_args": job.options.pytest_args,
         "timeout": job.options.timeout_seconds,
         "fresh": job.options.fresh,
+        "priority": job.options.priority.value,
         "not_before": _optional(job.not_before),
         "cancel_requested_at": _optional(job.cancel_requested_at),
         "cancel_requested_by": job.cancel_requested_by,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ci_common.job_terms import JobStatus, Reason
+from ci_common.job_terms import JobStatus, Priority, Reason
 from ci_common.models import Scope
 
 
@@ -29,6 +29,7 @@ class JobModel(BaseModel):
         description="Time-out asked for, in seconds; null: the controller's default."
     )
     fresh: bool = Field(description="Whether everything was to be installed anew.")
+    priority: Priority = Field(description="All queued jobs of a class come before any of the next.")
     not_before: datetime | None = Field(description="The next attempt begins no earlier.")
     cancel_requested_at: datetime | None
     cancel_requested_by: str | None

@@ -12,7 +12,7 @@ from fastapi import Request
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
 from ci_common.errors import InvalidRequest, MissingBlobs
-from ci_common.job_terms import JobOptions, new_id
+from ci_common.job_terms import JobOptions, Priority, new_id
 from ci_common.models import Idempotency, Job, QueueLimits
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore
@@ -158,4 +158,6 @@ def _promise(key: str | None, sha256: str, options: JobOptions) -> Idempotency |
     same = [sha256, options.pytest_args, options.timeout_seconds]
     if options.fresh:  # only then: a retry may find the promise of an earlier release
         same.append("fresh")
+    if options.priority is not Priority.NORMAL:
+        same.append(options.priority.value)
     return Idempotency(key, hashlib.sha256(json.dumps(same).encode()).hexdigest())

@@ -11,13 +11,13 @@ from fastapi import Request
 
 from ci_common.blobs import Manifest, as_digest
 from ci_common.errors import InvalidRequest, MissingBlobs
-from ci_common.job_terms import JobOptions
+from ci_common.job_terms import JobOptions, Priority
 from ci_common.stores import ArchiveStore, StoredArchive
 from ci_server.auth import Caller
 from ci_server.blobs import Blobs
 from ci_server.bodies import JsonBodies, as_list, json_object, split_body
 from ci_server.settings import ServerSettings
-from ci_server.uploads import check_declared_length, guarded_body, job_options
+from ci_server.uploads import check_declared_length, guarded_body, job_options, priority_named
 
 TREE_MEDIA_TYPE: Final = "application/vnd.ci.submission"
 _MANIFEST_BYTES: Final = 32 * 1024 * 1024  # 100 000 files with paths of 150 bytes
@@ -124,4 +124,5 @@ def _options(document: dict[str, Any], settings: ServerSettings) -> JobOptions:
         raise InvalidRequest("'timeout' must be a number of seconds.")
     if type(fresh) is not bool:
         raise InvalidRequest("'fresh' must be true or false.")
-    return job_options(arguments, timeout, settings, fresh=fresh)
+    priority = priority_named(document.get("priority", Priority.NORMAL))
+    return job_options(arguments, timeout, settings, fresh=fresh, priority=priority)

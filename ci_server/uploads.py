@@ -11,7 +11,7 @@ from fastapi import Request
 
 from ci_common.crash_points import crash_point
 from ci_common.errors import ArchiveTooLarge, InvalidRequest, Unavailable, UploadTooSlow
-from ci_common.job_terms import JobOptions
+from ci_common.job_terms import JobOptions, Priority
 from ci_common.stores import ArchiveStore, StoredArchive
 from ci_server.multipart import PartBegins, PartEnds, Piece, boundary_of, read_pieces
 from ci_server.settings import ServerSettings
@@ -37,6 +37,7 @@ class _Form:
     pytest_args: list[str] = field(default_factory=list[str])
     timeout: str | None = None
     fresh: str | None = None
+    priority: str | None = None
 
 
 async def receive_submission(
@@ -102,11 +103,18 @@ def _set_field(form: _Form, name: str, value: bytes) -> None:
         form.timeout = text
     elif name == "fresh":
         form.fresh = text
+    elif name == "priority":
+        form.priority = text
     # Fields of later releases are skipped, as readers of our answers skip what they do not know.
 
 
 def job_options(
-    arguments: Sequence[str], timeout: float | None, settings: ServerSettings, *, fresh: bool
+    arguments: Sequence[str],
+    timeout: float | None,
+    settings: ServerSettings,
+    *,
+    fresh: bool,
+    priority: Priority,
 ) -> JobOptions:
     """Return what was asked for beside the tree, however it was said; raises InvalidRequest."""
     if len(arguments) > _MAX_ARGUMENTS:
@@ -118,7 +126,14 @@ def job_options(
     longest = settings.max_job_timeout
     if timeout is not None and not 0 < timeout <= longest:  # also false for NaN
         raise InvalidRequest(f"The field 'timeout' must be seconds, more than 0 and at most {longest:g}.")
-    return JobOptions(tuple(arguments), None if timeout is None else float(timeout), fresh)
+    return JobOptions(tuple(arguments), None if timeout is None else float(timeout), fresh, priority)
+
+
+def priority_named(word: object) -> Priority:
+    """Return the priority of that name; raises InvalidRequest."""
+    if word not in list(Priority):
+        raise InvalidRequest(f"The field 'priority' must be one of {', '.join(Priority)}.")
+    return Priority(word)
 
 
 def _is_text(argument: str) -> bool:
@@ -126,7 +141,13 @@ def _is_text(argument: str) -> bool:
 
 
 def _options(form: _Form, settings: ServerSettings) -> JobOptions:
-    return job_options(form.pytest_args, _seconds(form.timeout), settings, fresh=_fresh(form.fresh))
+    return job_options(
+        form.pytest_args,
+        _seconds(form.timeout),
+        settings,
+        fresh=_fresh(form.fresh),
+        priority=priority_named(form.priority or Priority.NORMAL),
+    )
 
 
 def _fresh(text: str | None) -> bool:

@@ -13,7 +13,7 @@ from ci_client.interrupt import run_interruptible
 from ci_client.render import JsonRenderer, Renderer, TextRenderer, upload_progress
 from ci_common.errors import InternalError, QueueFull, TooManyRequests
 from ci_common.events import CompleteEvent, JobIdEvent, StreamEvent
-from ci_common.job_terms import JobOptions
+from ci_common.job_terms import JobOptions, Priority
 from ci_common.terminal import one_line
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class SubmitOptions:
     wait_for_capacity: bool = False
     fresh: bool = False
     verbose: bool = False
+    priority: Priority = Priority.NORMAL
 
 
 def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
@@ -43,7 +44,7 @@ def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
     from ci_client.tree_upload import Told, TreeUpload
 
     compress = not is_loopback(connection.server_url)  # on one machine, packing costs more than it saves
-    wanted = JobOptions(options.pytest_args, options.timeout, options.fresh)
+    wanted = JobOptions(options.pytest_args, options.timeout, options.fresh, options.priority)
     told = Told(console.warn, console.note if options.verbose else lambda _: None, upload_progress(console))
     on_full = _tell_waiting(console) if options.wait_for_capacity else None
     with (

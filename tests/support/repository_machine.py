@@ -12,9 +12,9 @@ from typing import Any, ClassVar, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ci_common.errors import IdempotencyConflict, JobFinished, Unauthorized
-from ci_common.job_terms import JobStatus, Reason
-from ci_common.models import Attempt, Fence, Idempotency, JobFilter
+from ci_common.errors import IdempotencyConflict, JobFinished, PriorityNotAllowed, Unauthorized
+from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
+from ci_common.models import Attempt, Fence, Idempotency, JobFilter, UserLimits
 from ci_common.verdict import verdict
 from tests.support.in_memory import in_memory
 from tests.support.repository_contract.story import SEAL, Backend, at, make_job, make_user
@@ -24,6 +24,7 @@ T = TypeVar("T")
 MAX_ATTEMPTS = 2
 QUEUE_TIMEOUT = timedelta(hours=1)
 USERS = ("ada", "grace")
+MAX_PRIORITY = {"ada": Priority.CRITICAL, "grace": Priority.NORMAL}
 
 
 @dataclass
@@ -33,6 +34,7 @@ class ModelJob:
     user: str
     queued_since: float
     status: JobStatus = JobStatus.QUEUED
+    priority: Priority = Priority.NORMAL
     attempt: int = 0
     charged: int = 0
     started: bool = False
@@ -98,25 +100,30 @@ class RepositoryMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         for name in USERS:
-            self.do(self.repository.create_user(make_user(name)))
+            limits = UserLimits(MAX_PRIORITY[name])
+            self.do(self.repository.create_user(make_user(name, limits=limits)))
         self.lease = self.do(self.repository.take_over("first", self.now))
 
     # -- users ---------------------------------------------------------------------------------------------
 
-    @rule(number=st.integers(0, 7))
-    def submit(self, number: int) -> None:
+    @rule(number=st.integers(0, 7), priority=st.sampled_from(Priority))
+    def submit(self, number: int, priority: Priority) -> None:
         """Again under the same key: the same job."""
         name, user = f"job{number}", USERS[number % len(USERS)]
-        job = make_job(make_user(user), self.now, id=name)
+        job = make_job(make_user(user), self.now, id=name, options=JobOptions(priority=priority))
         known = self.model.jobs.get(name)
         try:
             created = self.do(self.repository.create_job(job, Idempotency(name, "same")))
         except Unauthorized:
             assert user not in self.model.active
+        except PriorityNotAllowed:
+            assert known is None
+            assert not MAX_PRIORITY[user].allows(priority)
         else:
             assert created.id == name
             if known is None:
-                self.model.jobs[name] = ModelJob(user, self.model.now)
+                assert MAX_PRIORITY[user].allows(priority)
+                self.model.jobs[name] = ModelJob(user, self.model.now, priority=priority)
 
     @rule(name=st.sampled_from([f"job{n}" for n in range(8)]))
     def submit_something_else(self, name: str) -> None:
@@ -142,6 +149,19 @@ class RepositoryMachine(RuleBasedStateMachine):
         assert not job.status.is_terminal
         self._cancel(job)
 
+    @rule(data=st.data(), priority=st.sampled_from(Priority))
+    @precondition(lambda self: self.model.jobs)
+    def set_priority(self, data: st.DataObject, priority: Priority) -> None:
+        name = data.draw(st.sampled_from(sorted(self.model.jobs)))
+        job = self.model.jobs[name]
+        try:
+            self.do(self.repository.set_priority(name, None, priority, "somebody", self.now))
+        except JobFinished:
+            assert job.status.is_terminal
+            return
+        assert not job.status.is_terminal
+        job.priority = priority
+
     def _cancel(self, job: ModelJob) -> None:
         job.cancel_requested = True
         if job.status is JobStatus.QUEUED:
@@ -163,6 +183,8 @@ class RepositoryMachine(RuleBasedStateMachine):
         assert self.do(self.repository.count_queued(self.now)) == len(possible)
         claimed = self.do(self.repository.claim_jobs(self.lease, limit, self.now))
         assert len(claimed) == min(limit, len(possible))
+        ranks = [attempt.job.options.priority.rank for attempt in claimed]
+        assert ranks == sorted(self.model.jobs[name].priority.rank for name in possible)[: len(claimed)]
         for attempt in claimed:
             name = attempt.job.id
             assert name in possible
@@ -303,6 +325,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         for name, job in self.model.jobs.items():
             real = found[name]
             assert (real.status, real.attempt, real.reason) == (job.status, job.attempt, job.reason)
+            assert real.options.priority is job.priority
             assert (real.cancel_requested_at is not None) == job.cancel_requested
             assert (real.success is not None) == job.status.is_terminal
         held = {attempt.job.id for attempt in self.do(self.repository.open_attempts())}

@@ -181,7 +181,7 @@ def test_json_of_the_audit_trail_has_stable_keys(admin: Admin, ada: dict[str, An
 
 
 def test_json_of_a_user_has_stable_keys(ada: dict[str, Any]) -> None:
-    assert sorted(ada) == ["created_at", "email", "id", "is_active", "name", "role"]
+    assert sorted(ada) == ["created_at", "email", "id", "is_active", "max_priority", "name", "role"]
 
 
 def test_json_of_a_key_has_stable_keys(admin: Admin, ada: dict[str, Any]) -> None:
@@ -225,6 +225,14 @@ def test_a_user_is_named_by_id_or_address(admin: Admin, ada: dict[str, Any], nam
     assert admin("user", "get", "--email", ada[named_by], "--json").json == ada
     assert admin("user", "deactivate", ada[named_by], "--json").json["is_active"] is False
     assert admin("user", "activate", ada[named_by], "--json").json["is_active"] is True
+
+
+def test_what_a_user_may_take_of_the_queue_is_set_and_shown(admin: Admin, ada: dict[str, Any]) -> None:
+    changed = admin("user", "set", ada["email"], "--max-priority", "critical", "--json").json
+
+    assert (ada["max_priority"], changed["max_priority"]) == ("normal", "critical")
+    assert "Highest priority: critical" in admin("user", "get", "--email", ada["id"]).out
+    assert "user.set" in admin("audit").out
 
 
 def test_deactivating_tells_how_many_jobs_it_ended(admin: Admin, ada: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from ci_common.blobs import BlobPlace
 from ci_common.clock import utcnow
 from ci_common.crash_points import CrashPoint, told_of_crash_points
 from ci_common.errors import ArchiveTooLarge, InvalidArchive, InvalidBlob, MissingBlobs, TooManyRequests
-from ci_common.job_terms import new_id
+from ci_common.job_terms import Priority, new_id
 from ci_common.models import Job, JobFilter
 from ci_controller.archive_tar import tar_stream
 from ci_controller.pruner import Pruner
@@ -529,11 +529,11 @@ async def test_a_tree_is_submitted_by_its_root_with_what_is_new(site: Site, http
     root = listing(("", "p", part))
     answer = await http.post("/submit-tree", content=tree_body(root, root, part), headers=TREE_MEDIA)
     assert (answer.status_code, answer.json()["missing"]) == (409, [sha256(src).hex()])
-    body = tree_body(root, src, code, test, pytest_args=["-q"], fresh=True)
+    body = tree_body(root, src, code, test, pytest_args=["-q"], fresh=True, priority="low")
     answer = await http.post("/submit-tree", content=body, headers=TREE_MEDIA)
     assert answer.status_code == 200, answer.text
     job = await only_job(site)
-    assert job.options.fresh
+    assert (job.options.fresh, job.options.priority) == (True, Priority.LOW)
     assert read_back(site, job) == {
         "src/a.py": (0o644, code),
         "src/run": (0o755, code),

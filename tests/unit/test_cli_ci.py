@@ -75,6 +75,15 @@ def test_a_submission_streams_the_output_and_says_the_verdict(peer: HttpPeer, ci
     assert peer.shelf.files(asked["root"]) == {"test_a.py": (b"def test_a(): pass\n", False)}
 
 
+@pytest.mark.parametrize(("flags", "sent"), [(("--priority", "high"), "high"), ((), None)])
+def test_a_priority_is_asked_for_by_an_option(
+    peer: HttpPeer, forked: Ci, flags: tuple[str, ...], sent: str | None
+) -> None:
+    forked("submit", "test", "--async", *flags)
+    (request,) = peer.requests("POST", "/submit-tree")
+    assert request.submission.asked.get("priority") == sent
+
+
 @pytest.mark.parametrize(("flags", "sent"), [(("--fresh",), True), ((), None)])
 def test_a_fresh_job_is_asked_for_by_a_flag(
     peer: HttpPeer, forked: Ci, flags: tuple[str, ...], sent: bool | None

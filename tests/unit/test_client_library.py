@@ -32,7 +32,7 @@ from ci_common.events import (
     StatusEvent,
     StreamEvent,
 )
-from ci_common.job_terms import JobOptions, JobStatus
+from ci_common.job_terms import JobOptions, JobStatus, Priority
 from tests.support.http_peer import JOB_ID, KEY, PASSED, Answer, Cut, HangUp, HttpPeer, Script
 
 QUICK = RetryPolicy(first_delay=0.001, max_delay=0.01, first_contact=0.05, patience=20.0)
@@ -75,7 +75,7 @@ def test_submitting_and_following_gives_every_event(peer: HttpPeer, client: CICl
 def test_what_is_sent(peer: HttpPeer, client: CIClient, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"\x00zip\r\n\xff")
     progress: list[tuple[int, int]] = []
-    options = JobOptions(("-k", "one two", "-x"), 90.0, fresh=True)
+    options = JobOptions(("-k", "one two", "-x"), 90.0, fresh=True, priority=Priority.HIGH)
     job_id = client.submit(
         tmp_path / "a.zip",
         options,
@@ -89,6 +89,7 @@ def test_what_is_sent(peer: HttpPeer, client: CIClient, tmp_path: Path) -> None:
         "pytest_args": [b"-k", b"one two", b"-x"],
         "timeout": [b"90"],
         "fresh": [b"true"],
+        "priority": [b"high"],
     }
     assert request.headers["idempotency-key"] == "mine"
     assert request.headers["authorization"] == f"Bearer {KEY}"

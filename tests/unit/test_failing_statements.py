@@ -18,8 +18,18 @@ import pytest
 
 from ci_common.blobs import Blob, Pack
 from ci_common.errors import CIError
-from ci_common.job_terms import Reason
-from ci_common.models import APIKey, Attempt, AuditAction, AuditEvent, Fence, Job, JobEvent, QueueLimits
+from ci_common.job_terms import Priority, Reason
+from ci_common.models import (
+    APIKey,
+    Attempt,
+    AuditAction,
+    AuditEvent,
+    Fence,
+    Job,
+    JobEvent,
+    QueueLimits,
+    UserLimits,
+)
 from ci_common.verdict import verdict
 from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_repository import SQLiteJobRepository
@@ -87,6 +97,9 @@ WRITES: dict[str, Write] = {
     "set_user_active": lambda cast: cast.repository.set_user_active(
         cast.story.user.id, active=False, now=at(50)
     ),
+    "set_user_limits": lambda cast: cast.repository.set_user_limits(
+        cast.story.user.id, UserLimits(Priority.HIGH), at(50)
+    ),
     "create_api_key": lambda cast: cast.repository.create_api_key(
         make_key(cast.story.user, id="new", key_hash="new", prefix="new")
     ),
@@ -100,6 +113,9 @@ WRITES: dict[str, Write] = {
         make_job(cast.story.user, at(50), id="new"), limits=QueueLimits(10, 10)
     ),
     "request_cancel": lambda cast: cast.repository.request_cancel(cast.queued.id, None, "somebody", at(50)),
+    "set_priority": lambda cast: cast.repository.set_priority(
+        cast.queued.id, None, Priority.HIGH, "somebody", at(50)
+    ),
     "add_event": lambda cast: cast.repository.add_event(cast.queued.id, JobEvent("note", at(50))),
     "take_over": lambda cast: cast.repository.take_over("successor", at(50)),
     "heartbeat": lambda cast: cast.repository.heartbeat(cast.story.lease, at(50), "note"),

@@ -110,6 +110,22 @@ def test_row_44_the_work_of_a_claim_does_not_grow_with_the_queue(
     assert full < 1.5 * steps_of_a_claim(crowded, lease)
 
 
+def test_row_44_nor_does_it_when_the_jobs_are_of_all_classes(
+    crowded: sqlite3.Connection, lease: ControllerLease
+) -> None:
+    one_class = steps_of_a_claim(crowded, lease)
+    crowded.execute("UPDATE jobs SET priority = CAST(substr(id, 4) AS INTEGER) % 4 WHERE status = 'queued'")
+    assert steps_of_a_claim(crowded, lease) < 1.5 * one_class
+
+
+def test_the_only_urgent_job_among_very_many_is_claimed_first(
+    crowded: sqlite3.Connection, lease: ControllerLease
+) -> None:
+    crowded.execute("UPDATE jobs SET priority = 1 WHERE id = 'job07777'")
+    [attempt] = sqlite_control.claim_jobs(crowded, lease, 1, at(50))
+    assert attempt.job.id == "job07777"
+
+
 def steps_of_a_claim(db: sqlite3.Connection, lease: ControllerLease) -> int:
     hundreds: list[None] = []
     db.set_progress_handler(lambda: hundreds.append(None), 100)

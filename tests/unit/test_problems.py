@@ -90,6 +90,7 @@ def test_the_routes_are_those_of_the_documents() -> None:
         "GET /jobs/{job_id}/stream",
         "GET /jobs/{job_id}/log",
         "HEAD /jobs/{job_id}/log",
+        "PATCH /api/queue/jobs/{job_id}/priority",
         "GET /health",
         "GET /ready",
         "GET /info",
@@ -107,12 +108,13 @@ async def test_every_route_refuses_in_the_one_shape(site: Site, subtests: pytest
                     target = path.replace("{job_id}", "nobody")
                     assert_problem(await http.request(method, target), 401, "unauthorized")
                     if "{job_id}" in path:
-                        answer = await http.request(method, target, headers=ada.headers)
+                        body = {"priority": "low"} if method == "patch" else None
+                        answer = await http.request(method, target, headers=ada.headers, json=body)
                         assert_problem(answer, 404, "job_not_found")
                     if path.startswith("/submit"):
                         answer = await http.request(method, target, headers=ada.headers)
                         assert_problem(answer, 422, "invalid_request")
-                    refused = await http.patch(target)
+                    refused = await http.request("TRACE", target)
                     assert_problem(refused, 405, "method_not_allowed")
                     assert refused.headers["allow"]
             assert_problem(await http.get("/nothing/here"), 404, "not_found")
@@ -169,7 +171,7 @@ def test_openapi_describes_the_upload_and_the_shapes() -> None:
     for route in ("/submit", "/submit-stream", "/submit-async"):
         operation = document["paths"][route]["post"]
         form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
-        assert form["properties"].keys() == {"file", "pytest_args", "timeout", "fresh"}
+        assert form["properties"].keys() == {"file", "pytest_args", "timeout", "fresh", "priority"}
         assert "Idempotency-Key".lower() in [parameter["name"] for parameter in operation["parameters"]]
     for parameter in (
         parameter for _, _, operation in operations() for parameter in operation.get("parameters", [])
@@ -232,7 +234,7 @@ def test_every_code_that_streams_send_belongs_to_an_error_class() -> None:
 
 def test_openapi_names_no_operation_twice() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
-    assert len(names) == len(set(names)) == 19
+    assert len(names) == len(set(names)) == 20
 
 
 # -- what nobody has a word for ------------------------------------------------------------------------

@@ -1,0 +1,62 @@
+"""`/api/queue`: what waits, and in which order; people see their own share, who has the scope `admin` all of it."""
+
+from fastapi import APIRouter, Request, Response
+
+from ci_common.errors import (
+    ArchiveTooLarge,
+    Conflict,
+    InvalidRequest,
+    JobFinished,
+    JobNotFound,
+    PriorityNotAllowed,
+    TooManyRequests,
+)
+from ci_common.models import Scope
+from ci_server.api_description import PRIORITY_BODY, example, problems
+from ci_server.dependencies import AnyCaller, JobId, Server, unknown_job
+from ci_server.problems import request_id_of
+from ci_server.rendering import job_document, json_response
+from ci_server.schemas import JobModel
+from ci_server.uploads import priority_named
+
+router = APIRouter(prefix="/api/queue", tags=["queue"])
+
+_SMALL_BODY = 4096  # bytes
+
+
+@router.patch(
+    "/jobs/{job_id}/priority",
+    summary="Change a job's priority",
+    description="From the next claim on; of a job that is under way it counts if the job comes back to the queue. "
+    "Owners stay within what they may use; with the scope `admin` any job may get any priority.",
+    response_model=JobModel,
+    response_description="The job.",
+    responses={
+        **example("queued_job"),
+        **problems(
+            JobNotFound,
+            JobFinished,
+            PriorityNotAllowed,
+            Conflict,
+            InvalidRequest,
+            ArchiveTooLarge,
+            TooManyRequests,
+        ),
+    },
+    openapi_extra=PRIORITY_BODY,
+)
+async def set_priority(request: Request, job_id: JobId, caller: AnyCaller, server: Server) -> Response:
+    operator = Scope.ADMIN in caller.key.scopes
+    if not operator:
+        caller.require(Scope.SUBMIT)
+    user = caller.user
+    async with server.bodies.read(request, user.id, _SMALL_BODY, most_values=10) as document:
+        priority = priority_named(document.get("priority"))
+    owner, now = None if operator else user.id, server.clock.now()
+    try:
+        job = await server.repository.set_priority(
+            job_id, owner, priority, user.email, now, request_id_of(request)
+        )
+    except JobNotFound:
+        raise unknown_job(job_id) from None
+    return json_response(job_document(job))

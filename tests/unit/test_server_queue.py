@@ -1,0 +1,82 @@
+"""`/api/queue`: priorities, at a real server."""
+
+import httpx
+import pytest
+
+from ci_common.clock import utcnow
+from ci_common.job_terms import JobOptions, Priority
+from ci_common.models import Scope, UserLimits
+from tests.support.server import Account, Site, client, serving, upload
+
+
+async def allow(site: Site, account: Account, priority: Priority) -> None:
+    assert await site.repository.set_user_limits(account.user.id, UserLimits(priority), utcnow())
+
+
+@pytest.mark.parametrize(
+    ("form", "priority"), [({}, "normal"), ({"priority": "low"}, "low"), ({"priority": ""}, "normal")]
+)
+async def test_a_submission_names_its_priority(
+    site: Site, http: httpx.AsyncClient, form: dict[str, str], priority: str
+) -> None:
+    answer = await http.post("/submit-async", data=form, files=upload())
+    shown = (await http.get(f"/jobs/{answer.json()['job_id']}")).json()
+    assert shown["priority"] == priority
+    assert (await http.get("/jobs")).json() == [shown]
+
+
+async def test_what_is_no_priority_is_refused(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/submit-async", data={"priority": "HIGH"}, files=upload())
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert "critical, high, normal, low" in answer.json()["detail"]
+
+
+async def test_a_priority_beyond_what_is_allowed_is_refused_and_leaves_nothing(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    answer = await http.post("/submit-async", data={"priority": "high"}, files=upload())
+    assert (answer.status_code, answer.json()["code"]) == (403, "priority_not_allowed")
+    assert answer.json()["max_priority"] == "normal"
+    assert not [path for path in (site.settings.data_path / "archives").rglob("*") if path.is_file()]
+    await allow(site, ada, Priority.HIGH)
+    assert (await http.post("/submit-async", data={"priority": "high"}, files=upload())).status_code == 200
+
+
+async def test_another_priority_is_another_submission(http: httpx.AsyncClient) -> None:
+    headers, file = {"Idempotency-Key": "mine"}, upload()
+    assert (await http.post("/submit-async", files=file, headers=headers)).status_code == 200
+    again = await http.post("/submit-async", data={"priority": "low"}, files=file, headers=headers)
+    assert again.json()["code"] == "idempotency_conflict"
+
+
+async def test_an_owner_changes_the_priority_within_what_is_allowed(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    job = await site.queue_job(ada)
+    path = f"/api/queue/jobs/{job.id}/priority"
+    changed = await http.patch(path, json={"priority": "low"})
+    assert (changed.status_code, changed.json()["priority"]) == (200, "low")
+    assert changed.json() == (await http.get(f"/jobs/{job.id}")).json()
+    refused = await http.patch(path, json={"priority": "critical"})
+    assert (refused.status_code, refused.json()["code"]) == (403, "priority_not_allowed")
+    for body in ({}, {"priority": "urgent"}, {"priority": 1}):
+        assert (await http.patch(path, json=body)).status_code == 422
+    await http.delete(f"/jobs/{job.id}")
+    ended = await http.patch(path, json={"priority": "low"})
+    assert (ended.status_code, ended.json()["code"]) == (409, "job_finished")
+
+
+async def test_an_operator_changes_any_job_and_others_see_none(site: Site, ada: Account) -> None:
+    job = await site.queue_job(ada, options=JobOptions(priority=Priority.LOW))
+    path, body = f"/api/queue/jobs/{job.id}/priority", {"priority": "critical"}
+    bob = await site.account("bob")
+    eve = await site.account("eve", frozenset({Scope.ADMIN}))
+    with serving(site.settings) as url:
+        async with client(url, bob) as http:
+            assert (await http.patch(path, json=body)).json()["code"] == "job_not_found"
+        async with client(url, eve) as http:
+            changed = await http.patch(path, json=body)
+    assert changed.json()["priority"] == "critical"
+    event = (await site.repository.list_audit())[-1]
+    assert (event.actor, event.subject) == ("eve@example.org", job.id)
+    assert event.request_id == changed.headers["x-request-id"]
