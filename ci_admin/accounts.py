@@ -1,15 +1,16 @@
 """What the operator does with users and keys, over the abstract repository. No terminal, no database of its own."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from ci_admin.operator_name import operator
 from ci_common.api_keys import generate_api_key, hash_api_key, key_prefix
 from ci_common.crash_points import crash_point
 from ci_common.errors import Conflict, InvalidRequest, NotFound
 from ci_common.job_terms import JobStatus, Priority, new_id
-from ci_common.models import APIKey, JobFilter, Role, Scope, User
+from ci_common.models import APIKey, JobFilter, Role, Scope, User, UserLimits
 from ci_common.repository import JobRepository
 
 _EMAIL = re.compile(r"""[^@\s,;:<>"'\\]+@[^@\s,;:<>"'\\]+""")
@@ -54,13 +55,26 @@ class LimitChange:
     """What is to be different of a user's limits; None: nothing."""
 
     max_priority: Priority | None = None
+    max_running: int | Literal["none"] | None = None
+
+    def applied_to(self, limits: UserLimits) -> UserLimits:
+        """Return these limits with what is to be different."""
+        running = limits.max_running if self.max_running is None else self.max_running
+        return UserLimits(self.max_priority or limits.max_priority, None if running == "none" else running)
 
 
-async def create_user(repository: JobRepository, name: str, email: str, role: Role, now: datetime) -> User:
+async def create_user(
+    repository: JobRepository,
+    name: str,
+    email: str,
+    role: Role,
+    now: datetime,
+    limits: UserLimits = UserLimits(),  # noqa: B008 - frozen
+) -> User:
     """The user exists and is returned; raises InvalidRequest, AlreadyExists."""
     if not _EMAIL.fullmatch(email) or len(email) > _MAX_LENGTH or not email.isprintable():
         raise InvalidRequest(f"{email!r} is not an e-mail address.")
-    user = User(new_id(), _valid_name(name), email, now, role=role)
+    user = User(new_id(), _valid_name(name), email, now, role=role, limits=limits)
     await repository.create_user(user, operator())
     crash_point("after_user_created")
     return user
@@ -82,9 +96,9 @@ async def activate_user(repository: JobRepository, id_or_email: str, now: dateti
 async def set_limits(repository: JobRepository, id_or_email: str, change: LimitChange, now: datetime) -> User:
     """What the change names holds for the user, who is returned; raises NotFound, InvalidRequest for no change."""
     if change == LimitChange():
-        raise InvalidRequest("Say what to set: --max-priority.")
+        raise InvalidRequest("Say what to set: --max-priority, --max-running.")
     user = await find_user(repository, id_or_email)
-    limits = replace(user.limits, max_priority=change.max_priority or user.limits.max_priority)
+    limits = change.applied_to(user.limits)
     changed = await repository.set_user_limits(user.id, limits, now, operator())
     assert changed is not None, "users are never deleted"
     return changed

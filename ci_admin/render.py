@@ -33,6 +33,7 @@ def user_fields(user: User) -> dict[str, Any]:
         "role": user.role.value,
         "is_active": user.is_active,
         "max_priority": user.limits.max_priority.value,
+        "max_running": user.limits.max_running,
         "created_at": _iso(user.created_at),
     }
 
@@ -102,6 +103,7 @@ def user_details(user: User) -> str:
             f"Active:  {_yes(user.is_active)}",
             f"Created: {_minute(user.created_at)}",
             f"Highest priority: {user.limits.max_priority}",
+            f"Jobs at the same time: {user.limits.max_running or 'any number'}",
         ]
     )
 

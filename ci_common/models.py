@@ -76,6 +76,10 @@ class UserLimits:
     """What an operator lets a user's jobs take of the queue."""
 
     max_priority: Priority = Priority.NORMAL  # the most urgent class that they may have
+    max_running: int | None = None  # jobs that are claimed or running at the same time; None: any number
+
+    def __post_init__(self) -> None:
+        assert self.max_running is None or self.max_running > 0, "who may run nothing is deactivated"
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,13 +285,13 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def count_queued(self, now: datetime) -> int:
-        """Return how many jobs could be claimed now (queued, their back-off over)."""
+        """Return how many jobs could be claimed now (queued, their back-off over, within the users' `max_running`)."""
 
     @abstractmethod
     async def claim_jobs(self, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
         """Up to `limit` queued jobs are claimed: attempt + 1, a fresh random token. The most urgent class comes first.
         Within it users take turns: first those with the fewest open attempts, then who was claimed from longest ago;
-        of each the oldest job.
+        of each the oldest job. Nobody gets more than `max_running` open attempts.
 
         Jobs with a cancel request are never claimed. Empty when the lease is stale.
         """

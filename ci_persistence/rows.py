@@ -85,7 +85,7 @@ def user_from(row: sqlite3.Row) -> User:
         created_at=from_text(row["created_at"]),
         is_active=bool(row["is_active"]),
         role=Role(row["role"]),
-        limits=UserLimits(Priority.of_rank(row["max_priority"])),
+        limits=UserLimits(Priority.of_rank(row["max_priority"]), row["max_running"]),
     )
 
 

@@ -18,8 +18,8 @@ def create_user(db: sqlite3.Connection, user: User, by: str) -> None:
     if get_user_by_email(db, user.email) is not None:
         raise AlreadyExists(f"There is a user with the e-mail address {user.email} already.")
     db.execute(
-        "INSERT INTO users (id, name, email, email_folded, created_at, is_active, role, max_priority) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO users (id, name, email, email_folded, created_at, is_active, role, max_priority, "
+        "max_running) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             user.id,
             user.name,
@@ -29,6 +29,7 @@ def create_user(db: sqlite3.Connection, user: User, by: str) -> None:
             int(user.is_active),
             user.role,
             user.limits.max_priority.rank,
+            user.limits.max_running,
         ),
     )
     details = {"email": user.email, "role": user.role.value}
@@ -75,12 +76,13 @@ def set_user_limits(
 ) -> User | None:
     """The limits hold for the user."""
     row = db.execute(
-        "UPDATE users SET max_priority = ? WHERE id = ? RETURNING *", (limits.max_priority.rank, user_id)
+        "UPDATE users SET max_priority = ?, max_running = ? WHERE id = ? RETURNING *",
+        (limits.max_priority.rank, limits.max_running, user_id),
     ).fetchone()
     if row is None:
         return None
     user = user_from(row)
-    told = {"email": user.email, "max_priority": limits.max_priority.value}
+    told = {"email": user.email, "max_priority": limits.max_priority.value, "max_running": limits.max_running}
     append_audit(db, AuditEvent(now, by, AuditAction.USER_SET, user_id, told))
     return user
 

@@ -9,10 +9,9 @@ from ci_common.job_terms import Reason
 from ci_common.models import Attempt, ControllerLease, ControllerState, JobEvent
 from ci_common.verdict import verdict
 from ci_persistence.rows import attempt_from, from_text, job_from, to_text
-from ci_persistence.sqlite_queue import CLAIM, CLAIMABLE, TAKE_TURN, times
+from ci_persistence.sqlite_queue import CLAIM, COUNT_QUEUED, TAKE_TURN, times
 from ci_persistence.sqlite_timeline import OPEN, append_event, end
 
-COUNT_QUEUED = f"SELECT count(*) FROM jobs WHERE {CLAIMABLE}"  # noqa: S608
 OPEN_ATTEMPTS = f"""
     SELECT attempts.* FROM attempts JOIN jobs ON jobs.id = attempts.job_id
     WHERE attempts.ended_at IS NULL AND jobs.status IN {OPEN} ORDER BY attempts.claimed_at, attempts.job_id

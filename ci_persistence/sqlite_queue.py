@@ -31,6 +31,14 @@ _WAITING = """
 """
 _HELD = f"(SELECT count(*) FROM jobs AS held WHERE held.user_id = users.id AND held.status IN {OPEN})"  # noqa: S608
 
+_HAS_ROOM = f"(users.max_running IS NULL OR {_HELD} < users.max_running)"
+
+COUNT_QUEUED = f"""
+    SELECT coalesce(sum(min(found.jobs, coalesce(max(users.max_running - {_HELD}, 0), found.jobs))), 0)
+    FROM (SELECT user_id, count(*) AS jobs FROM jobs WHERE {CLAIMABLE} GROUP BY user_id) AS found
+    JOIN users ON users.id = found.user_id
+"""  # noqa: S608  (constants of this package)
+
 # One statement chooses and takes, so no two claims can take the same job. Of each user it looks at one job, the best
 # that may be claimed: the best of these is the best of all.
 CLAIM = f"""
@@ -38,7 +46,7 @@ CLAIM = f"""
     UPDATE jobs SET status = 'claimed', attempt = attempt + 1, not_before = NULL, message = NULL,
         start_time = NULL, image_id = NULL
     WHERE id = (
-        SELECT head.id FROM waiting CROSS JOIN users ON users.id = waiting.user_id
+        SELECT head.id FROM waiting CROSS JOIN users ON users.id = waiting.user_id AND {_HAS_ROOM}
         CROSS JOIN jobs AS head ON head.id = (
             SELECT id FROM jobs AS queued WHERE queued.user_id = users.id AND {CLAIMABLE}
             ORDER BY priority, created_at, id LIMIT 1
@@ -51,7 +59,8 @@ TAKE_TURN = "UPDATE users SET last_claim = (SELECT max(last_claim) FROM users) +
 
 # Up to a class, for every user and class: what decides on the user's turns.
 _QUEUES = f"""
-    SELECT users.id, queued.priority, {_HELD} AS held, users.last_claim, queued.jobs, queued.since
+    SELECT users.id, queued.priority, {_HELD} AS held, users.last_claim, queued.jobs, queued.since,
+        users.max_running
     FROM (
         SELECT user_id, priority, count(*) AS jobs, min(created_at) AS since FROM jobs
         WHERE status = 'queued' AND priority <= ? GROUP BY user_id, priority

@@ -15,6 +15,7 @@ class UserQueue:
     last_claim: int
     queued: int
     since: str
+    max_running: int | None = None
 
     def turn(self, ahead: int) -> tuple[int, int, int, str, str]:
         """Return what orders the claim of the job with so many of the user's own ahead of it in the class.
@@ -29,12 +30,14 @@ def claims_before(user_id: str, rank: int, ahead: int, queues: Sequence[UserQueu
     """Return how many jobs are claimed before that one if no job ends and none is added meanwhile.
 
     It is the one of that user in the class of that rank with so many of the user's own ahead of it there; the
-    queues are those of all users up to that class.
+    queues are those of all users up to that class. What others may not run now does not come before it; its own
+    user's limit does not count, or it had no place.
     """
     before, held, last_claims = 0, dict[str, int](), dict[str, int]()
     latest = sum(queue.last_claim for queue in queues)  # no claim so far is later
     for one, group in groupby(sorted(queues, key=lambda queue: queue.rank), key=lambda queue: queue.rank):
-        users = [_as_it_will_be(queue, held, last_claims) for queue in group]
+        later = [_as_it_will_be(queue, held, last_claims) for queue in group]
+        users = [queue if queue.user_id == user_id else _within_its_limit(queue) for queue in later]
         if one == rank:
             return before + _before_in_class(user_id, ahead, users)
         held |= {queue.user_id: queue.held + queue.queued for queue in users}
@@ -49,9 +52,17 @@ def _as_it_will_be(queue: UserQueue, held: dict[str, int], last_claims: dict[str
     return replace(queue, held=held.get(user, queue.held), last_claim=last_claims.get(user, queue.last_claim))
 
 
+def _within_its_limit(queue: UserQueue) -> UserQueue:
+    """Return the queue without what its user may not have under way beside what is there."""
+    if queue.max_running is None:
+        return queue
+    return replace(queue, queued=min(queue.queued, max(queue.max_running - queue.held, 0)))
+
+
 def _last_claims(users: Iterable[UserQueue], later: int) -> dict[str, int]:
     """Return when each was claimed from last, once the class is empty; no turn before that is as late as `later`."""
-    order = sorted(users, key=lambda queue: queue.turn(queue.queued - 1))
+    claimed = [queue for queue in users if queue.queued]
+    order = sorted(claimed, key=lambda queue: queue.turn(queue.queued - 1))
     return {queue.user_id: later + place for place, queue in enumerate(order)}
 
 

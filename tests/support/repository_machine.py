@@ -58,6 +58,7 @@ class Model:
 
     jobs: dict[str, ModelJob] = field(default_factory=dict[str, ModelJob])
     active: set[str] = field(default_factory=lambda: set(USERS))
+    max_running: dict[str, int | None] = field(default_factory=lambda: dict[str, int | None].fromkeys(USERS))
     now: float = 0.0
 
     def _is_due(self, job: ModelJob) -> bool:
@@ -68,6 +69,18 @@ class Model:
         return {
             name for name, job in self.jobs.items() if job.status is JobStatus.QUEUED and self._is_due(job)
         }
+
+    def claims_to_come(self) -> list[int]:
+        """Return the classes of what can be claimed now, in the order of claiming; each user has so much room."""
+        ranks: list[int] = []
+        for user in USERS:
+            mine = sorted(
+                self.jobs[name].priority.rank for name in self.claimable() if self.jobs[name].user == user
+            )
+            held = sum(job.is_open for job in self.jobs.values() if job.user == user)
+            room = self.max_running[user]
+            ranks += mine if room is None else mine[: max(room - held, 0)]
+        return sorted(ranks)
 
 
 class RepositoryMachine(RuleBasedStateMachine):
@@ -175,16 +188,23 @@ class RepositoryMachine(RuleBasedStateMachine):
             if not active and job.user == user and not job.status.is_terminal:
                 self._cancel(job)
 
+    @rule(user=st.sampled_from(USERS), running=st.sampled_from([None, 1, 2]))
+    def set_max_running(self, user: str, running: int | None) -> None:
+        limits = UserLimits(MAX_PRIORITY[user], running)
+        changed = self.do(self.repository.set_user_limits(f"id-{user}", limits, self.now))
+        assert changed is not None
+        assert changed.limits == limits
+        self.model.max_running[user] = running
+
     # -- the controller ------------------------------------------------------------------------------------
 
     @rule(limit=st.integers(0, 4))
     def claim(self, limit: int) -> None:
         possible = self.model.claimable()
-        assert self.do(self.repository.count_queued(self.now)) == len(possible)
+        ranks = self.model.claims_to_come()
+        assert self.do(self.repository.count_queued(self.now)) == len(ranks)
         claimed = self.do(self.repository.claim_jobs(self.lease, limit, self.now))
-        assert len(claimed) == min(limit, len(possible))
-        ranks = [attempt.job.options.priority.rank for attempt in claimed]
-        assert ranks == sorted(self.model.jobs[name].priority.rank for name in possible)[: len(claimed)]
+        assert [attempt.job.options.priority.rank for attempt in claimed] == ranks[:limit]
         for attempt in claimed:
             name = attempt.job.id
             assert name in possible

@@ -181,7 +181,16 @@ def test_json_of_the_audit_trail_has_stable_keys(admin: Admin, ada: dict[str, An
 
 
 def test_json_of_a_user_has_stable_keys(ada: dict[str, Any]) -> None:
-    assert sorted(ada) == ["created_at", "email", "id", "is_active", "max_priority", "name", "role"]
+    assert sorted(ada) == [
+        "created_at",
+        "email",
+        "id",
+        "is_active",
+        "max_priority",
+        "max_running",
+        "name",
+        "role",
+    ]
 
 
 def test_json_of_a_key_has_stable_keys(admin: Admin, ada: dict[str, Any]) -> None:
@@ -233,6 +242,20 @@ def test_what_a_user_may_take_of_the_queue_is_set_and_shown(admin: Admin, ada: d
     assert (ada["max_priority"], changed["max_priority"]) == ("normal", "critical")
     assert "Highest priority: critical" in admin("user", "get", "--email", ada["id"]).out
     assert "user.set" in admin("audit").out
+
+
+def test_how_many_jobs_of_a_user_run_at_once_is_set_and_taken_away(admin: Admin, ada: dict[str, Any]) -> None:
+    assert ada["max_running"] is None
+    limited = admin("user", "set", ada["email"], "--max-running", "2", "--json").json
+    assert (limited["max_running"], limited["max_priority"]) == (2, "normal")
+    assert "Jobs at the same time: 2" in admin("user", "set", ada["email"], "--max-priority", "low").out
+    assert admin("user", "set", ada["email"], "--max-running", "none", "--json").json["max_running"] is None
+
+
+def test_a_new_user_has_the_limit_of_the_environment(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI_MAX_RUNNING_PER_USER", "3")
+    bob = admin("user", "create", "--name", "Bob", "--email", "bob@example.com", "--json").json
+    assert bob["max_running"] == 3
 
 
 def test_deactivating_tells_how_many_jobs_it_ended(admin: Admin, ada: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from ci_common.errors import Conflict, JobFinished, JobNotFound, PriorityNotAllowed
 from ci_common.job_terms import JobOptions, JobStatus, Priority
-from ci_common.models import AuditAction, Idempotency, User, UserLimits
+from ci_common.models import AuditAction, Idempotency, JobFilter, User, UserLimits
 from tests.support.repository_contract.story import Story, at, make_job, make_user
 
 ANYTHING = UserLimits(Priority.CRITICAL)
@@ -97,6 +97,54 @@ class PrioritiesContract:
         await with_limits(story, UserLimits(Priority.LOW))
         assert await story.repository.create_job(make_job(story.user), promise) == first
 
+    async def test_a_user_has_no_more_jobs_under_way_than_allowed(self, story: Story) -> None:
+        await with_limits(story, UserLimits(Priority.CRITICAL, max_running=2))
+        bob = make_user("bob")
+        await story.repository.create_user(bob)
+        mine = [await story.queue(n, options=JobOptions(priority=Priority.HIGH)) for n in range(4)]
+        theirs = [await story.repository.create_job(make_job(bob, at(10 + n))) for n in range(3)]
+        assert await story.repository.count_queued(at(20)) == 5
+        claimed = await story.repository.claim_jobs(story.lease, 9, at(20))
+        assert [one.job.id for one in claimed] == [mine[0].id, mine[1].id, *(job.id for job in theirs)]
+        assert await story.repository.count_queued(at(20)) == 0
+        assert await story.repository.claim_jobs(story.lease, 9, at(20)) == []
+        assert await story.release(claimed[0].fence) is JobStatus.QUEUED
+        assert [one.job.id for one in await story.repository.claim_jobs(story.lease, 9, at(20))] == [
+            mine[0].id
+        ]
+        await with_limits(story, UserLimits(Priority.CRITICAL))
+        assert len(await story.repository.claim_jobs(story.lease, 9, at(20))) == 2
+
+    async def test_a_limit_below_what_runs_stops_nothing(self, story: Story) -> None:
+        for n in range(3):
+            await story.queue(n)
+        await story.run("c1")
+        await story.run("c2")
+        await with_limits(story, UserLimits(max_running=1))
+        assert len(await story.repository.open_attempts()) == 2
+        assert await story.repository.count_queued(at(9)) == 0
+
+    @pytest.mark.parametrize("seed", range(12))
+    async def test_the_place_of_what_is_claimed_under_limits_is_the_order_of_claiming(
+        self, story: Story, seed: int
+    ) -> None:
+        rng = random.Random(seed)
+        limits = [UserLimits(Priority.CRITICAL, rng.choice([None, 2, 4])) for _ in range(4)]
+        users = [make_user(f"user{n}", limits=limit) for n, limit in enumerate(limits)]
+        for user in users:
+            await story.repository.create_user(user)
+        for n in range(5):
+            await story.repository.create_job(make_job(rng.choice(users), at(n)))
+            await story.repository.claim_jobs(story.lease, 1, at(10))
+        for n in range(16):
+            options = JobOptions(priority=rng.choice(list(Priority)))
+            await story.repository.create_job(make_job(rng.choice(users), at(20 + n), options=options))
+        queued = (await story.repository.list_jobs(JobFilter(statuses=frozenset({JobStatus.QUEUED})))).jobs
+        places = {job.id: await story.repository.queue_position(job.id) for job in queued}
+        count = await story.repository.count_queued(at(99))
+        claimed = await story.repository.claim_jobs(story.lease, 99, at(99))
+        assert [places[one.job.id] for one in claimed] == list(range(count))
+
     async def test_limits_are_audited_and_of_nobody_are_none(self, story: Story) -> None:
         await with_limits(story, UserLimits(Priority.HIGH))
         event = (await story.repository.list_audit())[-1]
@@ -105,7 +153,7 @@ class PrioritiesContract:
             story.user.id,
             "eve@example.org",
         )
-        assert event.details["max_priority"] == "high"
+        assert (event.details["max_priority"], event.details["max_running"]) == ("high", None)
         assert await story.repository.set_user_limits("nobody", ANYTHING, at(0)) is None
 
     async def test_an_owner_changes_the_priority_within_what_is_allowed(self, story: Story) -> None:
