@@ -11,6 +11,7 @@ from ci_admin.backup_commands import backup, restore
 from ci_admin.key_commands import key
 from ci_admin.network_commands import network
 from ci_admin.prune_command import prune, stats
+from ci_admin.queue_commands import queue
 from ci_admin.session import database_option, with_database
 from ci_admin.user_commands import user
 from ci_common import __version__
@@ -40,6 +41,7 @@ def cli() -> None:
 
 cli.add_command(user)
 cli.add_command(key)
+cli.add_command(queue)
 cli.add_command(network)
 cli.add_command(audit)
 cli.add_command(prune)

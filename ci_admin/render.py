@@ -10,7 +10,7 @@ from typing import Any
 
 from ci_admin.accounts import Deactivated, IssuedKey, Rotated
 from ci_common.job_terms import Reason
-from ci_common.models import APIKey, AuditEvent, DailyTotal, Role, User
+from ci_common.models import APIKey, AuditEvent, DailyTotal, QueuePause, Role, User
 from ci_common.terminal import one_line
 from ci_controller.retention import Prunable
 
@@ -118,6 +118,17 @@ def user_deactivated(result: Deactivated) -> str:
     jobs = f"\nJobs:  {result.jobs} unfinished cancelled" if result.jobs else ""
     user_id, email = one_line(result.user.id), one_line(result.user.email)
     return f"✓ User deactivated successfully\nID:    {user_id}\nEmail: {email}{jobs}"
+
+
+def pause_fields(pause: QueuePause) -> dict[str, Any]:
+    """Return the JSON of a pause of the queue."""
+    return {"paused_at": _iso(pause.at), "paused_by": pause.by, "reason": pause.reason}
+
+
+def queue_paused(pause: QueuePause) -> str:
+    """Return what is said of the pause in force."""
+    lines = ["✓ Queue paused", f"Since:  {_minute(pause.at)}", f"By:     {one_line(pause.by)}"]
+    return "\n".join([*lines, *([f"Reason: {one_line(pause.reason)}"] if pause.reason else [])])
 
 
 def key_created(issued: IssuedKey) -> str:

@@ -42,6 +42,8 @@ class AuditAction(StrEnum):
     KEY_REVOKE = "key.revoke"
     JOB_CANCEL = "job.cancel"
     JOB_PRIORITY = "job.priority"
+    QUEUE_PAUSE = "queue.pause"
+    QUEUE_RESUME = "queue.resume"
     BACKUP = "database.backup"
     RESTORE = "database.restore"
     PRUNE = "database.prune"
@@ -262,6 +264,18 @@ class QueueLimits:
 
     per_user: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePause:
+    """An operator's word that nothing is to be claimed; what runs goes on."""
+
+    at: datetime
+    by: str
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return f"the queue is paused: {self.reason}" if self.reason else "the queue is paused"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from ci_common.models import (
     JobPage,
     LogSeal,
     QueueLimits,
+    QueuePause,
     StopIntent,
     User,
     UserLimits,
@@ -284,8 +285,21 @@ class JobRepository(ABC):
         """Return what is known of the controller; None: none ever ran."""
 
     @abstractmethod
+    async def pause_queue(self, reason: str | None, now: datetime, by: str = OPERATOR) -> QueuePause:
+        """Nothing is claimed until `resume_queue`, and the pause is returned: the one in force, if there was one."""
+
+    @abstractmethod
+    async def resume_queue(self, now: datetime, by: str = OPERATOR) -> bool:
+        """Jobs are claimed again, and the wait that `expire_queued` judges begins anew; False: there was no pause."""
+
+    @abstractmethod
+    async def queue_pause(self) -> QueuePause | None:
+        """Return the pause in force."""
+
+    @abstractmethod
     async def count_queued(self, now: datetime) -> int:
-        """Return how many jobs could be claimed now (queued, their back-off over, within the users' `max_running`)."""
+        """Return how many jobs could be claimed now (queued, their back-off over, within the users' `max_running`):
+        none while the queue is paused."""
 
     @abstractmethod
     async def claim_jobs(self, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
@@ -293,7 +307,7 @@ class JobRepository(ABC):
         Within it users take turns: first those with the fewest open attempts, then who was claimed from longest ago;
         of each the oldest job. Nobody gets more than `max_running` open attempts.
 
-        Jobs with a cancel request are never claimed. Empty when the lease is stale.
+        Jobs with a cancel request are never claimed. Empty when the lease is stale, and while the queue is paused.
         """
 
     @abstractmethod
@@ -309,7 +323,7 @@ class JobRepository(ABC):
     async def expire_queued(
         self, lease: ControllerLease, queue_timeout: timedelta, now: datetime
     ) -> list[str]:
-        """Jobs queued for longer than that are failed with `queue_timeout`; returns their ids."""
+        """Jobs queued for longer than that are failed with `queue_timeout`; returns their ids. None while paused."""
 
     # -- writes of an attempt's holder, all fenced ---------------------------------------------------------
 

@@ -9,6 +9,7 @@ from ci_common.job_terms import Reason
 from ci_common.models import Attempt, ControllerLease, ControllerState, JobEvent
 from ci_common.verdict import verdict
 from ci_persistence.rows import attempt_from, from_text, job_from, to_text
+from ci_persistence.sqlite_pause import queue_pause
 from ci_persistence.sqlite_queue import CLAIM, COUNT_QUEUED, TAKE_TURN, times
 from ci_persistence.sqlite_timeline import OPEN, append_event, end
 
@@ -118,7 +119,7 @@ def expire_queued(
     db: sqlite3.Connection, lease: ControllerLease, queue_timeout: timedelta, now: datetime
 ) -> list[str]:
     """Jobs that have waited longer than that are failed; returns their ids."""
-    if not holds(db, lease):
+    if not holds(db, lease) or queue_pause(db):
         return []
     minutes = queue_timeout.total_seconds() / 60
     message = f"It waited in the queue for more than {minutes:g} minutes."

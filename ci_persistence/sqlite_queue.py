@@ -31,12 +31,13 @@ _WAITING = """
 """
 _HELD = f"(SELECT count(*) FROM jobs AS held WHERE held.user_id = users.id AND held.status IN {OPEN})"  # noqa: S608
 
+_NO_PAUSE = "NOT EXISTS (SELECT 1 FROM queue_pause WHERE id = 1)"
 _HAS_ROOM = f"(users.max_running IS NULL OR {_HELD} < users.max_running)"
 
 COUNT_QUEUED = f"""
     SELECT coalesce(sum(min(found.jobs, coalesce(max(users.max_running - {_HELD}, 0), found.jobs))), 0)
     FROM (SELECT user_id, count(*) AS jobs FROM jobs WHERE {CLAIMABLE} GROUP BY user_id) AS found
-    JOIN users ON users.id = found.user_id
+    JOIN users ON users.id = found.user_id WHERE {_NO_PAUSE}
 """  # noqa: S608  (constants of this package)
 
 # One statement chooses and takes, so no two claims can take the same job. Of each user it looks at one job, the best
@@ -52,7 +53,7 @@ CLAIM = f"""
             ORDER BY priority, created_at, id LIMIT 1
         )
         ORDER BY head.priority, {_HELD}, users.last_claim, head.created_at, head.id LIMIT 1
-    ) AND status IN {status_list(predecessors(JobStatus.CLAIMED))}
+    ) AND {_NO_PAUSE} AND status IN {status_list(predecessors(JobStatus.CLAIMED))}
     RETURNING *
 """  # noqa: S608  (constants of this package)
 TAKE_TURN = "UPDATE users SET last_claim = (SELECT max(last_claim) FROM users) + 1 WHERE id = ?"

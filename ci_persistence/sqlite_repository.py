@@ -29,6 +29,7 @@ from ci_common.models import (
     JobPage,
     LogSeal,
     QueueLimits,
+    QueuePause,
     StopIntent,
     User,
     UserLimits,
@@ -39,6 +40,7 @@ from ci_persistence import sqlite_attempts as attempts_sql
 from ci_persistence import sqlite_blobs as blobs_sql
 from ci_persistence import sqlite_control as control
 from ci_persistence import sqlite_jobs as jobs_sql
+from ci_persistence import sqlite_pause as pause
 from ci_persistence import sqlite_queue as queue
 from ci_persistence import sqlite_retention as retention
 from ci_persistence import sqlite_totals as totals
@@ -221,6 +223,15 @@ class SQLiteJobRepository(JobRepository):
 
     async def controller_state(self) -> ControllerState | None:
         return await self._db.read(control.controller_state)
+
+    async def pause_queue(self, reason: str | None, now: datetime, by: str = OPERATOR) -> QueuePause:
+        return await self._db.write(lambda db: pause.pause_queue(db, reason, now, by))
+
+    async def resume_queue(self, now: datetime, by: str = OPERATOR) -> bool:
+        return await self._db.write(lambda db: pause.resume_queue(db, now, by))
+
+    async def queue_pause(self) -> QueuePause | None:
+        return await self._db.read(pause.queue_pause)
 
     async def count_queued(self, now: datetime) -> int:
         return await self._db.read(lambda db: control.count_queued(db, now))

@@ -112,6 +112,7 @@ READY: Document = {
         "database": {"status": "ok", "message": None},
         "controller": {"status": "ok", "message": None, "heartbeat_age_seconds": 1.2, "note": None},
         "engine": {"status": "ok", "message": None},
+        "queue": {"status": "ok", "message": None},
         "disk": _DISK,
     },
 }
@@ -128,6 +129,7 @@ DEGRADED: Document = {
             "note": None,
         },
         "engine": {"status": "degraded", "message": _ENGINE_UNKNOWN},
+        "queue": {"status": "ok", "message": None},
         "disk": _DISK,
     },
 }
@@ -138,11 +140,13 @@ FAILING: Document = {
         f"database: {_NO_SCHEMA}",
         "controller: unknown without the database",
         "engine: unknown without the database",
+        "queue: unknown without the database",
     ],
     "checks": {
         "database": {"status": "failing", "message": _NO_SCHEMA, "code": "schema_missing"},
         "controller": {"status": "failing", "message": "unknown without the database"},
         "engine": {"status": "failing", "message": "unknown without the database"},
+        "queue": {"status": "failing", "message": "unknown without the database"},
         "disk": _DISK,
     },
 }

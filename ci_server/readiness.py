@@ -19,6 +19,7 @@ from ci_server.settings import MIB, ServerSettings
 from ci_server.waiting import controller_trouble
 
 _DATABASE_SECONDS = 2.0
+_UNKNOWN = "unknown without the database"
 
 _log = structlog.stdlib.get_logger("ci_server.readiness")
 
@@ -49,13 +50,15 @@ async def check_readiness(
     """Return what each check found; none of them raises or takes longer than a few seconds."""
     database = await _check_database(repository)
     if database.health is Health.FAILING:
-        controller = engine = Finding(Health.FAILING, "unknown without the database")
+        controller = engine = queue = Finding(Health.FAILING, _UNKNOWN)
     else:
         controller, engine = await _check_controller(repository, clock)
+        queue = await _check_queue(repository)
     return {
         "database": database,
         "controller": controller,
         "engine": engine,
+        "queue": queue,
         "disk": await _check_disk(settings),
     }
 
@@ -95,9 +98,17 @@ async def _check_controller(repository: JobRepository, clock: Clock) -> tuple[Fi
 
     asked = await _guarded(look)
     if asked.health is not Health.OK:
-        return asked, Finding(Health.FAILING, "unknown without the database")
+        return asked, Finding(Health.FAILING, _UNKNOWN)
     now = clock.now()
     return _judge_controller(found, now), _judge_engine(found, now)
+
+
+async def _check_queue(repository: JobRepository) -> Finding:
+    async def look() -> Finding:
+        pause = await repository.queue_pause()
+        return Finding(Health.DEGRADED, f"{pause} ({pause.by})") if pause else Finding(Health.OK)
+
+    return await _guarded(look)
 
 
 def _judge_controller(state: ControllerState | None, now: datetime) -> Finding:

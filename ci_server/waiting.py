@@ -24,6 +24,8 @@ def controller_trouble(state: ControllerState | None, now: datetime) -> str | No
 async def waiting_for(repository: JobRepository, job: Job, now: datetime) -> str | None:
     """Return what a job that is not terminal waits for; None for one that simply runs."""
     parts = [await _place_in_queue(repository, job, now), _cancellation(job)]
+    pause = await repository.queue_pause() if job.status is JobStatus.QUEUED else None
+    parts.append(str(pause) if pause else None)
     parts.append(controller_trouble(await repository.controller_state(), now))
     said = [part for part in parts if part]
     return "; ".join(said) or None

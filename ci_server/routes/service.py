@@ -29,7 +29,8 @@ async def health() -> Response:
 @router.get(
     "/ready",
     summary="Can this replica do its work?",
-    description="Judges the database, the controller's heartbeat, the engine (as the controller sees it) and the disk. "
+    description="Judges the database, the controller's heartbeat, the engine (as the controller sees it), the "
+    "queue (whether it is paused) and the disk. "
     "No key is needed.",
     response_model=ReadyModel,
     response_description="Works, perhaps with restrictions (`degraded`).",

@@ -59,6 +59,7 @@ class Model:
     jobs: dict[str, ModelJob] = field(default_factory=dict[str, ModelJob])
     active: set[str] = field(default_factory=lambda: set(USERS))
     max_running: dict[str, int | None] = field(default_factory=lambda: dict[str, int | None].fromkeys(USERS))
+    paused: bool = False
     now: float = 0.0
 
     def _is_due(self, job: ModelJob) -> bool:
@@ -72,6 +73,8 @@ class Model:
 
     def claims_to_come(self) -> list[int]:
         """Return the classes of what can be claimed now, in the order of claiming; each user has so much room."""
+        if self.paused:
+            return []
         ranks: list[int] = []
         for user in USERS:
             mine = sorted(
@@ -196,6 +199,19 @@ class RepositoryMachine(RuleBasedStateMachine):
         assert changed.limits == limits
         self.model.max_running[user] = running
 
+    @rule()
+    def pause(self) -> None:
+        self.do(self.repository.pause_queue(None, self.now))
+        self.model.paused = True
+
+    @rule()
+    def resume(self) -> None:
+        assert self.do(self.repository.resume_queue(self.now)) == self.model.paused
+        for job in self.model.jobs.values():
+            if self.model.paused and job.status is JobStatus.QUEUED:
+                job.queued_since = self.model.now
+        self.model.paused = False
+
     # -- the controller ------------------------------------------------------------------------------------
 
     @rule(limit=st.integers(0, 4))
@@ -233,7 +249,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         late = {
             name
             for name, job in self.model.jobs.items()
-            if job.status is JobStatus.QUEUED and job.queued_since < limit
+            if job.status is JobStatus.QUEUED and job.queued_since < limit and not self.model.paused
         }
         assert set(self.do(self.repository.expire_queued(self.lease, QUEUE_TIMEOUT, self.now))) == late
         for name in late:

@@ -258,6 +258,14 @@ def test_a_new_user_has_the_limit_of_the_environment(admin: Admin, monkeypatch: 
     assert bob["max_running"] == 3
 
 
+def test_the_queue_is_paused_and_resumed(admin: Admin) -> None:
+    assert admin("queue", "resume", "--json").json == {"resumed": False}
+    paused = admin("queue", "pause", "--reason", "new disks", "--json").json
+    assert (list(paused), paused["reason"]) == (["paused_at", "paused_by", "reason"], "new disks")
+    assert "Reason: new disks" in admin("queue", "pause").out
+    assert admin("queue", "resume").out == "✓ Queue resumed\n"
+
+
 def test_deactivating_tells_how_many_jobs_it_ended(admin: Admin, ada: dict[str, Any]) -> None:
     assert admin("user", "deactivate", ada["id"], "--json").json["cancelled_jobs"] == 0
 

@@ -92,6 +92,8 @@ NEW_PACK = Pack("new", 10, [Blob(b"1" * 32, 0, 10, 20, 1)])
 # Many short transactions, each whole: nobody waits for all of them, and the next prune goes on where one ended.
 IN_STEPS = {"remove_packs"}
 AUDIT = AuditEvent(at(50), "operator", AuditAction.BACKUP, "database")
+# What must have happened before, for a write to have something to do that is not true of the others.
+BEFORE: dict[str, Write] = {"resume_queue": lambda cast: cast.repository.pause_queue("why", at(40))}
 WRITES: dict[str, Write] = {
     "create_user": lambda cast: cast.repository.create_user(make_user("new")),
     "set_user_active": lambda cast: cast.repository.set_user_active(
@@ -117,6 +119,8 @@ WRITES: dict[str, Write] = {
         cast.queued.id, None, Priority.HIGH, "somebody", at(50)
     ),
     "add_event": lambda cast: cast.repository.add_event(cast.queued.id, JobEvent("note", at(50))),
+    "pause_queue": lambda cast: cast.repository.pause_queue("why", at(50)),
+    "resume_queue": lambda cast: cast.repository.resume_queue(at(50)),
     "take_over": lambda cast: cast.repository.take_over("successor", at(50)),
     "heartbeat": lambda cast: cast.repository.heartbeat(cast.story.lease, at(50), "note"),
     "claim_jobs": lambda cast: cast.repository.claim_jobs(cast.story.lease, 2, at(50)),
@@ -145,8 +149,8 @@ def test_every_write_of_the_repository_is_here() -> None:
 
 
 @asynccontextmanager
-async def a_cast(directory: Path) -> AsyncGenerator[Cast]:
-    """A database in which every write has something to do, always the same but for its tokens."""
+async def a_cast(directory: Path, name: str = "") -> AsyncGenerator[Cast]:
+    """A database in which the write of that name has something to do, always the same but for its tokens."""
     directory.mkdir()
     FailingConnection.left = 0
     repository = SQLiteJobRepository(new_database(directory))
@@ -168,7 +172,10 @@ async def a_cast(directory: Path) -> AsyncGenerator[Cast]:
         [cancel] = await repository.audited_cancels()
         await repository.add_pack(story.user.id, PACK, at(16))
         queued, ended = await story.job("queued"), await story.job("ended")
-        yield Cast(repository, story, queued, claimed, running, ended, key, cancel.id)
+        cast = Cast(repository, story, queued, claimed, running, ended, key, cancel.id)
+        if name in BEFORE:
+            await BEFORE[name](cast)
+        yield cast
     finally:
         FailingConnection.left = 0
         await repository.close()
@@ -201,7 +208,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("failing")
 @pytest.mark.parametrize("name", WRITES)
 async def test_a_write_whose_nth_statement_fails_did_nothing_or_all(name: str, home: Path) -> None:
-    async with a_cast(home / "whole") as cast:
+    async with a_cast(home / "whole", name) as cast:
         before = dump(home / "whole")
         await WRITES[name](cast)
         after = dump(home / "whole")
@@ -216,7 +223,7 @@ async def _fails_at(
     name: str, nth: int, directory: Path, before: dict[str, list[str]], after: dict[str, list[str]]
 ) -> bool:
     """Return whether the write came to an n-th statement; a second try then does what the first should have."""
-    async with a_cast(directory) as cast:
+    async with a_cast(directory, name) as cast:
         FailingConnection.code = (SQLITE_FULL, SQLITE_IOERR)[nth % 2]
         FailingConnection.left = nth
         try:
@@ -272,7 +279,7 @@ async def _count_of(write: Awaitable[object]) -> int:
 @pytest.mark.usefixtures("failing")
 @pytest.mark.parametrize("name", WRITES)
 async def test_row_46_a_write_begins_immediately(name: str, home: Path) -> None:
-    async with a_cast(home / "it") as cast:
+    async with a_cast(home / "it", name) as cast:
         FailingConnection.statements.clear()
         await WRITES[name](cast)
         first = next(sql for sql in FailingConnection.statements if not sql.startswith("PRAGMA"))

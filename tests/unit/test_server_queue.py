@@ -6,6 +6,7 @@ import pytest
 from ci_common.clock import utcnow
 from ci_common.job_terms import JobOptions, Priority
 from ci_common.models import Scope, UserLimits
+from ci_server.waiting import waiting_for
 from tests.support.server import Account, Site, client, serving, upload
 
 
@@ -80,3 +81,18 @@ async def test_an_operator_changes_any_job_and_others_see_none(site: Site, ada: 
     event = (await site.repository.list_audit())[-1]
     assert (event.actor, event.subject) == ("eve@example.org", job.id)
     assert event.request_id == changed.headers["x-request-id"]
+
+
+async def test_a_pause_is_told_by_ready_and_to_who_waits(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    await site.hands.arrive()
+    job = await site.queue_job(ada)
+    assert (await http.get("/ready")).json()["checks"]["queue"] == {"status": "ok", "message": None}
+    await site.repository.pause_queue("new disks", utcnow(), "operator (eve)")
+    ready = await http.get("/ready")
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+    assert "queue: the queue is paused: new disks (operator (eve))" in ready.json()["reasons"]
+    said = await waiting_for(site.repository, job, utcnow())
+    assert said is not None
+    assert said.endswith("; the queue is paused: new disks")

@@ -16,6 +16,7 @@ from tests.support.repository_contract.blobs import BlobsContract
 from tests.support.repository_contract.cancellation import CancellationContract
 from tests.support.repository_contract.control import ControlContract
 from tests.support.repository_contract.jobs import JobsContract
+from tests.support.repository_contract.pausing import PausingContract
 from tests.support.repository_contract.priorities import PrioritiesContract
 from tests.support.repository_contract.retention import RetentionContract
 from tests.support.repository_contract.story import Backend, Story, make_user
@@ -27,6 +28,7 @@ class RepositoryContract(
     JobsContract,
     ControlContract,
     PrioritiesContract,
+    PausingContract,
     AttemptsContract,
     CancellationContract,
     RetentionContract,

@@ -1,0 +1,35 @@
+"""SQL of pausing the queue: the row whose presence lets `sqlite_queue.CLAIM` take nothing."""
+
+import sqlite3
+from datetime import datetime
+
+from ci_common.models import AuditAction, AuditEvent, QueuePause
+from ci_persistence.rows import from_text, to_text
+from ci_persistence.sqlite_audit import append_audit
+
+_SUBJECT = "queue"
+
+
+def queue_pause(db: sqlite3.Connection) -> QueuePause | None:
+    """Return the pause in force."""
+    row = db.execute("SELECT at, by, reason FROM queue_pause").fetchone()
+    return None if row is None else QueuePause(from_text(row["at"]), row["by"], row["reason"])
+
+
+def pause_queue(db: sqlite3.Connection, reason: str | None, now: datetime, by: str) -> QueuePause:
+    """The queue is paused; an earlier pause stands."""
+    earlier = queue_pause(db)
+    if earlier is not None:
+        return earlier
+    db.execute("INSERT INTO queue_pause (id, at, by, reason) VALUES (1, ?, ?, ?)", (to_text(now), by, reason))
+    append_audit(db, AuditEvent(now, by, AuditAction.QUEUE_PAUSE, _SUBJECT, {"reason": reason}))
+    return QueuePause(now, by, reason)
+
+
+def resume_queue(db: sqlite3.Connection, now: datetime, by: str) -> bool:
+    """The queue goes on, and nobody waited too long for having waited for that."""
+    if not db.execute("DELETE FROM queue_pause").rowcount:
+        return False
+    db.execute("UPDATE jobs SET queued_since = ? WHERE status = 'queued'", (to_text(now),))
+    append_audit(db, AuditEvent(now, by, AuditAction.QUEUE_RESUME, _SUBJECT))
+    return True
