@@ -206,6 +206,16 @@ def list_jobs(statuses: tuple[str, ...], limit: int | None, as_json: bool, **fla
     return jobs.list_jobs(Console(), Flags(**flags), statuses=statuses, limit=limit, json=as_json)
 
 
+@ci.command("queue")
+@_json_option
+@_connection_options
+def queue(as_json: bool, **flags: str | None) -> int:
+    """List your queued jobs: place, rough wait, and why."""
+    from ci_client.commands import jobs
+
+    return jobs.queue(Console(), Flags(**flags), json=as_json)
+
+
 @ci.command("status")
 @_job_argument
 @click.option("--timing", is_flag=True, help="Show where its time went instead.")

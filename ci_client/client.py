@@ -178,6 +178,13 @@ class CIClient:
             left = None if left is None else left - len(jobs)
             params = page.next_params
 
+    def queue(self) -> list[Mapping[str, Any]]:
+        """Return the caller's queued jobs as the server sent them, in the order in which they will be claimed."""
+        queued = self._patiently(lambda: self._http.json("GET", "/api/queue/jobs"))
+        if not isinstance(queued, list):
+            raise ProtocolError("The server sent a queue this client cannot read.")
+        return cast(list[Mapping[str, Any]], queued)
+
     def cancel(self, job_id: str) -> JobInfo | None:
         """The job's end is requested (a queued job is over at once); raises JobFinished when it was over already."""
         answer = self._patiently(lambda: self._http.json("DELETE", _job_path(job_id)))

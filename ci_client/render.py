@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -154,6 +154,19 @@ def job_table(jobs: "Iterable[JobInfo]") -> Iterable[str]:
         mark = "-" if job.success is None else "✓" if job.success else "✗"
         urgency = "" if job.priority == Priority.NORMAL else f" {one_line(job.priority)}"
         yield f"{one_line(job.job_id):<38} {one_line(job.status):<12} {times} {mark}{urgency}"
+
+
+def queue_table(queued: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Yield the lines of `ci queue`."""
+    if not queued:
+        yield "None of your jobs is waiting."
+        return
+    yield f"{'JOB ID':<38} {'PRIORITY':<9} {'PLACE':>5} {'WAIT':<20} WHY"
+    for job in queued:
+        place, seconds = _field(job.get("position")), job.get("estimated_wait_seconds")
+        wait = f"about {_duration(seconds)}" if isinstance(seconds, int | float) else "-"
+        named = f"{_field(job.get('job_id')):<38} {_field(job.get('priority')):<9}"
+        yield f"{named} {place:>5} {wait:<20} {_field(job.get('waiting_for'))}"
 
 
 def job_details(job: "JobInfo") -> Iterable[str]:

@@ -279,6 +279,26 @@ class QueuePause:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """A queued job, and how many are claimed before it as things stand."""
+
+    job: Job
+    before: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """What a user can be told of the queue, in one consistent look."""
+
+    places: tuple[QueuePlace, ...]  # of the user's own jobs, in the order of their claims
+    running: int  # the user's jobs that are claimed or running
+    under_way: int  # everybody's
+    run_seconds: float | None  # the median run of the jobs that ended last; None: none did
+    pause: QueuePause | None = None
+    controller: ControllerState | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FinishedJob:
     """What pruning must know of a terminal job."""
 

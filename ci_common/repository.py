@@ -33,6 +33,7 @@ from ci_common.models import (
     LogSeal,
     QueueLimits,
     QueuePause,
+    QueueView,
     StopIntent,
     User,
     UserLimits,
@@ -202,6 +203,10 @@ class JobRepository(ABC):
         """Return how many queued jobs come before this one as things stand, None if it is not queued.
 
         Jobs that end or come meanwhile change the order: users take turns."""
+
+    @abstractmethod
+    async def queue_view(self, user_id: str, limit: int) -> QueueView:
+        """Return the places of up to `limit` of that user's queued jobs, the first ones, and what decides on them."""
 
     @abstractmethod
     async def request_cancel(

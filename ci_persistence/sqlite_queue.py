@@ -86,5 +86,9 @@ def queue_position(db: sqlite3.Connection, job_id: str) -> int | None:
         "AND (created_at, id) < (?, ?)",
         (row["user_id"], row["priority"], row["created_at"], job_id),
     ).fetchone()[0]
-    queues = [UserQueue(*found) for found in db.execute(_QUEUES, (row["priority"],))]
-    return claims_before(row["user_id"], row["priority"], ahead, queues)
+    return claims_before(row["user_id"], row["priority"], ahead, user_queues(db, row["priority"]))
+
+
+def user_queues(db: sqlite3.Connection, rank: int) -> list[UserQueue]:
+    """Return what is queued, by user and class, up to the class of that rank."""
+    return [UserQueue(*found) for found in db.execute(_QUEUES, (rank,))]

@@ -30,6 +30,7 @@ from ci_common.models import (
     LogSeal,
     QueueLimits,
     QueuePause,
+    QueueView,
     StopIntent,
     User,
     UserLimits,
@@ -50,6 +51,7 @@ from ci_persistence.sqlite_audit import append_audit, list_audit
 from ci_persistence.sqlite_database import SQLiteDatabase
 from ci_persistence.sqlite_documents import list_documents
 from ci_persistence.sqlite_listing import list_jobs
+from ci_persistence.sqlite_queue_view import queue_view
 
 _PACKS_AT_ONCE = 200
 
@@ -166,6 +168,9 @@ class SQLiteJobRepository(JobRepository):
 
     async def queue_position(self, job_id: str) -> int | None:
         return await self._db.read(lambda db: queue.queue_position(db, job_id))
+
+    async def queue_view(self, user_id: str, limit: int) -> QueueView:
+        return await self._db.read(lambda db: queue_view(db, user_id, limit))
 
     async def request_cancel(
         self, job_id: str, user_id: str | None, by: str, now: datetime, request_id: str | None = None

@@ -30,8 +30,8 @@ def claims_before(user_id: str, rank: int, ahead: int, queues: Sequence[UserQueu
     """Return how many jobs are claimed before that one if no job ends and none is added meanwhile.
 
     It is the one of that user in the class of that rank with so many of the user's own ahead of it there; the
-    queues are those of all users up to that class. What others may not run now does not come before it; its own
-    user's limit does not count, or it had no place.
+    queues are those of all users up to that class, or more. What others may not run now does not come before
+    it; its own user's limit does not count, or it had no place.
     """
     before, held, last_claims = 0, dict[str, int](), dict[str, int]()
     latest = sum(queue.last_claim for queue in queues)  # no claim so far is later

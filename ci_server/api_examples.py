@@ -65,6 +65,17 @@ QUEUED_JOB: Document = {
     "image_id": None,
     "image_cached": None,
 }
+QUEUED_JOBS: list[JsonValue] = [
+    {
+        "job_id": _JOB_ID,
+        "status": "queued",
+        "priority": "normal",
+        "created_at": "2025-10-13T10:29:59Z",
+        "position": 3,
+        "waiting_for": "3 jobs are before it",
+        "estimated_wait_seconds": 45.2,
+    }
+]
 CANCELLED_JOB: Document = {
     **FINISHED_JOB,
     **_UNFINISHED,
@@ -180,6 +191,7 @@ EXAMPLES: dict[str, JsonValue] = {
     "cancelling_job": CANCELLING_JOB,
     "cancelled_job": CANCELLED_JOB,
     "queued_job": QUEUED_JOB,
+    "queued_jobs": QUEUED_JOBS,
     "timeline": TIMELINE,
     "moments": MOMENTS,
     "healthy": HEALTHY,

@@ -45,6 +45,20 @@ class JobModel(BaseModel):
     )
 
 
+class QueuedJobModel(BaseModel):
+    """A job that waits to be claimed."""
+
+    model_config = ConfigDict(title="QueuedJob")
+
+    job_id: str
+    status: JobStatus
+    priority: Priority
+    created_at: datetime
+    position: int = Field(description="How many queued jobs come before it as things stand.")
+    waiting_for: str = Field(description="Why it waits, in one sentence for people.")
+    estimated_wait_seconds: float | None = Field(description="Roughly; null where nobody knows.")
+
+
 class SubmittedModel(BaseModel):
     """How to find a job again."""
 

@@ -1,4 +1,4 @@
-"""`ci list`, `ci status`, `ci logs`, `ci cancel`: one question to the server and its answer."""
+"""`ci list`, `ci queue`, `ci status`, `ci logs`, `ci cancel`: one question to the server and its answer."""
 
 import json as json_text
 from shutil import get_terminal_size
@@ -7,7 +7,7 @@ from ci_client.commands.connecting import connected
 from ci_client.config import Flags
 from ci_client.console import Console
 from ci_client.exit_codes import ClientExit
-from ci_client.render import LogWriter, job_details, job_table
+from ci_client.render import LogWriter, job_details, job_table, queue_table
 from ci_client.waterfall import WIDTH, spans_of, waterfall
 from ci_common.job_terms import JobStatus
 
@@ -23,6 +23,16 @@ def list_jobs(
         else:
             for line in job_table(jobs):
                 console.line(line)
+    return ClientExit.OK
+
+
+def queue(console: Console, flags: Flags, *, json: bool) -> int:
+    """The caller's queued jobs are on stdout, the next one first, with what each waits for."""
+    with connected(console, flags) as client:
+        queued = client.queue()
+    lines = [json_text.dumps([dict(job) for job in queued], indent=2)] if json else queue_table(queued)
+    for line in lines:
+        console.line(line)
     return ClientExit.OK
 
 

@@ -1,5 +1,7 @@
 """`/api/queue`: what waits, and in which order; people see their own share, who has the scope `admin` all of it."""
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from ci_common.errors import (
@@ -11,17 +13,36 @@ from ci_common.errors import (
     PriorityNotAllowed,
     TooManyRequests,
 )
-from ci_common.models import Scope
+from ci_common.models import QueuePlace, Scope
 from ci_server.api_description import PRIORITY_BODY, example, problems
-from ci_server.dependencies import AnyCaller, JobId, Server, unknown_job
+from ci_server.dependencies import AnyCaller, CurrentUser, JobId, Server, unknown_job
 from ci_server.problems import request_id_of
-from ci_server.rendering import job_document, json_response
-from ci_server.schemas import JobModel
+from ci_server.queue_view import Waiting, waiting
+from ci_server.rendering import job_document, json_response, timestamp
+from ci_server.schemas import JobModel, QueuedJobModel
 from ci_server.uploads import priority_named
 
 router = APIRouter(prefix="/api/queue", tags=["queue"])
 
 _SMALL_BODY = 4096  # bytes
+_MOST_SHOWN = 100
+
+
+@router.get(
+    "/jobs",
+    summary="List your queued jobs, and why each waits",
+    description="The first 100, in the order in which they will be claimed. `position` 0 is next; others' jobs come "
+    "and end meanwhile, so it is what holds now. The estimate is rough: from the runs that ended last.",
+    response_model=list[QueuedJobModel],
+    response_description="The jobs.",
+    responses={**example("queued_jobs"), **problems()},
+)
+async def list_queued(user: CurrentUser, server: Server) -> Response:
+    view = await server.repository.queue_view(user.id, _MOST_SHOWN)
+    now = server.clock.now()
+    return json_response(
+        [queued_document(place, waiting(place, view, user.limits, now)) for place in view.places]
+    )
 
 
 @router.patch(
@@ -60,3 +81,16 @@ async def set_priority(request: Request, job_id: JobId, caller: AnyCaller, serve
     except JobNotFound:
         raise unknown_job(job_id) from None
     return json_response(job_document(job))
+
+
+def queued_document(place: QueuePlace, waits: Waiting) -> dict[str, Any]:
+    """Return a queued job as its owner sees it."""
+    return {
+        "job_id": place.job.id,
+        "status": place.job.status.value,
+        "priority": place.job.options.priority.value,
+        "created_at": timestamp(place.job.created_at),
+        "position": place.before,
+        "waiting_for": waits.why,
+        "estimated_wait_seconds": waits.about_seconds,
+    }

@@ -80,6 +80,7 @@ class Script:
     hold_after: int | None = None  # so many bytes of output, then nothing until `release`
     faults: deque[Cut | HangUp | Answer] = field(default_factory=deque[Cut | HangUp | Answer])
     pages: list[list[dict[str, Any]]] = field(default_factory=lambda: [[]])
+    queued: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     max_upload_bytes: int = 1 << 30
     trees: bool = True  # False: as a server from before there were any
     on_question: Callable[[list[str]], None] = lambda _: None  # called with the hashes, before any answer
@@ -234,6 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
             ("GET", "/jobs"): self._jobs,
             ("GET", "/info"): self._info,
             ("GET", "/capacity"): self._capacity,
+            ("GET", "/api/queue/jobs"): self._queue,
         }
         missing = Answer.problem(404, "job_not_found", "There is no such job.")
         routes.get((request.method, request.path), lambda _: self._send(missing))(request)
@@ -346,6 +348,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _capacity(self, _: Received) -> None:
         self._json({"room": True})
+
+    def _queue(self, _: Received) -> None:
+        self._json(self.peer.script.queued)
 
     def _json(self, document: Any, status: int = 200) -> None:
         self._send(Answer(status, json.dumps(document).encode(), {"Content-Type": "application/json"}))

@@ -84,6 +84,28 @@ def test_a_priority_is_asked_for_by_an_option(
     assert request.submission.asked.get("priority") == sent
 
 
+def test_the_queue_says_why_each_job_waits(peer: HttpPeer, forked: Ci) -> None:
+    assert lines(forked("queue").stdout) == ["None of your jobs is waiting."]
+    peer.script.queued = [
+        {
+            "job_id": JOB_ID,
+            "status": "queued",
+            "priority": "normal",
+            "created_at": "2026-01-02T03:04:05Z",
+            "position": 3,
+            "waiting_for": "3 jobs are before it",
+            "estimated_wait_seconds": 75.2,
+        },
+        {"job_id": JOB_ID, "position": 4, "waiting_for": "the queue is paused: \x1b[2J"},
+    ]
+    head, first, second = lines(forked("queue").stdout)
+    assert head.split() == ["JOB", "ID", "PRIORITY", "PLACE", "WAIT", "WHY"]
+    assert first.endswith("     3 about 1 min 15 s     3 jobs are before it")
+    assert "paused" in second
+    assert "\x1b" not in second
+    assert json.loads(forked("queue", "--json").stdout) == peer.script.queued
+
+
 @pytest.mark.parametrize(("flags", "sent"), [(("--fresh",), True), ((), None)])
 def test_a_fresh_job_is_asked_for_by_a_flag(
     peer: HttpPeer, forked: Ci, flags: tuple[str, ...], sent: bool | None
@@ -274,6 +296,7 @@ def test_help_begins_with_what_a_newcomer_needs(forked: Ci) -> None:
         "submit",
         "wait",
         "list",
+        "queue",
         "status",
         "logs",
         "cancel",

@@ -25,6 +25,7 @@ from ci_server.schemas import (
     JobModel,
     MissingModel,
     MomentModel,
+    QueuedJobModel,
     ReadyModel,
     StoredModel,
     SubmittedModel,
@@ -42,6 +43,7 @@ MODELS: dict[str, type[BaseModel]] = {
         JobModel,
         MissingModel,
         MomentModel,
+        QueuedJobModel,
         ReadyModel,
         StoredModel,
         SubmittedModel,
@@ -90,6 +92,7 @@ def test_the_routes_are_those_of_the_documents() -> None:
         "GET /jobs/{job_id}/stream",
         "GET /jobs/{job_id}/log",
         "HEAD /jobs/{job_id}/log",
+        "GET /api/queue/jobs",
         "PATCH /api/queue/jobs/{job_id}/priority",
         "GET /health",
         "GET /ready",
@@ -234,7 +237,7 @@ def test_every_code_that_streams_send_belongs_to_an_error_class() -> None:
 
 def test_openapi_names_no_operation_twice() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
-    assert len(names) == len(set(names)) == 20
+    assert len(names) == len(set(names)) == 21
 
 
 # -- what nobody has a word for ------------------------------------------------------------------------

@@ -175,6 +175,7 @@ NEEDS: dict[tuple[str, str], Scope | str] = {
     ("GET", "/capacity"): Scope.SUBMIT,
     ("DELETE", "/jobs/{job_id}"): Scope.SUBMIT,
     ("PATCH", "/api/queue/jobs/{job_id}/priority"): EITHER,
+    ("GET", "/api/queue/jobs"): Scope.READ,
     ("GET", "/jobs"): Scope.READ,
     ("GET", "/jobs/{job_id}"): Scope.READ,
     ("GET", "/jobs/{job_id}/events"): Scope.READ,

@@ -96,3 +96,23 @@ async def test_a_pause_is_told_by_ready_and_to_who_waits(
     said = await waiting_for(site.repository, job, utcnow())
     assert said is not None
     assert said.endswith("; the queue is paused: new disks")
+
+
+async def test_the_queue_shows_ones_own_jobs_and_why_they_wait(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    bob = await site.account("bob")
+    await site.finished_job(ada, b"ran")
+    assert (await http.get("/api/queue/jobs")).json() == []
+    theirs = await site.queue_job(bob)
+    low, mine = [
+        await site.queue_job(ada, options=JobOptions(priority=Priority(word))) for word in ("low", "normal")
+    ]
+    shown = (await http.get("/api/queue/jobs")).json()
+    assert [(job["job_id"], job["priority"], job["position"]) for job in shown] == [
+        (mine.id, "normal", 1),
+        (low.id, "low", 2),
+    ]
+    assert [job["waiting_for"] for job in shown] == ["1 job is before it", "2 jobs are before it"]
+    assert all(job["estimated_wait_seconds"] >= 0 for job in shown)
+    assert theirs.id not in str(shown)

@@ -7,7 +7,8 @@ import pytest
 from ci_common.errors import Conflict, JobFinished, JobNotFound, PriorityNotAllowed
 from ci_common.job_terms import JobOptions, JobStatus, Priority
 from ci_common.models import AuditAction, Idempotency, JobFilter, User, UserLimits
-from tests.support.repository_contract.story import Story, at, make_job, make_user
+from ci_common.verdict import verdict
+from tests.support.repository_contract.story import SEAL, Story, at, make_job, make_user
 
 ANYTHING = UserLimits(Priority.CRITICAL)
 
@@ -144,6 +145,42 @@ class PrioritiesContract:
         count = await story.repository.count_queued(at(99))
         claimed = await story.repository.claim_jobs(story.lease, 99, at(99))
         assert [places[one.job.id] for one in claimed] == list(range(count))
+
+    @pytest.mark.parametrize("seed", range(4))
+    async def test_the_view_of_the_queue_has_the_same_places(self, story: Story, seed: int) -> None:
+        rng = random.Random(seed)
+        users = [make_user(f"user{n}", limits=ANYTHING) for n in range(3)]
+        for user in users:
+            await story.repository.create_user(user)
+        for n in range(12):
+            options = JobOptions(priority=rng.choice(list(Priority)))
+            await story.repository.create_job(make_job(rng.choice(users), at(n), options=options))
+        await story.repository.claim_jobs(story.lease, 2, at(20))
+        for user in users:
+            view = await story.repository.queue_view(user.id, 100)
+            expected = [await story.repository.queue_position(place.job.id) for place in view.places]
+            places = [place.before for place in view.places]
+            assert places == expected
+            assert places == sorted(places)
+            shorter = await story.repository.queue_view(user.id, 2)
+            assert shorter.places == view.places[:2]
+
+    async def test_the_view_of_the_queue_tells_what_runs_and_for_how_long(self, story: Story) -> None:
+        empty = await story.repository.queue_view(story.user.id, 9)
+        assert (empty.places, empty.running, empty.under_way, empty.run_seconds) == ((), 0, 0, None)
+        for n, end in enumerate((12, 14, 99)):
+            await story.queue(n)
+            done = await story.run(f"c{n}", seconds=10)
+            await story.repository.finish_attempt(done.fence, verdict(None), SEAL, at(end))
+        await story.queue(100)
+        await story.run("c9", seconds=101)
+        view = await story.repository.queue_view(story.user.id, 9)
+        assert (view.running, view.under_way, view.run_seconds) == (1, 1, 4.0)
+        assert (await story.repository.queue_view("somebody", 9)).running == 0
+        await story.repository.pause_queue("why", at(102))
+        view = await story.repository.queue_view(story.user.id, 9)
+        assert view.pause == await story.repository.queue_pause()
+        assert view.controller == await story.repository.controller_state()
 
     async def test_limits_are_audited_and_of_nobody_are_none(self, story: Story) -> None:
         await with_limits(story, UserLimits(Priority.HIGH))

@@ -1,0 +1,60 @@
+"""SQL of what one user is told of the queue: the places of the user's jobs, and what decides on them."""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from ci_common.job_terms import JobStatus
+from ci_common.models import Job, QueuePlace, QueueView
+from ci_persistence.rows import from_text, job_from
+from ci_persistence.sqlite_control import controller_state
+from ci_persistence.sqlite_pause import queue_pause
+from ci_persistence.sqlite_queue import user_queues
+from ci_persistence.sqlite_timeline import OPEN
+from ci_persistence.turns import claims_before
+
+_RECENT = 50  # ended jobs whose runs say how long the next ones may take
+
+MINE = """
+    SELECT * FROM jobs WHERE user_id = ? AND status = 'queued' ORDER BY priority, created_at, id LIMIT ?
+"""
+RUNS = f"""
+    SELECT start_time, end_time FROM jobs
+    WHERE end_time IS NOT NULL AND start_time IS NOT NULL AND status = '{JobStatus.COMPLETED}'
+    ORDER BY end_time DESC LIMIT {_RECENT}
+"""  # noqa: S608  (constants of this module)
+
+
+def queue_view(db: sqlite3.Connection, user_id: str, limit: int) -> QueueView:
+    """Return the places of the user's first queued jobs."""
+    jobs = [job_from(row) for row in db.execute(MINE, (user_id, limit))]
+    held = f"SELECT count(*) FROM jobs WHERE user_id = ? AND status IN {OPEN}"  # noqa: S608
+    under_way = "SELECT count(*) FROM attempts WHERE ended_at IS NULL"
+    return QueueView(
+        places=tuple(_places(db, user_id, jobs)),
+        running=int(db.execute(held, (user_id,)).fetchone()[0]),
+        under_way=int(db.execute(under_way).fetchone()[0]),
+        run_seconds=_median_run(db),
+        pause=queue_pause(db),
+        controller=controller_state(db),
+    )
+
+
+def _places(db: sqlite3.Connection, user_id: str, jobs: Sequence[Job]) -> Iterator[QueuePlace]:
+    if not jobs:
+        return
+    queues = user_queues(db, jobs[-1].options.priority.rank)
+    ahead = Counter[int]()  # of the user's own jobs, by class
+    for job in jobs:
+        rank = job.options.priority.rank
+        yield QueuePlace(job, claims_before(user_id, rank, ahead[rank], queues))
+        ahead[rank] += 1
+
+
+def _median_run(db: sqlite3.Connection) -> float | None:
+    runs = [
+        (from_text(row["end_time"]) - from_text(row["start_time"])).total_seconds()
+        for row in db.execute(RUNS)
+    ]
+    return median(runs) if runs else None
