@@ -71,12 +71,19 @@ def write_transaction(db: sqlite3.Connection, work: Work[T]) -> T:
     return _to_the_end(db, work)
 
 
-def each_apart(db: sqlite3.Connection, works: Sequence[Work[Any]]) -> list[Outcome]:
-    """Return what became of each; nothing remains of one that raised, in a transaction that goes on with the others.
+def each_apart(db: sqlite3.Connection, works: Sequence[Work[Any]], seconds: float) -> list[Outcome]:
+    """Return what became of the first of them, as many as began within that time.
 
-    Raises what ended the transaction itself, such as a full disk: then nothing remains of any.
+    Nothing remains of one that raised, in a transaction that goes on with the others. Raises what ended the
+    transaction itself, such as a full disk: then nothing remains of any.
     """
-    return [_apart(db, work) for work in works]
+    outcomes: list[Outcome] = []
+    deadline = time.monotonic() + seconds
+    for work in works:
+        outcomes.append(_apart(db, work))
+        if time.monotonic() > deadline:
+            break
+    return outcomes
 
 
 def _apart(db: sqlite3.Connection, work: Work[Any]) -> Outcome:

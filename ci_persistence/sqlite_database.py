@@ -4,6 +4,7 @@ The only importer of aiosqlite. What a query means is said elsewhere.
 """
 
 import asyncio
+import contextlib
 import sqlite3
 from collections import deque
 from collections.abc import Callable
@@ -30,7 +31,8 @@ from ci_persistence.sqlite_errors import translated
 T = TypeVar("T")
 Transaction = Callable[[sqlite3.Connection, Work[Any]], Any]
 
-_TOGETHER = 64  # pieces of work in one transaction: milliseconds, during which others wait
+_TOGETHER = 64  # pieces of work in one transaction at most
+_SHARED_SECONDS = 0.005  # after which a shared one begins nothing more: the first of it waits for the last
 _CHECKPOINT_PATIENCE_MS = 500  # a truncating checkpoint blocks writers while it waits for readers
 _TRUNCATE_ABOVE = 4 * 1024 * 1024  # bytes of write-ahead log
 _SPARE_PAGES = 256  # free pages that stay for the next jobs: 1 MiB
@@ -41,10 +43,10 @@ _VACUUM_SLICES = 64
 class SQLiteDatabase:
     """Runs work on the file, each piece as one transaction; connections open on first use."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shared_seconds: float = _SHARED_SECONDS) -> None:
         self.path = path
-        self._writer = _Slot(path, write_transaction)
-        self._reader = _Slot(path, read_transaction, query_only=True)
+        self._writer = _Slot(path, write_transaction, shared_seconds=shared_seconds)
+        self._reader = _Slot(path, read_transaction, query_only=True)  # a reader has no sync to share
 
     async def write(self, work: Work[T]) -> T:
         """The work is committed, or (it raised) nothing of it is; cancelled before its turn, it never ran.
@@ -103,11 +105,14 @@ class _Waiting:
 
 
 class _Slot:
-    """The place of one connection: opened when needed; what waits for it at the same time shares a transaction."""
+    """The place of one connection, opened when needed; so much of what waits for it may share a transaction."""
 
-    def __init__(self, path: Path, transaction: Transaction, *, query_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, transaction: Transaction, *, shared_seconds: float = 0, query_only: bool = False
+    ) -> None:
         self._path = path
         self._transaction = transaction
+        self._shared_seconds = shared_seconds
         self._query_only = query_only
         self._waiting: deque[_Waiting] = deque()
         self._serving: asyncio.Task[None] | None = None
@@ -124,15 +129,16 @@ class _Slot:
 
     async def close(self) -> None:
         """The connection is closed, after what was begun."""
-        while self._serving is not None:
+        while self._serving is not None and not self._serving.done():
             await asyncio.wait([self._serving])
         await settled(self._close())
 
     async def _outcome(self, work: Work[T], *, alone: bool) -> T:
         mine = _Waiting(work, alone, asyncio.get_running_loop().create_future())
         self._waiting.append(mine)
-        if self._serving is None:
+        if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
+            self._serving.add_done_callback(self._served)
         await self._until_done(mine)
         with translated(self._path):
             result: T = mine.outcome.result()
@@ -154,39 +160,52 @@ class _Slot:
             raise asyncio.CancelledError
 
     async def _serve(self) -> None:
-        try:
-            while self._waiting:
-                await self._run_together(self._next())
-        finally:
-            self._serving = None
+        while self._waiting:
+            await self._run_together(self._next())
+
+    def _served(self, serving: asyncio.Task[None]) -> None:
+        while serving.cancelled() and self._waiting:  # the loop ends
+            self._waiting.popleft().outcome.cancel()
 
     def _next(self) -> list[_Waiting]:
         """Return what may run together of what has waited longest."""
         taken = [self._waiting.popleft()]
-        while not taken[0].alone and self._waiting and not self._waiting[0].alone and len(taken) < _TOGETHER:
+        room = _TOGETHER - 1 if self._shared_seconds and not taken[0].alone else 0
+        while room and self._waiting and not self._waiting[0].alone:
             taken.append(self._waiting.popleft())
+            room -= 1
         return taken
 
     async def _run_together(self, taken: list[_Waiting]) -> None:
         try:
             outcomes = await self._run([one.work for one in taken], alone=taken[0].alone)
-        except Exception as error:  # noqa: BLE001 - told to each of those that it befell
-            outcomes = [Outcome(error=error)] * len(taken)
-        except asyncio.CancelledError:  # the loop ends
-            for one in (*taken, *self._waiting):
+        except Exception as error:  # noqa: BLE001 - told to whom it befell; the others have their own turn
+            outcomes = [Outcome(error=error)]
+        except asyncio.CancelledError:
+            for one in taken:
                 one.outcome.cancel()
             raise
-        for one, outcome in zip(taken, outcomes, strict=True):
+        self._waiting.extendleft(reversed(taken[len(outcomes) :]))  # it was not their turn yet
+        for one, outcome in zip(taken, outcomes, strict=False):
             _tell(one, outcome)
 
     async def _run(self, works: list[Work[Any]], *, alone: bool) -> list[Outcome]:
+        """Return what became of the first of them, at least of one."""
         if self._connection is None:
             self._connection = await self._open()
+        connection = self._connection
         if alone:
-            return [Outcome(await self._connection.run(works[0]))]
-        if len(works) == 1:
-            return [Outcome(await self._connection.run(lambda db: self._transaction(db, works[0])))]
-        return await self._connection.run(lambda db: self._transaction(db, lambda db: each_apart(db, works)))
+            return [Outcome(await connection.run(works[0]))]
+        if len(works) > 1:
+            # What the disk has no room for, say, undoes all of a transaction: each has its own then.
+            with contextlib.suppress(sqlite3.Error):
+                return await connection.run(
+                    lambda db: self._transaction(db, lambda db: self._shared(db, works))
+                )
+        return [Outcome(await connection.run(lambda db: self._transaction(db, works[0])))]
+
+    def _shared(self, db: sqlite3.Connection, works: list[Work[Any]]) -> list[Outcome]:
+        return each_apart(db, works, self._shared_seconds)
 
     async def _open(self) -> _Connection:
         connection = _Connection(lambda: connect(self._path), iter_chunk_size=64)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from ci_common.job_terms import JobStatus
 from ci_persistence.rows import to_text
 from ci_persistence.sqlite_timeline import OPEN, predecessors, status_list
-from ci_persistence.turns import UserQueue, claims_before
+from ci_persistence.turns import Foresight, UserQueue
 
 # Longer than any job backs off: what is to wait beyond that was written before the wall clock was set back.
 _LONGEST_BACKOFF = timedelta(minutes=10)
@@ -86,7 +86,8 @@ def queue_position(db: sqlite3.Connection, job_id: str) -> int | None:
         "AND (created_at, id) < (?, ?)",
         (row["user_id"], row["priority"], row["created_at"], job_id),
     ).fetchone()[0]
-    return claims_before(row["user_id"], row["priority"], ahead, user_queues(db, row["priority"]))
+    foresight = Foresight(row["user_id"], user_queues(db, row["priority"]))
+    return foresight.claims_before(row["priority"], ahead)
 
 
 def user_queues(db: sqlite3.Connection, rank: int) -> list[UserQueue]:

@@ -12,16 +12,19 @@ from ci_persistence.sqlite_control import controller_state
 from ci_persistence.sqlite_pause import queue_pause
 from ci_persistence.sqlite_queue import user_queues
 from ci_persistence.sqlite_timeline import OPEN
-from ci_persistence.turns import claims_before
+from ci_persistence.turns import Foresight
 
-_RECENT = 50  # ended jobs whose runs say how long the next ones may take
+_RECENT = 50  # completed jobs whose runs say how long the next ones may take
+_LOOKED_AT = 500  # ended jobs among which they are: nobody makes this slow by cancelling many
 
 MINE = """
     SELECT * FROM jobs WHERE user_id = ? AND status = 'queued' ORDER BY priority, created_at, id LIMIT ?
 """
 RUNS = f"""
-    SELECT start_time, end_time FROM jobs
-    WHERE end_time IS NOT NULL AND start_time IS NOT NULL AND status = '{JobStatus.COMPLETED}'
+    SELECT start_time, end_time FROM (
+        SELECT start_time, end_time, status FROM jobs WHERE end_time IS NOT NULL
+        ORDER BY end_time DESC LIMIT {_LOOKED_AT}
+    ) AS ended WHERE start_time IS NOT NULL AND status = '{JobStatus.COMPLETED}'
     ORDER BY end_time DESC LIMIT {_RECENT}
 """  # noqa: S608  (constants of this module)
 
@@ -44,11 +47,11 @@ def queue_view(db: sqlite3.Connection, user_id: str, limit: int) -> QueueView:
 def _places(db: sqlite3.Connection, user_id: str, jobs: Sequence[Job]) -> Iterator[QueuePlace]:
     if not jobs:
         return
-    queues = user_queues(db, jobs[-1].options.priority.rank)
+    foresight = Foresight(user_id, user_queues(db, jobs[-1].options.priority.rank))
     ahead = Counter[int]()  # of the user's own jobs, by class
     for job in jobs:
         rank = job.options.priority.rank
-        yield QueuePlace(job, claims_before(user_id, rank, ahead[rank], queues))
+        yield QueuePlace(job, foresight.claims_before(rank, ahead[rank]))
         ahead[rank] += 1
 
 

@@ -62,7 +62,10 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
     authenticator = Authenticator(repository, clock)
     bodies = JsonBodies(settings)
     blobs = Blobs(repository, stores.archives.blobs, authenticator, settings, clock, bodies)
-    try:
+    async with contextlib.AsyncExitStack() as at_the_end:  # each of these, whatever becomes of the others
+        at_the_end.push_async_callback(repository.close)
+        at_the_end.push_async_callback(stores.hub.close)
+        at_the_end.push_async_callback(authenticator.usage.settle)
         await stores.hub.start()
         yield Resources(
             settings=settings,
@@ -82,10 +85,6 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             rates=RateLimits(settings, clock),
             clock=clock,
         )
-    finally:
-        await authenticator.usage.settle()
-        await stores.hub.close()
-        await repository.close()
 
 
 async def _resources(request: Request) -> Resources:  # what is not async goes through a thread

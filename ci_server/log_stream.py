@@ -6,6 +6,7 @@ How the events travel is `ci_server.event_stream`.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 
@@ -72,6 +73,7 @@ class _Follower:
         self._position = position
         self._said: StatusEvent | None = None
         self._changed_attempt = False
+        self._looked_at = 0.0
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
         # Subscribed before the first look, so that nothing can happen between the look and the wait.
@@ -81,11 +83,10 @@ class _Follower:
             self._around.end.wakes(changes.wake),
         ):
             look, job = await self._look()  # the row first, then the file up to what the row says
-            quiet = False
+            quiet, row_is_new = False, True
             while not self._around.end.has_come:
                 superseded = self._position.attempt < job.attempt
-                row_is_new = not (superseded or changes.only_log)
-                if row_is_new and (status := await self._news(look, job, quiet=quiet)):
+                if row_is_new and not superseded and (status := await self._news(look, job, quiet=quiet)):
                     yield status
                 with contextlib.closing(self._output(job, tail)) as pieces:
                     for number, piece in enumerate(pieces):
@@ -101,10 +102,15 @@ class _Follower:
                 else:
                     quiet = not await changes.wait(self._around.look_again_after)
                 await self._around.check_access()
-                if not changes.only_log:  # bytes alone change nothing in the row
+                # Bytes alone change nothing in the row; but output that never rests must not hide it for ever.
+                row_is_new = (
+                    not changes.only_log or self._looked_at + self._around.look_again_after < time.monotonic()
+                )
+                if row_is_new:
                     look, job = await self._look()
 
     async def _look(self) -> tuple[Look, Job]:
+        self._looked_at = time.monotonic()
         look = await self._around.looks.look(self._job_id, self._user_id)
         if look.job is None:
             raise JobNotFound(f"Job {self._job_id} does not exist any more.")

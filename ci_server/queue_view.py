@@ -5,7 +5,7 @@ from datetime import datetime
 
 from ci_common.models import QueuePlace, QueueView, UserLimits
 from ci_server.rendering import timestamp
-from ci_server.waiting import controller_trouble
+from ci_server.waiting import controller_trouble, limit_reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ def _obstacle(view: QueueView, now: datetime) -> str | None:
 
 
 def _turn(place: QueuePlace, view: QueueView, limits: UserLimits) -> str:
-    if limits.max_running is not None and view.running >= limits.max_running:
-        return f"{view.running} of your {limits.max_running} jobs are running"
+    if said := limit_reached(view.running, limits):
+        return said
     if place.before == 0:
         return "next in the queue, waiting for a free slot"
     return "1 job is before it" if place.before == 1 else f"{place.before} jobs are before it"

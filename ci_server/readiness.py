@@ -106,7 +106,7 @@ async def _check_controller(repository: JobRepository, clock: Clock) -> tuple[Fi
 async def _check_queue(repository: JobRepository) -> Finding:
     async def look() -> Finding:
         pause = await repository.queue_pause()
-        return Finding(Health.DEGRADED, f"{pause} ({pause.by})") if pause else Finding(Health.OK)
+        return Finding(Health.DEGRADED, str(pause)) if pause else Finding(Health.OK)
 
     return await _guarded(look)
 

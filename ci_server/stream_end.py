@@ -74,6 +74,9 @@ class Shutdown:
             handler = before[signal.Signals(number)]
             if callable(handler):
                 handler(number, frame)
+            elif handler is signal.SIG_DFL:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
 
         for number in _SIGNALS:
             signal.signal(number, handle)

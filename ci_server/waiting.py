@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from ci_common.job_terms import JobStatus
-from ci_common.models import ControllerState, Job
+from ci_common.models import ControllerState, Job, UserLimits
 from ci_common.repository import JobRepository
 from ci_server.rendering import timestamp
 
@@ -41,9 +41,25 @@ async def _place_in_queue(repository: JobRepository, job: Job, now: datetime) ->
     before = await repository.queue_position(job.id)
     if before is None:
         return None  # claimed a moment ago: the next look at the job tells
+    if said := await _own_limit(repository, job.user_id):
+        return said
     if before == 0:
         return "next in the queue, waiting for a free slot"
     return f"waiting in the queue, about {before} other job{'' if before == 1 else 's'} before it"
+
+
+async def _own_limit(repository: JobRepository, user_id: str) -> str | None:
+    owner = await repository.get_user(user_id)
+    if owner is None or owner.limits.max_running is None:
+        return None
+    return limit_reached((await repository.queue_view(user_id, limit=0)).running, owner.limits)
+
+
+def limit_reached(running: int, limits: UserLimits) -> str | None:
+    """Return one sentence for a user who has as many jobs under way as may be; None for everybody else."""
+    if limits.max_running is None or running < limits.max_running:
+        return None
+    return f"{running} of your {limits.max_running} jobs are running"
 
 
 def _cancellation(job: Job) -> str | None:

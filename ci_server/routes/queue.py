@@ -73,6 +73,7 @@ async def set_priority(request: Request, job_id: JobId, caller: AnyCaller, serve
     user = caller.user
     async with server.bodies.read(request, user.id, _SMALL_BODY, most_values=10) as document:
         priority = priority_named(document.get("priority"))
+    await server.authenticator.recheck(caller)  # the body may have taken long
     owner, now = None if operator else user.id, server.clock.now()
     try:
         job = await server.repository.set_priority(

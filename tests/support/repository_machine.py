@@ -63,8 +63,8 @@ class Model:
     now: float = 0.0
 
     def _is_due(self, job: ModelJob) -> bool:
-        """A back-off of more than a day was written before the clock was set back: nobody waits for it."""
-        return job.not_before <= self.now or job.not_before > self.now + 86_400
+        """A back-off of more than ten minutes was written before the clock was set back: nobody waits for it."""
+        return job.not_before <= self.now or job.not_before > self.now + 600
 
     def claimable(self) -> set[str]:
         return {

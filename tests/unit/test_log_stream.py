@@ -1,8 +1,8 @@
 """Following a job: what a reader gets, over any number of interruptions, is the file and one verdict."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +16,8 @@ from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, Unautho
 from ci_common.events import CompleteEvent, ErrorEvent, LogEvent, Position, StatusEvent, StreamEvent
 from ci_common.job_terms import JobStatus
 from ci_common.models import Job, LogSeal
+from ci_common.stores import Subscription
+from ci_persistence.change_hub import InotifyChangeHub
 from ci_server.log_stream import BATCH_BYTES, Following, follow_job, start_position, without_incomplete_tail
 from ci_server.shared_looks import SharedLooks
 from ci_server.stream_end import StreamEnd
@@ -378,3 +380,45 @@ async def test_a_job_of_somebody_else_is_none(site: Site, ada: Account) -> None:
     bob = await site.account("bob")
     with pytest.raises(JobNotFound):
         await read(follow_job(surroundings(site), job.id, bob.user.id, Position(0, 0)))
+
+
+async def test_output_that_never_rests_does_not_hide_what_became_of_the_job(site: Site, ada: Account) -> None:
+    """Also where the news itself was lost: here nobody hears of commits."""
+    await site.queue_job(ada)
+    attempt = await site.hands.start()
+    around = replace(surroundings(site), hub=_DeafHub(), look_again_after=0.2)
+    async with (
+        asyncio.timeout(20),
+        aclosing(follow_job(around, attempt.job.id, ada.user.id, Position(1, 0))) as events,
+    ):
+        assert isinstance(await anext(events), StatusEvent)
+        site.hands.write(attempt, b"said\n")
+        assert isinstance(await anext(events), LogEvent)
+        await site.hands.finish(attempt)
+        assert isinstance(await anext(events), CompleteEvent)
+
+
+class _DeafHub(InotifyChangeHub):
+    """A hub that tells of output all the time and of nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("none"), Path("none"))
+
+    @contextmanager
+    def log(self, job_id: str) -> Generator[Subscription]:
+        with super().log(job_id) as changes:
+            yield _Babble(changes)
+
+
+class _Babble(Subscription):
+    def __init__(self, changes: Subscription) -> None:
+        self._changes = changes
+        self.only_log = False
+
+    async def wait(self, seconds: float) -> bool:
+        await self._changes.wait(min(seconds, 0.02))
+        self.only_log = True
+        return True
+
+    def wake(self) -> None:
+        self._changes.wake()

@@ -1,5 +1,7 @@
 """`/api/queue`: priorities, at a real server."""
 
+from collections.abc import AsyncIterator
+
 import httpx
 import pytest
 
@@ -92,7 +94,8 @@ async def test_a_pause_is_told_by_ready_and_to_who_waits(
     await site.repository.pause_queue("new disks", utcnow(), "operator (eve)")
     ready = await http.get("/ready")
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
-    assert "queue: the queue is paused: new disks (operator (eve))" in ready.json()["reasons"]
+    assert "queue: the queue is paused: new disks" in ready.json()["reasons"]
+    assert "eve" not in ready.text, "whoever may ask this need not know who works here"
     said = await waiting_for(site.repository, job, utcnow())
     assert said is not None
     assert said.endswith("; the queue is paused: new disks")
@@ -116,3 +119,28 @@ async def test_the_queue_shows_ones_own_jobs_and_why_they_wait(
     assert [job["waiting_for"] for job in shown] == ["1 job is before it", "2 jobs are before it"]
     assert all(job["estimated_wait_seconds"] >= 0 for job in shown)
     assert theirs.id not in str(shown)
+
+
+async def test_a_key_revoked_while_the_body_comes_changes_nothing(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    job = await site.queue_job(ada)
+
+    async def revoking() -> AsyncIterator[bytes]:
+        yield b'{"priority": '
+        await site.repository.revoke_api_key(ada.key.id, utcnow())
+        yield b'"low"}'
+
+    path = f"/api/queue/jobs/{job.id}/priority"
+    refused = await http.patch(path, content=revoking(), headers={"Content-Type": "application/json"})
+    assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+    assert (await site.repository.get_job(job.id)) == job
+
+
+async def test_who_may_run_no_more_is_told_so(site: Site, ada: Account) -> None:
+    await site.hands.arrive()
+    await site.repository.set_user_limits(ada.user.id, UserLimits(max_running=1), utcnow())
+    await site.queue_job(ada)
+    await site.hands.start()
+    second = await site.queue_job(ada)
+    assert await waiting_for(site.repository, second, utcnow()) == "1 of your 1 jobs are running"

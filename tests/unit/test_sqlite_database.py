@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,14 @@ async def behind(database: SQLiteDatabase, *works: Work[Any]) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_what_waits_together_is_committed_together(database: SQLiteDatabase, path: Path) -> None:
+async def test_what_waits_together_is_committed_together(path: Path) -> None:
+    database = SQLiteDatabase(path, shared_seconds=60.0)
     seen: list[list[str]] = []
     works = [noting(text, seen, path) for text in "abcde"]
     assert await behind(database, *works) == list("abcde")
     assert seen == [[]] * 5, "nobody sees any of it before all of it is there"
     assert notes(path) == list("abcde")
+    await database.close()
 
 
 async def test_of_what_raises_nothing_remains_and_the_others_stand(
@@ -111,14 +114,28 @@ async def test_of_what_raises_nothing_remains_and_the_others_stand(
     assert notes(path) == ["a", "b"]
 
 
-async def test_of_a_transaction_that_ended_by_itself_nothing_stands_and_all_are_told(
+async def test_what_ends_a_shared_transaction_hits_nobody_else(database: SQLiteDatabase, path: Path) -> None:
+    full = sqlite3.OperationalError("database or disk is full")
+    found = await behind(database, noting("a"), failing(full, ends_transaction=True), noting("b"))
+    assert (found[0], found[2]) == ("a", "b")
+    assert isinstance(found[1], CIError)
+    assert notes(path) == ["a", "b"]
+
+
+async def test_a_shared_transaction_takes_no_more_once_it_has_taken_long(
     database: SQLiteDatabase, path: Path
 ) -> None:
-    wrong = sqlite3.OperationalError("database or disk is full")
-    found = await behind(database, noting("a"), failing(wrong, ends_transaction=True), noting("b"))
-    assert all(isinstance(one, CIError) for one in found)
-    assert notes(path) == []
-    assert await database.write(noting("c")) == "c"
+    seen: list[list[str]] = []
+
+    def slow(db: sqlite3.Connection) -> str:
+        deadline = time.monotonic() + 0.02
+        while time.monotonic() < deadline:
+            db.execute("SELECT 1")
+        return noting("slow")(db)
+
+    works = [noting("a"), slow, noting("b", seen, path)]
+    assert await behind(database, *works) == ["a", "slow", "b"]
+    assert seen == [["a", "slow"]], "what came before is committed already"
 
 
 async def test_who_leaves_before_the_turn_came_leaves_nothing(database: SQLiteDatabase, path: Path) -> None:
@@ -177,3 +194,20 @@ def test_a_loop_that_ends_leaves_nobody_waiting(path: Path) -> None:
         await database.close()
 
     asyncio.run(work())
+
+
+def test_a_database_can_be_closed_while_the_loop_ends(path: Path) -> None:
+    """What had just been asked for never began, and is waited for by nobody."""
+
+    async def work(database: SQLiteDatabase) -> None:
+        asking = asyncio.create_task(database.write(noting("a")))
+        await asyncio.sleep(0)  # it has asked
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        async with asyncio.timeout(5):
+            await database.close()
+
+    asyncio.run(work(SQLiteDatabase(path)))
+    assert notes(path) == []
