@@ -266,6 +266,13 @@ class DatabaseBusy(Unavailable):
     title = "Database busy"
 
 
+class OutcomeUnknown(Unavailable):
+    """The database was lost while it committed: whether the change was made can only be looked up."""
+
+    code = "outcome_unknown"
+    title = "Outcome unknown"
+
+
 class DatabaseCorrupt(Unavailable):
     """The database fails its own integrity check and must be restored from a backup."""
 

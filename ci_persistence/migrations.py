@@ -34,9 +34,9 @@ _VERSION_TABLE = (
 
 
 @cache
-def available_migrations() -> dict[int, str]:
-    """Return the text of every migration of this release under its number."""
-    folder = resources.files("ci_persistence") / "schema" / "sqlite"
+def available_migrations(database: str = "sqlite") -> dict[int, str]:
+    """Return the text of every migration of this release for that kind of database under its number."""
+    folder = resources.files("ci_persistence") / "schema" / database
     found = {
         int(match[1]): entry.read_text(encoding="utf-8")
         for entry in folder.iterdir()

@@ -7,6 +7,7 @@ from typing import Literal
 from ci_common.errors import AlreadyExists, Conflict, NotFound
 from ci_common.models import APIKey, AuditAction, AuditEvent, User, UserLimits
 from ci_persistence import sqlite_jobs
+from ci_persistence.dialect import LOCKED, NO_CLAIM_MEANWHILE
 from ci_persistence.rows import api_key_from, optional_text, scopes_text, to_text, user_from
 from ci_persistence.sqlite_audit import append_audit
 
@@ -74,7 +75,8 @@ def set_user_active(
 def set_user_limits(
     db: sqlite3.Connection, user_id: str, limits: UserLimits, now: datetime, by: str
 ) -> User | None:
-    """The limits hold for the user."""
+    """The limits hold for the user, and for whatever is claimed from then on."""
+    db.execute(NO_CLAIM_MEANWHILE)
     row = db.execute(
         "UPDATE users SET max_priority = ?, max_running = ? WHERE id = ? RETURNING *",
         (limits.max_priority.rank, limits.max_running, user_id),
@@ -105,6 +107,7 @@ def rotate_api_key(
         return None
     key, owner = found
     now = successor.created_at
+    db.execute(f"SELECT 1 FROM users WHERE id = ? {LOCKED}", (owner.id,))  # noqa: S608
     _require_room_for_successor(db, key, owner, now)
     _insert_key(db, successor)
     until = min(keep_until, key.expires_at or keep_until)

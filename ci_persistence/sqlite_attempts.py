@@ -6,18 +6,19 @@ from datetime import datetime
 from ci_common.job_terms import JobStatus, JobVerdict, Reason
 from ci_common.models import Fence, ImageUse, Job, JobEvent, LogSeal, StopIntent
 from ci_common.verdict import verdict
+from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import from_text, job_from, optional_text, stop_from, to_text
-from ci_persistence.sqlite_timeline import end, move
+from ci_persistence.sqlite_timeline import end, lock_job, move
 
 IMAGE_USES = (
-    "SELECT image_id, max(started_at) AS last_at, max(ended_at IS NULL) AS is_open FROM attempts "
+    "SELECT image_id, max(started_at) AS last_at, count(*) > count(ended_at) AS is_open FROM attempts "
     "WHERE image_id IS NOT NULL AND started_at IS NOT NULL GROUP BY image_id"
 )
 _FENCED = "job_id = :job AND number = :attempt AND token = :token AND ended_at IS NULL"
 
 
 def _held(db: sqlite3.Connection, fence: Fence) -> sqlite3.Row | None:
-    return db.execute(f"SELECT * FROM attempts WHERE {_FENCED}", _names(fence)).fetchone()  # noqa: S608
+    return db.execute(f"SELECT * FROM attempts WHERE {_FENCED} {LOCKED}", _names(fence)).fetchone()  # noqa: S608
 
 
 def _update(db: sqlite3.Connection, fence: Fence, columns: dict[str, str | int | None]) -> None:
@@ -122,6 +123,7 @@ def release_attempt(
     if held is None:
         return None
     begun = held["begun_at"] is not None
+    lock_job(db, fence.job_id)
     job = job_from(db.execute("SELECT * FROM jobs WHERE id = ?", (fence.job_id,)).fetchone())
     if job.cancel_requested_at is not None:
         by = job.cancel_requested_by or "someone"

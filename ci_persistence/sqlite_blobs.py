@@ -13,7 +13,7 @@ from ci_persistence.sqlite_jobs import create_job, require_active_owner
 
 _AT_ONCE = 1000  # values in one statement: each of them is one seek in the index
 _FIND = (
-    "SELECT sha256, name, offset, stored, blobs.size, encoding FROM blobs JOIN packs ON packs.id = pack_id "
+    'SELECT sha256, name, "offset", stored, blobs.size, encoding FROM blobs JOIN packs ON packs.id = pack_id '
     "WHERE blobs.user_id = ? AND sha256 IN "
 )
 # Beside its bytes a pack takes a block of its disk and rows of ours: a million packs of one byte are not a megabyte.
@@ -30,7 +30,7 @@ def find_blobs(db: sqlite3.Connection, user_id: str, hashes: Collection[bytes]) 
     found: dict[bytes, BlobPlace] = {}
     for some in slices(hashes):
         rows = cursor.execute(_FIND + _marks(some), (user_id, *some))
-        found |= {row[0]: BlobPlace(*row[1:]) for row in rows}
+        found |= {sha256: BlobPlace(*place) for sha256, *place in rows}
     return found
 
 
@@ -43,11 +43,11 @@ def add_pack(db: sqlite3.Connection, user_id: str, pack: Pack, now: datetime) ->
         return 0
     moment = to_text(now)
     pack_id = db.execute(
-        "INSERT INTO packs (user_id, name, size, created_at, used_at) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO packs (user_id, name, size, created_at, used_at) VALUES (?, ?, ?, ?, ?) RETURNING id",
         (user_id, pack.name, pack.size + _BYTES_PER_PACK + _BYTES_PER_BLOB * len(fresh), moment, moment),
-    ).lastrowid
+    ).fetchone()["id"]
     db.executemany(
-        "INSERT INTO blobs (user_id, pack_id, sha256, offset, stored, size, encoding) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        'INSERT INTO blobs (user_id, pack_id, sha256, "offset", stored, size, encoding) VALUES (?, ?, ?, ?, ?, ?, ?)',
         ((user_id, pack_id, *blob) for blob in fresh),
     )
     return len(fresh)
@@ -72,13 +72,16 @@ def create_job_of_packs(
 
 
 def _need(db: sqlite3.Connection, job: Job, name: str) -> None:
-    query = "SELECT id FROM packs WHERE name = ? AND user_id = ?"
-    row = db.execute(query, (name, job.user_id)).fetchone()
+    # In one statement: who prunes waits from here on, and then finds the claim.
+    moment = to_text(job.created_at)
+    row = db.execute(
+        "UPDATE packs SET used_at = CASE WHEN used_at > :at THEN used_at ELSE :at END "
+        "WHERE name = :name AND user_id = :user RETURNING id",
+        {"at": moment, "name": name, "user": job.user_id},
+    ).fetchone()
     if row is None:
         raise MissingBlobs("Contents of the tree are not there any more; ask which are missing.")
     db.execute("INSERT INTO job_packs (job_id, pack_id) VALUES (?, ?)", (job.id, row["id"]))
-    moment = to_text(job.created_at)
-    db.execute("UPDATE packs SET used_at = max(used_at, ?) WHERE id = ?", (moment, row["id"]))
 
 
 def pack_bytes(db: sqlite3.Connection, user_id: str) -> int:

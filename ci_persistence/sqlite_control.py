@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from ci_common.job_terms import Reason
 from ci_common.models import Attempt, ControllerLease, ControllerState, JobEvent
 from ci_common.verdict import verdict
+from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import attempt_from, from_text, job_from, to_text
 from ci_persistence.sqlite_pause import queue_pause
 from ci_persistence.sqlite_queue import CLAIM, COUNT_QUEUED, TAKE_TURN, times
@@ -34,8 +35,8 @@ def take_over(db: sqlite3.Connection, holder: str, now: datetime) -> ControllerL
     """The holder is the controller and every open attempt has a new token."""
     epoch = db.execute(
         "INSERT INTO controller (id, epoch, holder, heartbeat_at) VALUES (1, 1, :holder, :now) "
-        "ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1, holder = :holder, heartbeat_at = :now, note = NULL "
-        "RETURNING epoch",
+        "ON CONFLICT (id) DO UPDATE SET epoch = controller.epoch + 1, holder = :holder, heartbeat_at = :now, "
+        "note = NULL RETURNING epoch",
         {"holder": holder, "now": to_text(now)},
     ).fetchone()[0]
     for row in db.execute("SELECT job_id, number FROM attempts WHERE ended_at IS NULL").fetchall():
@@ -64,9 +65,9 @@ def controller_state(db: sqlite3.Connection) -> ControllerState | None:
 
 
 def holds(db: sqlite3.Connection, lease: ControllerLease) -> bool:
-    """Tell whether the lease is still the valid one."""
-    found = db.execute("SELECT 1 FROM controller WHERE epoch = ? AND holder = ?", (lease.epoch, lease.holder))
-    return found.fetchone() is not None
+    """Tell whether the lease is the valid one, as it then is until the transaction ends."""
+    query = f"SELECT 1 FROM controller WHERE epoch = ? AND holder = ? {LOCKED}"  # noqa: S608
+    return db.execute(query, (lease.epoch, lease.holder)).fetchone() is not None
 
 
 def count_queued(db: sqlite3.Connection, now: datetime) -> int:

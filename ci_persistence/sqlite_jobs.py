@@ -17,9 +17,10 @@ from ci_common.errors import (
 from ci_common.job_terms import JobStatus, Priority, Reason
 from ci_common.models import AuditAction, AuditEvent, Idempotency, Job, JobEvent, QueueLimits
 from ci_common.verdict import verdict
+from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import event_from, job_from, options_text, to_text
 from ci_persistence.sqlite_audit import append_audit
-from ci_persistence.sqlite_timeline import append_event, end
+from ci_persistence.sqlite_timeline import append_event, end, lock_job
 
 _PRIORITY_CHANGED = "priority_changed"
 _MOST_CHANGES = 20  # of a job's priority by its owner, so that nobody can fill the timeline
@@ -39,6 +40,7 @@ def create_job(
         raise AlreadyExists(f"There is a job {job.id} already.")
     require_priority(db, job.user_id, job.options.priority)
     if limits is not None:
+        db.execute(f"SELECT 1 FROM installation {LOCKED}")  # noqa: S608  (nobody else's job comes between)
         check_room(db, job.user_id, limits)
     _insert(db, job, idempotency)
     append_event(db, job.id, JobEvent("submitted", job.created_at))
@@ -64,14 +66,14 @@ def _count(db: sqlite3.Connection, query: str, *values: str) -> int:
 
 def require_active_owner(db: sqlite3.Connection, user_id: str) -> None:
     """The user may act; raises Unauthorized for one who was locked out meanwhile."""
-    owner = db.execute("SELECT is_active FROM users WHERE id = ?", (user_id,)).fetchone()
+    owner = db.execute(f"SELECT is_active FROM users WHERE id = ? {LOCKED}", (user_id,)).fetchone()  # noqa: S608
     if owner is None or not owner["is_active"]:
         raise Unauthorized("There is no valid API key for this request.")
 
 
 def require_priority(db: sqlite3.Connection, user_id: str, wanted: Priority) -> None:
-    """The user may use that priority; raises PriorityNotAllowed."""
-    found = db.execute("SELECT max_priority FROM users WHERE id = ?", (user_id,)).fetchone()
+    """The user may use that priority until the transaction ends; raises PriorityNotAllowed."""
+    found = db.execute(f"SELECT max_priority FROM users WHERE id = ? {LOCKED}", (user_id,)).fetchone()  # noqa: S608
     highest = Priority.of_rank(found["max_priority"])
     if not highest.allows(wanted):
         raise PriorityNotAllowed(
@@ -118,7 +120,7 @@ def find_idempotent(db: sqlite3.Connection, user_id: str, key: str) -> tuple[Job
 def get_job(db: sqlite3.Connection, job_id: str, user_id: str | None) -> Job | None:
     """Return the job, with `user_id` only if it is that user's."""
     row = db.execute(
-        "SELECT * FROM jobs WHERE id = :job AND (:user IS NULL OR user_id = :user)",
+        "SELECT * FROM jobs WHERE id = :job AND user_id = coalesce(:user, user_id)",
         {"job": job_id, "user": user_id},
     ).fetchone()
     return None if row is None else job_from(row)
@@ -196,6 +198,8 @@ def _require_few_changes(db: sqlite3.Connection, job_id: str) -> None:
 
 
 def _unfinished_job(db: sqlite3.Connection, job_id: str, user_id: str | None) -> Job:
+    """Return the job, which stays as it is until the transaction ends; raises JobNotFound or JobFinished."""
+    lock_job(db, job_id)
     job = get_job(db, job_id, user_id)
     if job is None:
         raise JobNotFound(f"There is no job {job_id}.")
@@ -212,6 +216,7 @@ def _known_job(db: sqlite3.Connection, job_id: str) -> Job:
 
 def add_event(db: sqlite3.Connection, job_id: str, event: JobEvent) -> None:
     """The event is the last of the job's timeline; raises JobNotFound."""
+    lock_job(db, job_id)
     if get_job(db, job_id, None) is None:
         raise JobNotFound(f"There is no job {job_id}.")
     append_event(db, job_id, event)

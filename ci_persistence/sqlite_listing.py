@@ -72,10 +72,11 @@ def listing_query(job_filter: JobFilter, columns: str = "*") -> tuple[str, list[
     if job_filter.limit is not None and job_filter.limit < 1:
         raise InvalidRequest("The limit of a listing is at least 1.")
     where = _where(job_filter)
-    limit = -1 if job_filter.limit is None else job_filter.limit + 1
     # The conditions are constants of this module, their values are bound.
-    sql = f"SELECT {columns} FROM jobs {where} ORDER BY created_at DESC, id DESC LIMIT ?"  # noqa: S608
-    return sql, [*where.values, limit]
+    sql = f"SELECT {columns} FROM jobs {where} ORDER BY created_at DESC, id DESC"  # noqa: S608
+    if job_filter.limit is None:
+        return sql, [*where.values]
+    return f"{sql} LIMIT ?", [*where.values, job_filter.limit + 1]
 
 
 def list_jobs(db: sqlite3.Connection, job_filter: JobFilter) -> JobPage:

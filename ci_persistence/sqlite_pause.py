@@ -4,6 +4,7 @@ import sqlite3
 from datetime import datetime
 
 from ci_common.models import AuditAction, AuditEvent, QueuePause
+from ci_persistence.dialect import NO_CLAIM_MEANWHILE
 from ci_persistence.rows import from_text, to_text
 from ci_persistence.sqlite_audit import append_audit
 
@@ -17,7 +18,8 @@ def queue_pause(db: sqlite3.Connection) -> QueuePause | None:
 
 
 def pause_queue(db: sqlite3.Connection, reason: str | None, now: datetime, by: str) -> QueuePause:
-    """The queue is paused; an earlier pause stands."""
+    """The queue is paused, once what is just being claimed is claimed; an earlier pause stands."""
+    db.execute(NO_CLAIM_MEANWHILE)
     earlier = queue_pause(db)
     if earlier is not None:
         return earlier

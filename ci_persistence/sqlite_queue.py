@@ -9,6 +9,7 @@ import sqlite3
 from datetime import datetime, timedelta
 
 from ci_common.job_terms import JobStatus
+from ci_persistence.dialect import UNLOCKED_HEAD
 from ci_persistence.rows import to_text
 from ci_persistence.sqlite_timeline import OPEN, predecessors, status_list
 from ci_persistence.turns import Foresight, UserQueue
@@ -35,9 +36,12 @@ _NO_PAUSE = "NOT EXISTS (SELECT 1 FROM queue_pause WHERE id = 1)"
 _HAS_ROOM = f"(users.max_running IS NULL OR {_HELD} < users.max_running)"
 
 COUNT_QUEUED = f"""
-    SELECT coalesce(sum(min(found.jobs, coalesce(max(users.max_running - {_HELD}, 0), found.jobs))), 0)
-    FROM (SELECT user_id, count(*) AS jobs FROM jobs WHERE {CLAIMABLE} GROUP BY user_id) AS found
-    JOIN users ON users.id = found.user_id WHERE {_NO_PAUSE}
+    SELECT coalesce(sum(CASE WHEN room IS NULL OR room > queued THEN queued WHEN room > 0 THEN room ELSE 0 END), 0)
+    FROM (
+        SELECT found.queued, users.max_running - {_HELD} AS room
+        FROM (SELECT user_id, count(*) AS queued FROM jobs WHERE {CLAIMABLE} GROUP BY user_id) AS found
+        JOIN users ON users.id = found.user_id
+    ) AS by_user WHERE {_NO_PAUSE}
 """  # noqa: S608  (constants of this package)
 
 # One statement chooses and takes, so no two claims can take the same job. Of each user it looks at one job, the best
@@ -51,8 +55,8 @@ CLAIM = f"""
         CROSS JOIN jobs AS head ON head.id = (
             SELECT id FROM jobs AS queued WHERE queued.user_id = users.id AND {CLAIMABLE}
             ORDER BY priority, created_at, id LIMIT 1
-        )
-        ORDER BY head.priority, {_HELD}, users.last_claim, head.created_at, head.id LIMIT 1
+        ) AND head.status = 'queued'
+        ORDER BY head.priority, {_HELD}, users.last_claim, head.created_at, head.id LIMIT 1 {UNLOCKED_HEAD}
     ) AND {_NO_PAUSE} AND status IN {status_list(predecessors(JobStatus.CLAIMED))}
     RETURNING *
 """  # noqa: S608  (constants of this package)

@@ -1,11 +1,12 @@
-"""JobRepository over one SQLite file: each method is one transaction, but for those about very many contents of files;
-the SQL is in the modules beside this one."""
+"""JobRepository over a database that takes our SQL: each method is one transaction, but for those about very many
+contents of files; the SQL is in the modules beside this one. And the one over a SQLite file."""
 
 import asyncio
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
 from ci_common.job_terms import JobStatus, JobVerdict, Priority, Reason
@@ -48,28 +49,48 @@ from ci_persistence import sqlite_totals as totals
 from ci_persistence.migrations import migrate, require_current_schema, rewrite_database
 from ci_persistence.settled import settled
 from ci_persistence.sqlite_audit import append_audit, list_audit
+from ci_persistence.sqlite_connection import Work
 from ci_persistence.sqlite_database import SQLiteDatabase
 from ci_persistence.sqlite_documents import list_documents
 from ci_persistence.sqlite_listing import list_jobs
 from ci_persistence.sqlite_queue_view import queue_view
 
+T = TypeVar("T")
+
 _PACKS_AT_ONCE = 200
 
 
-class SQLiteJobRepository(JobRepository):
-    """The repository of one installation on one machine, for any number of processes."""
+class Database(Protocol):
+    """What runs work on a database, each piece as one transaction."""
 
-    def __init__(self, db_path: str | Path = "ci_jobs.db") -> None:
-        self._path = Path(db_path)
-        self._db = SQLiteDatabase(self._path)
+    async def write(self, work: Work[T]) -> T:
+        """The work is committed, or (it raised) nothing of it is; cancelled before its turn, it never ran."""
+        ...
+
+    async def read(self, work: Work[T]) -> T:
+        """Return what the work read from one consistent snapshot."""
+        ...
+
+    async def version(self) -> Hashable:
+        """Return what is another value as soon as anybody committed, this process included."""
+        ...
+
+    async def maintain(self) -> None:
+        """Housekeeping that only the controller does."""
+        ...
+
+    async def close(self) -> None:
+        """Connections and threads are gone; they come back with the next use."""
+        ...
+
+
+class SQLJobRepository(JobRepository):
+    """All of a repository but how its database is made."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
 
     # -- life ------------------------------------------------------------------------------------------
-
-    async def initialize(self) -> None:
-        await settled(asyncio.to_thread(migrate, self._path))
-
-    async def check(self) -> None:
-        await self._db.read(lambda db: require_current_schema(db, self._path))
 
     async def close(self) -> None:
         await self._db.close()
@@ -79,9 +100,6 @@ class SQLiteJobRepository(JobRepository):
 
     async def maintain(self) -> None:
         await self._db.maintain()
-
-    async def rewrite(self) -> None:
-        await settled(asyncio.to_thread(rewrite_database, self._path))
 
     # -- users and keys ----------------------------------------------------------------------------------
 
@@ -344,3 +362,20 @@ class SQLiteJobRepository(JobRepository):
 
     async def daily_totals(self, since: date | None = None) -> list[DailyTotal]:
         return await self._db.read(lambda db: totals.daily_totals(db, since))
+
+
+class SQLiteJobRepository(SQLJobRepository):
+    """The repository of one installation on one machine, for any number of processes."""
+
+    def __init__(self, db_path: str | Path = "ci_jobs.db") -> None:
+        self._path = Path(db_path)
+        super().__init__(SQLiteDatabase(self._path))
+
+    async def initialize(self) -> None:
+        await settled(asyncio.to_thread(migrate, self._path))
+
+    async def check(self) -> None:
+        await self._db.read(lambda db: require_current_schema(db, self._path))
+
+    async def rewrite(self) -> None:
+        await settled(asyncio.to_thread(rewrite_database, self._path))

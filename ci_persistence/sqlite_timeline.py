@@ -6,6 +6,7 @@ from datetime import datetime
 
 from ci_common.job_terms import TRANSITIONS, JobStatus, JobVerdict
 from ci_common.models import Job, JobEvent, LogSeal
+from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import data_text, job_from, to_text
 from ci_persistence.sqlite_totals import count_end
 
@@ -23,6 +24,11 @@ def status_list(statuses: tuple[JobStatus, ...]) -> str:
 
 
 OPEN = status_list((JobStatus.CLAIMED, JobStatus.RUNNING))
+
+
+def lock_job(db: sqlite3.Connection, job_id: str) -> None:
+    """Nobody else changes the job or its timeline until the transaction ends."""
+    db.execute(f"SELECT 1 FROM jobs WHERE id = ? {LOCKED}", (job_id,))  # noqa: S608
 
 
 def append_event(db: sqlite3.Connection, job_id: str, event: JobEvent) -> None:

@@ -15,7 +15,7 @@ def count_end(db: sqlite3.Connection, job: Job) -> None:
     assert job.end_time is not None, f"job {job.id} is {job.status}"
     db.execute(
         "INSERT INTO daily_totals (day, user_id, outcome, jobs) VALUES (?, ?, ?, 1) "
-        "ON CONFLICT DO UPDATE SET jobs = jobs + 1",
+        "ON CONFLICT (day, user_id, outcome) DO UPDATE SET jobs = daily_totals.jobs + 1",
         (to_text(job.end_time)[:10], job.user_id, job.reason or PASSED),
     )
 

@@ -60,6 +60,7 @@ PERSISTENCE_FOR_ADMIN = frozenset(
 HOMES: Mapping[str, str] = {
     "docker": "ci_controller.docker_engine",  # whose only users are the manager and its streams
     "aiosqlite": "ci_persistence",
+    "psycopg": "ci_persistence",
     "fastapi": "ci_server",
     "starlette": "ci_server",
     "certifi": "ci_client._connections",

@@ -287,11 +287,12 @@ async def test_row_46_a_write_begins_immediately(name: str, home: Path) -> None:
 
 
 def test_row_46_no_other_transaction_is_opened_anywhere() -> None:
-    """One plain BEGIN is left, where nothing is written: a snapshot to read from."""
+    """One plain BEGIN of SQLite's is left, where nothing is written: a snapshot to read from."""
     found = {
         (path.relative_to(ROOT).as_posix(), match)
         for package in ROOT.glob("ci_*")
         for path in package.rglob("*.py")
+        if not path.name.startswith("postgres_")  # which has locks of rows instead
         for match in re.findall(r"""["'](BEGIN[^"']*)["']""", path.read_text())
     }
     allowed = {("ci_persistence/sqlite_connection.py", "BEGIN")}

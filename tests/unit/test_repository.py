@@ -4,7 +4,8 @@ import asyncio
 import re
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from ci_common.job_terms import JobStatus
 from ci_common.models import JobFilter
 from ci_common.repository import JobRepository
 from ci_persistence import sqlite_control
+from ci_persistence.postgres_repository import PostgresJobRepository
 from ci_persistence.rows import from_text, to_text
 from ci_persistence.sqlite_connection import HAS_WAL_RESET_BUG, connect
 from ci_persistence.sqlite_errors import translated
 from ci_persistence.sqlite_listing import listing_query
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 from tests.support.database import new_database
+from tests.support.postgres import drop_postgres, is_locked, new_postgres
 from tests.support.repository_contract import RepositoryContract
 from tests.support.repository_contract.story import START, Backend, Story, at, make_job, make_user
 
@@ -50,12 +53,29 @@ def sqlite_backend(directory: Path) -> Backend:
     return Backend(open_sqlite, str(new_database(directory)), sqlite_is_locked)
 
 
-BACKENDS = {"sqlite": sqlite_backend}
+def open_postgres(location: str) -> JobRepository:
+    return PostgresJobRepository(location)
+
+
+@contextmanager
+def a_sqlite_backend(directory: Path) -> Generator[Backend]:
+    yield sqlite_backend(directory)
+
+
+@contextmanager
+def a_postgres_backend(directory: Path) -> Generator[Backend]:
+    url = new_postgres()
+    yield Backend(open_postgres, url, is_locked)
+    drop_postgres(url)
+
+
+BACKENDS = {"sqlite": a_sqlite_backend, "postgresql": a_postgres_backend}
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return BACKENDS[request.param](tmp_path)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Backend]:
+    with BACKENDS[request.param](tmp_path) as backend:
+        yield backend
 
 
 class TestRepository(RepositoryContract):

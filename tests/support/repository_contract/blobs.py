@@ -14,16 +14,17 @@ from tests.support.repository_contract.story import Story, at, make_job, make_us
 ONE, TWO, THREE = (bytes([number]) * 32 for number in (1, 2, 3))
 
 
-def _pack(name: str, *hashes: bytes) -> Pack:
+def a_pack(name: str, *hashes: bytes) -> Pack:
+    """Return a pack of so many contents of ten bytes each."""
     blobs = [Blob(sha256, 10 * number, 10, 20, 1) for number, sha256 in enumerate(hashes)]
     return Pack(name, 10 * len(blobs), blobs)
 
 
 class BlobsContract:
     async def test_a_blob_is_found_where_it_was_put_first(self, story: Story, other: JobRepository) -> None:
-        assert await story.repository.add_pack(story.user.id, _pack("a", ONE, TWO), at(1)) == 2
-        assert await other.add_pack(story.user.id, _pack("b", TWO, THREE), at(2)) == 1
-        assert await other.add_pack(story.user.id, _pack("c", ONE, THREE), at(3)) == 0
+        assert await story.repository.add_pack(story.user.id, a_pack("a", ONE, TWO), at(1)) == 2
+        assert await other.add_pack(story.user.id, a_pack("b", TWO, THREE), at(2)) == 1
+        assert await other.add_pack(story.user.id, a_pack("c", ONE, THREE), at(3)) == 0
         assert await other.find_blobs(story.user.id, [ONE, TWO, THREE, bytes(32)]) == {
             ONE: BlobPlace("a", 0, 10, 20, 1),
             TWO: BlobPlace("a", 10, 10, 20, 1),
@@ -37,10 +38,10 @@ class BlobsContract:
     async def test_what_is_somebody_elses_is_missing(self, story: Story) -> None:
         bob = make_user("bob")
         await story.repository.create_user(bob)
-        await story.repository.add_pack(bob.id, _pack("bobs", ONE), at(1))
+        await story.repository.add_pack(bob.id, a_pack("bobs", ONE), at(1))
         assert await story.repository.find_blobs(story.user.id, [ONE]) == {}
         assert await story.repository.pack_bytes(story.user.id) == 0
-        assert await story.repository.add_pack(story.user.id, _pack("own", ONE), at(2)) == 1
+        assert await story.repository.add_pack(story.user.id, a_pack("own", ONE), at(2)) == 1
         await story.repository.forget_packs(story.user.id, ["bobs"])
         assert (await story.repository.find_blobs(bob.id, [ONE]))[ONE].pack == "bobs"
 
@@ -49,10 +50,10 @@ class BlobsContract:
     ) -> None:
         bob = make_user("bob")
         await story.repository.create_user(bob)
-        await story.repository.add_pack(bob.id, _pack("bobs", ONE), at(1))
+        await story.repository.add_pack(bob.id, a_pack("bobs", ONE), at(1))
         seen = [await other.forgettings(story.user.id)]
         for name in ("a", "b"):
-            await story.repository.add_pack(story.user.id, _pack(name, ONE), at(1))
+            await story.repository.add_pack(story.user.id, a_pack(name, ONE), at(1))
             assert await other.forgettings(story.user.id) == seen[-1], "what was found stays where it is"
             if name == "a":
                 await story.repository.forget_packs(story.user.id, ["a"])
@@ -65,8 +66,8 @@ class BlobsContract:
     async def test_a_job_and_its_packs_are_one_transaction(self, story: Story) -> None:
         bob = make_user("bob")
         await story.repository.create_user(bob)
-        await story.repository.add_pack(bob.id, _pack("bobs", ONE), at(1))
-        await story.repository.add_pack(story.user.id, _pack("own", ONE), at(1))
+        await story.repository.add_pack(bob.id, a_pack("bobs", ONE), at(1))
+        await story.repository.add_pack(story.user.id, a_pack("own", ONE), at(1))
         for packs in (["own", "bobs"], ["own", "never was"]):
             job = make_job(story.user)
             with pytest.raises(MissingBlobs):
@@ -77,7 +78,7 @@ class BlobsContract:
 
     async def test_a_pack_stays_until_no_kept_archive_needs_it(self, story: Story) -> None:
         repository = story.repository
-        await repository.add_pack(story.user.id, _pack("a", ONE), at(1))
+        await repository.add_pack(story.user.id, a_pack("a", ONE), at(1))
         jobs = [
             await repository.create_job(make_job(story.user, at(seconds)), packs=["a"]) for seconds in (2, 3)
         ]
@@ -96,35 +97,35 @@ class BlobsContract:
 
     async def test_a_pack_goes_however_much_lies_in_it(self, story: Story) -> None:
         hashes = [number.to_bytes(32) for number in range(6_000)]
-        await story.repository.add_pack(story.user.id, _pack("a", *hashes), at(1))
-        await story.repository.add_pack(story.user.id, _pack("b", ONE), at(2))
+        await story.repository.add_pack(story.user.id, a_pack("a", *hashes), at(1))
+        await story.repository.add_pack(story.user.id, a_pack("b", ONE), at(2))
         assert len(await story.repository.find_blobs(story.user.id, hashes)) == 6_000
         assert await story.repository.remove_packs(story.lease, ["a"]) == ["a"]
         assert list(await story.repository.find_blobs(story.user.id, [*hashes, ONE])) == [ONE]
 
     async def test_what_is_to_go_is_missing_although_a_job_needs_it(self, story: Story) -> None:
-        await story.repository.add_pack(story.user.id, _pack("a", ONE), at(1))
+        await story.repository.add_pack(story.user.id, a_pack("a", ONE), at(1))
         await story.queue(2)
         await story.repository.create_job(make_job(story.user), packs=["a"])
         assert await story.repository.remove_packs(story.lease, ["a"]) == []
         assert await story.repository.find_blobs(story.user.id, [ONE]) == {}
         assert await story.repository.known_packs(["a"]) == {"a"}
-        assert await story.repository.add_pack(story.user.id, _pack("b", ONE), at(3)) == 1
+        assert await story.repository.add_pack(story.user.id, a_pack("b", ONE), at(3)) == 1
 
     async def test_what_lies_in_a_forgotten_pack_is_missing(self, story: Story) -> None:
-        await story.repository.add_pack(story.user.id, _pack("a", ONE), at(1))
+        await story.repository.add_pack(story.user.id, a_pack("a", ONE), at(1))
         await story.repository.forget_packs(story.user.id, ["a", "never was"])
         assert await story.repository.find_blobs(story.user.id, [ONE]) == {}
         assert await story.repository.known_packs(["a"]) == {"a"}
 
     async def test_a_stale_lease_removes_no_pack(self, story: Story, other: JobRepository) -> None:
-        await other.add_pack(story.user.id, _pack("a", ONE), at(1))
+        await other.add_pack(story.user.id, a_pack("a", ONE), at(1))
         stale = replace(story.lease, epoch=story.lease.epoch + 1)
         assert await other.remove_packs(stale, ["a"]) == []
         assert ONE in await other.find_blobs(story.user.id, [ONE])
 
     async def test_a_job_goes_although_packs_stay(self, story: Story) -> None:
-        await story.repository.add_pack(story.user.id, _pack("a", ONE), at(1))
+        await story.repository.add_pack(story.user.id, a_pack("a", ONE), at(1))
         job = await story.repository.create_job(make_job(story.user), packs=["a"])
         await story.repository.request_cancel(job.id, None, "operator", at(2))
         await story.repository.mark_pruned(None, archives=[job.id], logs=[job.id], now=at(3))
@@ -134,14 +135,14 @@ class BlobsContract:
     async def test_a_locked_out_owner_stores_nothing(self, story: Story) -> None:
         await story.repository.set_user_active(story.user.id, active=False, now=at(1))
         with pytest.raises(Unauthorized):
-            await story.repository.add_pack(story.user.id, _pack("a", ONE), at(2))
+            await story.repository.add_pack(story.user.id, a_pack("a", ONE), at(2))
 
     async def test_submitting_and_pruning_at_once_leaves_no_job_without_its_packs(
         self, story: Story, other: JobRepository
     ) -> None:
         for number in range(20):
             name = f"pack-{number}"
-            await story.repository.add_pack(story.user.id, _pack(name, bytes([100 + number]) * 32), at(1))
+            await story.repository.add_pack(story.user.id, a_pack(name, bytes([100 + number]) * 32), at(1))
             job = make_job(story.user)
             submitted, removed = await asyncio.gather(
                 story.repository.create_job(job, packs=[name]),
