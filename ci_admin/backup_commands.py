@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ci_admin.location import database_in_force
-from ci_admin.session import answer, record_act, with_database
-from ci_common.errors import ControllerRunning, NotFound
+from ci_admin.session import answer, record_act, settings_in_force, with_database
+from ci_common.errors import ControllerRunning, InvalidRequest, NotFound
 from ci_common.models import AuditAction
 
 if TYPE_CHECKING:
+    from ci_common.settings import StorageSettings
     from ci_persistence.restore import Restored
 
 _SHOWN = 20  # ids on the terminal; `--json` has all
@@ -29,16 +29,15 @@ def backup(directory: Path, with_logs: bool, db_path: Path | None, as_json: bool
     In it are a consistent snapshot of the database and the uploads of unfinished jobs. It appears under its
     name only when it is complete. A plain copy of the database file is no backup.
     """
-    from ci_common.settings import StorageSettings, read_settings
     from ci_persistence.backup import back_up
 
-    path = database_in_force(db_path)
+    settings = _of_a_file(db_path)
     if not directory.absolute().parent.is_dir():
         raise NotFound(f"There is no folder {directory.absolute().parent} for the backup.")
-    manifest = back_up(read_settings(StorageSettings, db_path=path), directory, with_logs=with_logs)
-    record_act(path, AuditAction.BACKUP, str(directory.absolute()), jobs=manifest.jobs)
+    manifest = back_up(settings, directory, with_logs=with_logs)
+    record_act(db_path, AuditAction.BACKUP, str(directory.absolute()), jobs=manifest.jobs)
     text = (
-        f"✓ Backup of {path} in {directory}\n"
+        f"✓ Backup of {settings.db_path} in {directory}\n"
         f"Jobs:     {manifest.jobs}, {manifest.unfinished_jobs} of them unfinished\n"
         f"Archives: {len(manifest.archives)}\n"
         f"Logs:     {f'of {len(manifest.logs)} jobs' if with_logs else 'not copied (--with-logs)'}"
@@ -56,19 +55,30 @@ def restore(directory: Path, force: bool, db_path: Path | None, as_json: bool) -
     Nothing is deleted: what was there gets another name. Start the controller then: it adopts the containers
     of jobs that the backup knows and removes the others after a minute.
     """
-    from ci_common.settings import StorageSettings, read_settings
     from ci_controller.singleton import lock_file
     from ci_persistence.restore import restore as put_back
 
-    settings = read_settings(StorageSettings, db_path=database_in_force(db_path))
+    settings = _of_a_file(db_path)
     if not settings.db_path.absolute().parent.is_dir():
         raise NotFound(f"There is no folder {settings.db_path.absolute().parent} for the database.")
     with lock_file(settings.lock_path) as is_free:
         if not is_free:
             raise ControllerRunning("A controller serves this database; stop it before a restore.")
         done = put_back(settings, directory, force=force)
-        record_act(settings.db_path, AuditAction.RESTORE, str(directory.absolute()), jobs=done.manifest.jobs)
+        record_act(db_path, AuditAction.RESTORE, str(directory.absolute()), jobs=done.manifest.jobs)
     answer(asdict(done), "\n".join(_said(done, settings.db_path)), as_json=as_json)
+
+
+def _of_a_file(db_path: Path | None) -> "StorageSettings":
+    from ci_common.settings import StorageSettings
+
+    settings = settings_in_force(StorageSettings, db_path)
+    if settings.server_url is not None:
+        raise InvalidRequest(
+            "That is for databases that are a file. Of PostgreSQL make backups with its own tools, such as pg_dump, "
+            "and after it copy CI_DATA_DIR."
+        )
+    return settings
 
 
 def _said(done: "Restored", path: Path) -> list[str]:

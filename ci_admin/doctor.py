@@ -15,9 +15,8 @@ from ci_admin.local_checks import (
     check_permissions,
     check_sqlite,
 )
-from ci_admin.location import database_in_force
+from ci_admin.session import settings_in_force
 from ci_common.clock import utcnow
-from ci_common.settings import read_settings
 from ci_common.terminal import one_line
 from ci_controller.container_manager import ContainerManager
 from ci_controller.doctor import Check, run_checks, run_probes
@@ -30,7 +29,7 @@ _WIDTH = len("warning")  # of a status; one that is rare is longer
 
 def examine(db_path: Path | None, *, as_json: bool, probe: bool = False) -> int:
     """Every finding is on stdout, or, with `probe`, how each attempt to leave a job went; returns 0 or 69."""
-    settings = read_settings(ControllerSettings, db_path=database_in_force(db_path))
+    settings = settings_in_force(ControllerSettings, db_path)
     checks = asyncio.run(_asked_of_the_engine(settings, run_probes) if probe else _all_checks(settings))
     click.echo(render.as_json(as_document(checks)) if as_json else as_text(checks))
     return exit_code(checks)
@@ -61,7 +60,7 @@ def as_text(checks: Sequence[Check]) -> str:
 async def _all_checks(settings: ControllerSettings) -> list[Check]:
     return [
         *await _asked_of_the_engine(settings, run_checks),
-        check_sqlite(),
+        *([] if settings.server_url else [check_sqlite()]),
         check_disk(settings),
         check_permissions(settings),
         *await _database_checks(settings),
@@ -86,7 +85,7 @@ async def _asked_of_the_engine(
 async def _database_checks(settings: ControllerSettings) -> list[Check]:
     repository = open_repository(settings)
     try:
-        database = await check_database(repository, settings.db_path)
+        database = await check_database(repository, settings)
         return [database, await check_controller(repository, utcnow())]
     finally:
         await repository.close()

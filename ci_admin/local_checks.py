@@ -58,14 +58,15 @@ def check_permissions(settings: StorageSettings) -> Check:
     return Check("permissions", "ok", "database and data directory can be written, and by nobody else")
 
 
-async def check_database(repository: JobRepository, path: Path) -> Check:
+async def check_database(repository: JobRepository, settings: StorageSettings) -> Check:
     """Tell whether the database is there, can be read and is of this release.
 
     Every start of a daemon looks the whole file through; this waits for nobody who writes.
     """
     how = "The first `ci-controller`, `ci-admin up` or `ci-admin user create` makes it."
-    if not os.access(path, os.F_OK):
-        return Check("database", "warning", f"There is no database {path} yet.", how)
+    path, name = None if settings.server_url else settings.db_path, settings.database_name
+    if path and not os.access(path, os.F_OK):
+        return Check("database", "warning", f"There is no database {name} yet.", how)
     try:
         await repository.check()
     except SchemaMissing as error:
@@ -74,11 +75,11 @@ async def check_database(repository: JobRepository, path: Path) -> Check:
         )
     except CIError as error:
         return Check("database", "failed", error.detail, "See the part on recovery in docs/operations.md.")
-    if not can_shrink(path):
-        detail = f"{path} cannot give room back to the disk after pruning: an older release made it."
+    if path and not can_shrink(path):
+        detail = f"{name} cannot give room back to the disk after pruning: an older release made it."
         fix = "`ci-admin prune --vacuum` rewrites it once; writers wait meanwhile."
         return Check("database", "warning", detail, fix)
-    return Check("database", "ok", f"{path} can be read and has the schema of this release")
+    return Check("database", "ok", f"{name} can be read and has the schema of this release")
 
 
 async def check_controller(repository: JobRepository, now: datetime) -> Check:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from ci_admin.location import database_in_force
 from ci_admin.session import answer, record_act, with_database
 from ci_common.models import AuditAction
 
@@ -27,7 +26,7 @@ def remove(name: str | None, db_path: Path | None, as_json: bool) -> None:
     """
     removed = asyncio.run(_remove(name))
     for network_name in removed:
-        record_act(database_in_force(db_path), AuditAction.NETWORK_REMOVE, network_name)
+        record_act(db_path, AuditAction.NETWORK_REMOVE, network_name)
     text = f"Removed, with its rules: {', '.join(removed)}" if removed else "Nothing to remove."
     answer({"removed": removed}, text, as_json=as_json)
 

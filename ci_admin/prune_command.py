@@ -6,8 +6,7 @@ from pathlib import Path
 import click
 
 from ci_admin import render
-from ci_admin.location import database_in_force
-from ci_admin.session import answer, in_repository, record_act, with_database
+from ci_admin.session import answer, in_repository, record_act, settings_in_force, with_database
 from ci_common.clock import utcnow
 from ci_common.models import AuditAction, DailyTotal, User
 from ci_common.repository import JobRepository
@@ -27,13 +26,12 @@ def prune(dry_run: bool, vacuum: bool, db_path: Path | None, as_json: bool) -> N
     Safe while controller and servers run. Give it the environment that the controller has.
     """
     # Here, not above: `--help` need not wait for the libraries of settings and database.
-    from ci_common.settings import read_settings
     from ci_controller.pruner import Pruner
     from ci_controller.retention import Prunable
     from ci_controller.settings import ControllerSettings
     from ci_persistence.factory import open_stores
 
-    settings = read_settings(ControllerSettings, db_path=database_in_force(db_path))
+    settings = settings_in_force(ControllerSettings, db_path)
     stores = open_stores(settings)
 
     async def work(repository: JobRepository) -> list[Prunable]:
@@ -48,9 +46,7 @@ def prune(dry_run: bool, vacuum: bool, db_path: Path | None, as_json: bool) -> N
 
     gone = in_repository(db_path, work)
     if not dry_run:
-        record_act(
-            settings.db_path, AuditAction.PRUNE, str(settings.db_path), removed=len(gone), vacuum=vacuum
-        )
+        record_act(db_path, AuditAction.PRUNE, settings.database_name, removed=len(gone), vacuum=vacuum)
     fields = {"dry_run": dry_run, "pruned": [render.prunable_fields(one) for one in gone]}
     answer(fields, render.prunable_table(gone, dry_run=dry_run), as_json=as_json)
 

@@ -1,9 +1,10 @@
 """What every command shares: its `--db-path` and `--json`, a repository for as long as it runs, its answer."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -16,7 +17,11 @@ from ci_common.models import AuditAction, AuditEvent
 from ci_common.repository import JobRepository
 from ci_common.terminal import one_line
 
+if TYPE_CHECKING:
+    from ci_common.settings import StorageSettings
+
 Result = TypeVar("Result")
+Model = TypeVar("Model", bound="StorageSettings")
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
@@ -42,17 +47,29 @@ def with_database(command: Command) -> Command:
 
 def in_repository(db_path: Path | None, action: Callable[[JobRepository], Awaitable[Result]]) -> Result:
     """Return what the action returns; the schema is there and current meanwhile, every connection closed after."""
-    return asyncio.run(_in_repository(_named_or_announced(db_path), action))
+    return asyncio.run(_in_repository(_found_or_announced(db_path), action))
 
 
-def record_act(path: Path, action: AuditAction, subject: str, **details: str | int) -> None:
+def settings_in_force(model: type[Model], db_path: Path | None) -> Model:
+    """Return the settings with the database that was named: as `--db-path`, in the environment, or by where we are.
+
+    Raises InvalidRequest, also where two were named.
+    """
+    from ci_common.settings import read_settings
+
+    if db_path is None and os.environ.get("CI_DATABASE_URL"):
+        return read_settings(model)
+    return read_settings(model, db_path=database_in_force(db_path))
+
+
+def record_act(db_path: Path | None, action: AuditAction, subject: str, **details: str | int) -> None:
     """What was done to the database stands in its audit trail, or stderr says why not: the act itself stands.
 
     Nothing is migrated for it, since a backup may be the step before an upgrade.
     """
     event = AuditEvent(utcnow(), operator(), action, subject, details)
     try:
-        asyncio.run(_record(path, event))
+        asyncio.run(_record(db_path, event))
     except CIError as error:
         click.echo(f"ci-admin: not in the audit trail: {one_line(error.detail)}", err=True)
 
@@ -62,32 +79,36 @@ def answer(fields: object, text: str, *, as_json: bool) -> None:
     click.echo(render.as_json(fields) if as_json else text)
 
 
-def _named_or_announced(db_path: Path | None) -> Path:
-    path = database_in_force(db_path)
+def _found_or_announced(db_path: Path | None) -> "StorageSettings":
+    from ci_common.settings import StorageSettings
+
+    settings = settings_in_force(StorageSettings, db_path)
+    path = settings.db_path
     if not path.absolute().parent.is_dir():
         raise NotFound(f"There is no folder {path.absolute().parent} for the database.")
     if db_path is None and path == personal_database():
         click.echo(f"(database of `ci-admin up`: {path})", err=True)
-    return path
+    return settings
 
 
-async def _record(path: Path, event: AuditEvent) -> None:
-    from ci_common.settings import StorageSettings, read_settings
+async def _record(db_path: Path | None, event: AuditEvent) -> None:
+    from ci_common.settings import StorageSettings
     from ci_persistence.factory import open_repository
 
-    repository = open_repository(read_settings(StorageSettings, db_path=path))
+    repository = open_repository(settings_in_force(StorageSettings, db_path))
     try:
         await repository.record_audit(event)
     finally:
         await repository.close()
 
 
-async def _in_repository(path: Path, action: Callable[[JobRepository], Awaitable[Result]]) -> Result:
+async def _in_repository(
+    settings: "StorageSettings", action: Callable[[JobRepository], Awaitable[Result]]
+) -> Result:
     # Here, not above: `--help` need not wait for the libraries of settings and database.
-    from ci_common.settings import StorageSettings, read_settings
     from ci_persistence.factory import open_repository
 
-    repository = open_repository(read_settings(StorageSettings, db_path=path))
+    repository = open_repository(settings)
     try:
         await repository.initialize()
         return await action(repository)

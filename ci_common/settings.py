@@ -1,12 +1,18 @@
 """Settings that several processes of an installation share, and how any of them are read."""
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ci_common.errors import InvalidRequest
+
+_SQLITE: Final = "sqlite:///"
+_POSTGRESQL: Final = ("postgresql://", "postgres://")
+# Beside it lie the lock and the ballast, as beside the file of SQLite; there is no file of that name.
+_INSTEAD_OF_A_FILE: Final = "controller"
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
@@ -18,6 +24,11 @@ class StorageSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CI_", extra="ignore", frozen=True)
 
     db_path: Path = Field(default=Path("ci_jobs.db"), description="SQLite database file.")
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Instead of `CI_DB_PATH`: `postgresql://user@host/database`, with `CI_DATA_DIR`; or "
+        "`sqlite:///relative.db`, `sqlite:////absolute.db`.",
+    )
     data_dir: Path | None = Field(
         default=None,
         description="Archives, contents of files and logs; by default `<database file>.data` beside the database.",
@@ -26,6 +37,36 @@ class StorageSettings(BaseSettings):
     archive_max_entries: int = Field(default=100_000, gt=0, description="Files in one archive.")
     archive_max_ratio: int = Field(default=200, gt=0, description="Unpacked bytes per packed byte, per file.")
     archive_max_bytes: int = Field(default=2 * 1024**3, gt=0, description="Unpacked bytes of one archive.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_one_database(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """`db_path` is the file, or `database_url` the server; what is said of both must agree."""
+        named = given.get("database_url")
+        url = named.get_secret_value() if isinstance(named, SecretStr) else named
+        if not url:
+            return given
+        rest = {name: value for name, value in given.items() if name != "database_url"}
+        if url.startswith(_SQLITE):
+            return {**rest, "db_path": _only(Path(url.removeprefix(_SQLITE)), given.get("db_path"))}
+        if not url.startswith(_POSTGRESQL):  # whose text is not shown: it may hold a password
+            raise ValueError("CI_DATABASE_URL begins with postgresql:// or sqlite:///")
+        if not given.get("data_dir"):
+            raise ValueError(
+                "CI_DATABASE_URL names a server: say with CI_DATA_DIR where archives and logs are"
+            )
+        path = Path(given["data_dir"]) / _INSTEAD_OF_A_FILE
+        return {**given, "db_path": _only(path, given.get("db_path"))}
+
+    @property
+    def server_url(self) -> str | None:
+        """The URL of PostgreSQL, password included; None where the database is a file."""
+        return self.database_url.get_secret_value() if self.database_url else None
+
+    @property
+    def database_name(self) -> str:
+        """Which database that is, for people and logs: a path, or a URL without what lets one in."""
+        return shown_url(self.server_url) if self.server_url else str(self.db_path)
 
     @property
     def data_path(self) -> Path:
@@ -36,6 +77,18 @@ class StorageSettings(BaseSettings):
     def lock_path(self) -> Path:
         """The file whose lock only refuses a second controller quickly; the epoch is the truth."""
         return self.db_path.with_name(self.db_path.name + ".lock")
+
+
+def shown_url(url: str) -> str:
+    """Return the URL of a database without user, password and options."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _only(named: Path, other: str | Path | None) -> Path:
+    if other is not None and Path(other) != named:
+        raise ValueError("CI_DB_PATH (or --db-path) and CI_DATABASE_URL name two databases: keep one of them")
+    return named
 
 
 class ServiceSettings(StorageSettings):
@@ -55,5 +108,11 @@ def read_settings(model: type[Settings], **given: Any) -> Settings:
     try:
         return model(**given)
     except ValidationError as error:
-        wrong = (f"CI_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
+        wrong = (_said(one["loc"], one["msg"]) for one in error.errors())
         raise InvalidRequest(f"wrong settings: {'; '.join(wrong)}") from error
+
+
+def _said(where: tuple[int | str, ...], what: str) -> str:
+    if not where:  # a rule about several settings, which names them itself
+        return what.removeprefix("Value error, ")
+    return f"CI_{'_'.join(map(str, where)).upper()}: {what}"

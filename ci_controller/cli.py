@@ -73,7 +73,7 @@ async def _serve(settings: ControllerSettings) -> None:
         log.info(
             "serving",
             version=__version__,
-            database=str(settings.db_path.absolute()),
+            database=settings.database_name,
             data=str(settings.data_path.absolute()),
             image=settings.runner_image,
             slots=settings.max_running_jobs,

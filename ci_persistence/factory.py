@@ -2,7 +2,9 @@
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 
+from ci_common.errors import InvalidRequest
 from ci_common.repository import JobRepository
 from ci_common.settings import StorageSettings
 from ci_common.stores import ArchiveStore, ChangeHub, LogStore
@@ -23,8 +25,32 @@ class Stores:
 
 
 def open_repository(settings: StorageSettings) -> JobRepository:
-    """Return the repository of that installation; nothing is opened before it is used."""
+    """Return the repository of that installation; nothing is opened before it is used.
+
+    Raises InvalidRequest where it is to be in PostgreSQL and the driver is not installed.
+    """
+    if settings.server_url is not None:
+        return _on_a_server(settings.server_url)
     return SQLiteJobRepository(settings.db_path)
+
+
+def _on_a_server(url: str) -> JobRepository:
+    # Here, not above: an installation on one file need not have the driver.
+    try:
+        from ci_persistence.postgres_repository import PostgresJobRepository
+    except ModuleNotFoundError as error:
+        raise InvalidRequest(
+            "CI_DATABASE_URL names PostgreSQL: install its driver, pip install 'ci-system[postgres]'."
+        ) from error
+    return PostgresJobRepository(url)
+
+
+def _hub(settings: StorageSettings, logs: Path) -> ChangeHub:
+    if settings.server_url is None:
+        return InotifyChangeHub(settings.db_path, logs)
+    from ci_persistence.postgres_change_hub import PostgresChangeHub
+
+    return PostgresChangeHub(settings.server_url, settings.db_path, logs)
 
 
 def open_stores(settings: StorageSettings) -> Stores:
@@ -41,5 +67,5 @@ def open_stores(settings: StorageSettings) -> Stores:
     return Stores(
         logs=FileLogStore(logs),
         archives=archives,
-        hub=InotifyChangeHub(settings.db_path, logs),
+        hub=_hub(settings, logs),
     )

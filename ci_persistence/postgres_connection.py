@@ -72,15 +72,21 @@ class Connection(psycopg.Connection[Any]):
 
 def connect(url: str) -> Connection:
     """Return a connection set up by our rules, outside of any transaction."""
-    given = conninfo.conninfo_to_dict(url)
-    options: dict[str, Any] = {name: value for name, value in _NETWORK.items() if name not in given}
-    db = Connection.connect(url, autocommit=True, row_factory=named_row, cursor_factory=Cursor, **options)
+    db = Connection.connect(
+        url, autocommit=True, row_factory=named_row, cursor_factory=Cursor, **network_options(url)
+    )
     try:
         db.execute(_SETTINGS.encode())
     except BaseException:
         db.close()
         raise
     return db
+
+
+def network_options(url: str) -> dict[str, Any]:
+    """Return what bounds waiting for the network, as far as the URL does not say it itself."""
+    given = conninfo.conninfo_to_dict(url)
+    return {name: value for name, value in _NETWORK.items() if name not in given}
 
 
 def _text(query: str | bytes) -> bytes:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import psycopg
-from psycopg import conninfo, errors
+from psycopg import errors
 
 from ci_common.errors import (
     CIError,
@@ -18,6 +18,7 @@ from ci_common.errors import (
     StorageFull,
     Unavailable,
 )
+from ci_common.settings import shown_url
 from ci_persistence.sqlite_errors import HOW_TO_MAKE_SCHEMA
 
 _Error = TypeVar("_Error", bound=CIError)
@@ -44,16 +45,6 @@ def is_lost(error: psycopg.Error) -> bool:
     """Tell whether the error is that there is no connection, or that the server is ending it."""
     state = error.sqlstate
     return state is None or state[:2] == "08" or state[:3] == "57P"
-
-
-def shown(url: str) -> str:
-    """Return which database that is, for people: never its password."""
-    try:
-        parts = conninfo.conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        return "postgresql"
-    host, port = parts.get("host") or "localhost", parts.get("port")
-    return f"postgresql://{host}{f':{port}' if port else ''}/{parts.get('dbname') or ''}"
 
 
 @contextmanager
@@ -96,7 +87,7 @@ def database_error(
 ) -> _Error:
     """Return an error that names database and cause to operators, and to callers of the API only says whose it is."""
     return kind(
-        " ".join(part for part in ("The database", shown(url), what, cause) if part),
+        " ".join(part for part in ("The database", shown_url(url), what, cause) if part),
         public_detail=f"The server's database {what}",
         retry_after=retry_after,
     )

@@ -57,7 +57,9 @@ def test_the_disk_is_judged_where_the_data_will_be(tmp_path: Path) -> None:
 async def test_a_whole_database_is_ok(tmp_path: Path) -> None:
     repository = await _made(tmp_path / "ci_jobs.db")
     try:
-        assert (await check_database(repository, tmp_path / "ci_jobs.db")).status == "ok"
+        assert (
+            await check_database(repository, StorageSettings(db_path=tmp_path / "ci_jobs.db"))
+        ).status == "ok"
     finally:
         await repository.close()
 
@@ -69,7 +71,7 @@ async def test_looking_at_a_database_waits_for_no_writer_and_changes_nothing(tmp
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         try:
-            check = await check_database(repository, path)
+            check = await check_database(repository, StorageSettings(db_path=path))
         finally:
             await repository.close()
     assert check.status == "ok"
@@ -80,7 +82,7 @@ async def test_looking_for_a_database_does_not_make_one(tmp_path: Path) -> None:
     path = tmp_path / "ci_jobs.db"
     repository = SQLiteJobRepository(path)
 
-    check = await check_database(repository, path)
+    check = await check_database(repository, StorageSettings(db_path=path))
     controller = await check_controller(repository, NOW)
 
     await repository.close()
@@ -93,7 +95,7 @@ async def test_a_file_that_is_no_database_failed(tmp_path: Path) -> None:
     path.write_bytes(b"not a database, but long enough to look like one" * 100)
     repository = SQLiteJobRepository(path)
 
-    check = await check_database(repository, path)
+    check = await check_database(repository, StorageSettings(db_path=path))
 
     await repository.close()
     assert (check.status, bool(check.fix)) == ("failed", True)
@@ -104,7 +106,7 @@ async def test_an_empty_database_is_not_migrated_by_looking_at_it(tmp_path: Path
     path.touch()
     repository = SQLiteJobRepository(path)
 
-    check = await check_database(repository, path)
+    check = await check_database(repository, StorageSettings(db_path=path))
 
     await repository.close()
     assert check.status == "warning"

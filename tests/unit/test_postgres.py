@@ -28,17 +28,21 @@ from ci_common.errors import (
     Unavailable,
 )
 from ci_common.job_terms import JobStatus, new_id
-from ci_common.models import JobFilter, QueueLimits
+from ci_common.models import ControllerLease, JobFilter, QueueLimits
+from ci_common.stores import Subscription
 from ci_persistence import postgres_connection, postgres_database
 from ci_persistence.dialect import LOCKED, for_postgresql
+from ci_persistence.log_store import FileLogStore
+from ci_persistence.postgres_change_hub import PostgresChangeHub
 from ci_persistence.postgres_connection import Connection, connect
-from ci_persistence.postgres_errors import CommitUnanswered, shown, translate, translated
+from ci_persistence.postgres_errors import CommitUnanswered, translate, translated
 from ci_persistence.postgres_repository import PostgresJobRepository
 from tests.support.database import new_database
 from tests.support.postgres import cluster, drop_postgres, is_locked, new_postgres
 from tests.support.repository_contract.blobs import ONE, a_pack
 from tests.support.repository_contract.story import Story, at, make_job, make_key, make_user
 
+SOON, NEVER = 10.0, 0.05  # seconds
 SECRET = "s3cr3t-p4ss"
 NOWHERE = f"postgresql://ci:{SECRET}@127.0.0.1:1/ci"  # nothing listens there
 
@@ -165,18 +169,6 @@ def test_every_error_of_the_driver_is_translated() -> None:
     for kind in (psycopg.Error, *psycopg.Error.__subclasses__(), *psycopg.DatabaseError.__subclasses__()):
         with pytest.raises(CIError), translated(NOWHERE):
             raise kind("made up")
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        (NOWHERE, "postgresql://127.0.0.1:1/ci"),
-        (f"host=db.example.org password={SECRET} dbname=ci", "postgresql://db.example.org/ci"),
-        (f"postgresql://ci:{SECRET}@[bad", "postgresql"),
-    ],
-)
-def test_a_database_is_shown_without_its_password(url: str, said: str) -> None:
-    assert shown(url) == said
 
 
 async def test_who_cannot_be_reached_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,3 +421,79 @@ async def test_a_server_that_is_started_again_interrupts_nobody(story: Story) ->
     assert len(set(found) - told_or_not) <= len(writers), "of calls that were cancelled nobody was told"
     for job_id in found:
         assert await story.timeline(job_id) == ["submitted"]
+
+
+# -- wake-ups ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def hub(url: str, tmp_path: Path) -> AsyncIterator[PostgresChangeHub]:
+    hub = PostgresChangeHub(url, tmp_path / "no file", tmp_path / "logs")
+    await hub.start()
+    yield hub
+    await hub.close()
+
+
+async def settle(subscription: Subscription) -> None:
+    """Nothing that happened so far will wake the subscription any more."""
+    while await subscription.wait(NEVER):
+        pass
+
+
+async def test_who_waits_is_woken_by_every_commit_that_wrote(hub: PostgresChangeHub, story: Story) -> None:
+    with hub.database() as changes, hub.log("job") as follower:
+        await settle(changes)
+        await settle(follower)
+        for n in range(5):
+            await story.queue(n)
+            assert await changes.wait(SOON)
+            assert await follower.wait(SOON)
+        await settle(changes)
+        await story.repository.list_jobs(JobFilter())
+        assert await story.repository.claim_jobs(ControllerLease(0, "stale"), 1, at(1)) == []
+        with pytest.raises(Conflict):
+            await story.repository.create_user(story.user)
+        assert not await changes.wait(NEVER)
+
+
+async def test_a_burst_of_commits_is_few_wake_ups(hub: PostgresChangeHub, story: Story) -> None:
+    with hub.database() as changes:
+        await settle(changes)
+        commits = asyncio.gather(*(story.queue(n) for n in range(100)))
+        hints = 0
+        while not commits.done() and await changes.wait(SOON):
+            hints += 1
+        await commits
+    assert 1 <= hints < 100
+
+
+async def test_listening_goes_on_after_the_connection_was_lost(
+    hub: PostgresChangeHub, story: Story, url: str
+) -> None:
+    with hub.database() as changes:
+        await settle(changes)
+        _end_all_sessions(url)
+        assert await changes.wait(SOON), "whoever listens again has to look"
+        await settle(changes)
+        await story.queue()
+        assert await changes.wait(SOON)
+
+
+async def test_a_log_wakes_its_followers(hub: PostgresChangeHub, tmp_path: Path) -> None:
+    writer = FileLogStore(tmp_path / "logs").writer("job", 1)
+    with hub.log("job") as follower:
+        await settle(follower)
+        writer.write(0, b"line\n")
+        assert await follower.wait(SOON)
+    writer.close()
+
+
+async def test_the_version_is_another_one_after_every_commit(story: Story, url: str) -> None:
+    other = PostgresJobRepository(url)
+    seen = [await story.repository.version()]
+    assert await other.version() == seen[0]
+    for n in range(5):
+        await (story.repository, other)[n % 2].create_job(make_job(story.user))
+        seen.append(await story.repository.version())
+    assert len(set(seen)) == 6
+    await other.close()

@@ -57,6 +57,10 @@ def open_postgres(location: str) -> JobRepository:
     return PostgresJobRepository(location)
 
 
+def postgres_backend() -> Backend:
+    return Backend(open_postgres, new_postgres(), is_locked)
+
+
 @contextmanager
 def a_sqlite_backend(directory: Path) -> Generator[Backend]:
     yield sqlite_backend(directory)
@@ -64,9 +68,9 @@ def a_sqlite_backend(directory: Path) -> Generator[Backend]:
 
 @contextmanager
 def a_postgres_backend(directory: Path) -> Generator[Backend]:
-    url = new_postgres()
-    yield Backend(open_postgres, url, is_locked)
-    drop_postgres(url)
+    backend = postgres_backend()
+    yield backend
+    drop_postgres(backend.location)
 
 
 BACKENDS = {"sqlite": a_sqlite_backend, "postgresql": a_postgres_backend}

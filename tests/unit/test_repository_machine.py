@@ -5,9 +5,10 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
+from tests.support.postgres import drop_postgres
 from tests.support.repository_contract.story import Backend
 from tests.support.repository_machine import RepositoryMachine
-from tests.unit.test_repository import sqlite_backend
+from tests.unit.test_repository import postgres_backend, sqlite_backend
 
 SOAK = os.environ.get("CI_SOAK") == "1"
 
@@ -20,8 +21,21 @@ class SQLiteMachine(RepositoryMachine):
         return sqlite_backend(directory)
 
 
+class PostgresMachine(RepositoryMachine):
+    """Over a database of PostgreSQL."""
+
+    @staticmethod
+    def make_backend(directory: Path) -> Backend:
+        return postgres_backend()
+
+    def teardown(self) -> None:
+        super().teardown()
+        drop_postgres(self.backend.location)
+
+
 TestSQLite = SQLiteMachine.TestCase
-TestSQLite.settings = settings(
+TestPostgres = PostgresMachine.TestCase
+TestSQLite.settings = TestPostgres.settings = settings(
     max_examples=2000 if SOAK else 25,
     stateful_step_count=100 if SOAK else 30,
     derandomize=not SOAK,

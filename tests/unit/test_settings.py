@@ -16,6 +16,47 @@ def test_what_is_given_goes_before_the_environment(monkeypatch: pytest.MonkeyPat
     assert (given.db_path, given.log_format) == (Path("given.db"), "console")
 
 
+SECRET = "s3cr3t-p4ss"
+URL = f"postgresql://ci:{SECRET}@db.example.org:5433/ci?sslmode=require"
+
+
+def test_a_database_is_a_file_or_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = read_settings(StorageSettings, database_url="sqlite:////var/lib/ci/ci.db")
+    assert (file.db_path, file.server_url, file.database_name) == (
+        Path("/var/lib/ci/ci.db"),
+        None,
+        "/var/lib/ci/ci.db",
+    )
+    assert read_settings(StorageSettings, database_url="sqlite:///ci.db").db_path == Path("ci.db")
+    monkeypatch.setenv("CI_DATABASE_URL", URL)
+    monkeypatch.setenv("CI_DATA_DIR", str(tmp_path))
+    server = read_settings(StorageSettings)
+    assert (server.server_url, server.data_path) == (URL, tmp_path)
+    assert server.lock_path.parent == tmp_path
+    assert server.database_name == "postgresql://db.example.org:5433/ci"
+    assert SECRET not in repr(server)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"database_url": URL}, "CI_DATA_DIR"),
+        ({"database_url": URL, "data_dir": "/data", "db_path": "ci.db"}, "two databases"),
+        ({"database_url": "sqlite:///a.db", "db_path": "b.db"}, "two databases"),
+        ({"database_url": f"mysql://ci:{SECRET}@host/ci"}, "begins with postgresql://"),
+    ],
+)
+def test_a_database_that_is_named_wrongly_is_refused_without_its_password(
+    given: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=said) as refused:
+        read_settings(StorageSettings, **given)
+    assert SECRET not in refused.value.detail
+    assert read_settings(StorageSettings, db_path="a.db", database_url="sqlite:///a.db").db_path == Path(
+        "a.db"
+    )
+
+
 def test_all_that_is_wrong_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI_ARCHIVE_MAX_RATIO", "many")
     with pytest.raises(
