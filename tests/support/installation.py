@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 from click.testing import CliRunner
 
 from ci_admin.cli import cli
 from ci_controller.labels import INSTANCE
+from ci_persistence.dialect import for_postgresql
 from tests.support import plain_http
 from tests.support.docker_cli import RUNNER_IMAGE, containers_of, docker
 from tests.support.eventually import eventually
@@ -84,6 +86,8 @@ class Installation:
         False  # most tests run one job of each: keeping what it installed only costs time
     )
 
+    database_url: str | None = None  # of PostgreSQL; None: the database is a file
+
     @property
     def database(self) -> Path:
         return self.root / "ci_jobs.db"
@@ -94,7 +98,7 @@ class Installation:
         return {
             **inherited,
             "HOME": str(self.root),
-            "CI_DB_PATH": str(self.database),
+            **self._where(),
             "CI_CONTAINER_PREFIX": self.prefix,
             "CI_RUNNER_IMAGE": self.image,
             "CI_CONFIG_FILE": str(self.root / "no-config"),
@@ -103,6 +107,11 @@ class Installation:
             **_UNLIMITED,
             **extra,
         }
+
+    def _where(self) -> dict[str, str]:
+        if self.database_url is None:
+            return {"CI_DB_PATH": str(self.database)}
+        return {"CI_DATABASE_URL": self.database_url, "CI_DATA_DIR": str(self.root)}
 
     # -- processes -------------------------------------------------------------------------------------
 
@@ -289,6 +298,9 @@ class Installation:
 
     def query(self, sql: str, *args: str) -> list[tuple[Any, ...]]:
         """Return rows of the database, read past our own code."""
+        if self.database_url is not None:
+            with psycopg.connect(self.database_url) as db:
+                return db.execute(for_postgresql(sql), args).fetchall()
         connection = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)
         try:
             return connection.execute(sql, args).fetchall()
@@ -297,9 +309,13 @@ class Installation:
 
     def instance_id(self) -> str | None:
         """Return the installation's id, None before there is a schema."""
-        if not self.database.exists():
+        if self.database_url is None and not self.database.exists():
             return None
-        rows = self.query("SELECT name FROM sqlite_master WHERE name = 'installation'")
+        rows = self.query(
+            "SELECT name FROM sqlite_master WHERE name = 'installation'"
+            if self.database_url is None
+            else "SELECT tablename FROM pg_tables WHERE tablename = 'installation'"
+        )
         return self.query("SELECT instance_id FROM installation")[0][0] if rows else None
 
     def containers(self) -> list[str]:
