@@ -30,6 +30,7 @@ from ci_common.models import (
     QueueLimits,
     UserLimits,
 )
+from ci_common.repository import JobRepository
 from ci_common.verdict import verdict
 from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_repository import SQLiteJobRepository
@@ -72,7 +73,7 @@ def _error() -> sqlite3.OperationalError:
 class Cast:
     """Whom and what the writes are about."""
 
-    repository: SQLiteJobRepository
+    repository: JobRepository
     story: Story
     queued: Job
     claimed: Attempt
@@ -148,6 +149,31 @@ def test_every_write_of_the_repository_is_here() -> None:
     }
 
 
+async def cast_in(repository: JobRepository, write: str = "") -> Cast:
+    """In the database, which was empty, the write of that name has something to do."""
+    story = Story(repository)
+    await story.begin()
+    key = make_key(story.user, id="key", key_hash="hash", prefix="prefix")
+    await repository.create_api_key(key)
+    for number, name in enumerate(("ended", "running", "claimed", "queued", "queued2")):
+        await story.queue(number, id=name)
+    done = await story.run("c1", 10)
+    await repository.finish_attempt(done.fence, verdict(None), SEAL, at(11))
+    both = {"archives": ["ended"], "logs": ["ended"]}
+    await repository.mark_pruned(story.lease, **both, now=at(12))
+    running = await story.claim(13)
+    await repository.mark_started(running.fence, "c2", "image", at(13))
+    claimed = await story.claim(14)
+    await repository.request_cancel((await story.queue(14, id="cancelled")).id, None, "somebody", at(15))
+    [cancel] = await repository.audited_cancels()
+    await repository.add_pack(story.user.id, PACK, at(16))
+    queued, ended = await story.job("queued"), await story.job("ended")
+    cast = Cast(repository, story, queued, claimed, running, ended, key, cancel.id)
+    if write in BEFORE:
+        await BEFORE[write](cast)
+    return cast
+
+
 @asynccontextmanager
 async def a_cast(directory: Path, name: str = "") -> AsyncGenerator[Cast]:
     """A database in which the write of that name has something to do, always the same but for its tokens."""
@@ -155,27 +181,7 @@ async def a_cast(directory: Path, name: str = "") -> AsyncGenerator[Cast]:
     FailingConnection.left = 0
     repository = SQLiteJobRepository(new_database(directory))
     try:
-        story = Story(repository)
-        await story.begin()
-        key = make_key(story.user, id="key", key_hash="hash", prefix="prefix")
-        await repository.create_api_key(key)
-        for number, name in enumerate(("ended", "running", "claimed", "queued", "queued2")):
-            await story.queue(number, id=name)
-        done = await story.run("c1", 10)
-        await repository.finish_attempt(done.fence, verdict(None), SEAL, at(11))
-        both = {"archives": ["ended"], "logs": ["ended"]}
-        await repository.mark_pruned(story.lease, **both, now=at(12))
-        running = await story.claim(13)
-        await repository.mark_started(running.fence, "c2", "image", at(13))
-        claimed = await story.claim(14)
-        await repository.request_cancel((await story.queue(14, id="cancelled")).id, None, "somebody", at(15))
-        [cancel] = await repository.audited_cancels()
-        await repository.add_pack(story.user.id, PACK, at(16))
-        queued, ended = await story.job("queued"), await story.job("ended")
-        cast = Cast(repository, story, queued, claimed, running, ended, key, cancel.id)
-        if name in BEFORE:
-            await BEFORE[name](cast)
-        yield cast
+        yield await cast_in(repository, name)
     finally:
         FailingConnection.left = 0
         await repository.close()
