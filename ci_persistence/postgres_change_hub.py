@@ -28,6 +28,7 @@ class PostgresChangeHub(InotifyChangeHub):
         super().__init__(no_file, logs_path)  # of a database that is no file inotify tells nothing
         self._url = url
         self._listener: asyncio.Task[None] | None = None
+        self._listening = False
 
     async def start(self) -> None:
         await super().start()
@@ -41,11 +42,19 @@ class PostgresChangeHub(InotifyChangeHub):
                 await listener
         await super().close()
 
+    def _wake_job(self, job_id: str) -> None:
+        if self._listening:
+            super()._wake_job(job_id)
+            return
+        for subscription in self._by_job.get(job_id, ()):
+            subscription.wake()  # there may have been a commit, too, that nobody told us of
+
     async def _listen_for_ever(self) -> None:
         while True:
             try:
                 await self._listen()
             except psycopg.Error as error:
+                self._listening = False
                 _log.warning("no news from %s, who waits will poll: %s", shown_url(self._url), error)
             await asyncio.sleep(_PAUSE)
 
@@ -56,6 +65,7 @@ class PostgresChangeHub(InotifyChangeHub):
         )
         async with connection as db:
             await db.execute(f"LISTEN {CHANNEL}".encode())
+            self._listening = True
             while True:
                 self._wake_all()  # at first for what nobody told us, while we did not listen
                 await asyncio.sleep(_QUIET)

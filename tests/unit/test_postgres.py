@@ -488,6 +488,37 @@ async def test_a_log_wakes_its_followers(hub: PostgresChangeHub, tmp_path: Path)
     writer.close()
 
 
+async def test_bytes_of_a_log_are_told_from_commits(
+    hub: PostgresChangeHub, story: Story, tmp_path: Path
+) -> None:
+    writer = FileLogStore(tmp_path / "logs").writer("job", 1)
+    with hub.log("job") as follower:
+        await story.queue()
+        assert await follower.wait(SOON), "it listens"
+        await settle(follower)
+        writer.write(0, b"line\n")
+        assert await follower.wait(SOON)
+        assert follower.only_log
+        await settle(follower)
+        await story.queue()
+        assert await follower.wait(SOON)
+        assert not follower.only_log
+    writer.close()
+
+
+async def test_who_hears_of_no_commits_does_not_say_that_there_was_none(tmp_path: Path) -> None:
+    hub = PostgresChangeHub(NOWHERE, tmp_path / "no file", tmp_path / "logs")
+    await hub.start()
+    writer = FileLogStore(tmp_path / "logs").writer("job", 1)
+    with hub.log("job") as follower:
+        await settle(follower)
+        writer.write(0, b"line\n")
+        assert await follower.wait(SOON)
+        assert not follower.only_log
+    writer.close()
+    await hub.close()
+
+
 async def test_the_version_is_another_one_after_every_commit(story: Story, url: str) -> None:
     other = PostgresJobRepository(url)
     seen = [await story.repository.version()]

@@ -1,0 +1,226 @@
+"""The rules of the queue between sessions of PostgreSQL: what one forbids, another does not do afterwards."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from ci_common.errors import JobFinished, PriorityNotAllowed
+from ci_common.job_terms import JobOptions, JobStatus, Priority
+from ci_common.models import UserLimits
+from ci_persistence import sqlite_accounts, sqlite_control, sqlite_jobs, sqlite_pause
+from ci_persistence.postgres_database import PostgresDatabase
+from ci_persistence.postgres_repository import PostgresJobRepository
+from ci_persistence.sqlite_connection import Work
+from tests.support.eventually import eventually
+from tests.support.postgres import drop_postgres, new_postgres
+from tests.support.repository_contract.story import Story, at, make_user
+
+HELD_UP = b"SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+@pytest.fixture
+def url() -> Generator[str]:
+    url = new_postgres()
+    yield url
+    drop_postgres(url)
+
+
+@pytest.fixture
+async def repository(url: str) -> AsyncIterator[PostgresJobRepository]:
+    repository = PostgresJobRepository(url)
+    yield repository
+    await repository.close()
+
+
+@pytest.fixture
+async def story(repository: PostgresJobRepository) -> Story:
+    story = Story(repository)
+    await story.begin()
+    return story
+
+
+@asynccontextmanager
+async def about_to_commit(url: str, work: Work[Any]) -> AsyncGenerator[None]:
+    """Another session has done the work, and commits it at the end of the block."""
+    database, done, go_on = PostgresDatabase(url), threading.Event(), threading.Event()
+
+    def held(db: Any) -> None:
+        work(db)
+        done.set()
+        assert go_on.wait(10)
+
+    session = asyncio.create_task(database.write(held))
+    try:
+        assert await asyncio.to_thread(done.wait, 10)
+        yield
+    finally:
+        go_on.set()
+        await session
+        await database.close()
+
+
+async def one_waits(url: str) -> None:
+    """Some session waits for another one's lock."""
+    await asyncio.to_thread(eventually, lambda: _is_held_up(url), what="waiting for a lock")
+
+
+def _is_held_up(url: str) -> bool:
+    with psycopg.connect(url) as db:
+        return db.execute(HELD_UP).fetchone() is not None
+
+
+def claimed_by(story: Story) -> Work[Any]:
+    return lambda db: sqlite_control.claim_jobs(db, story.lease, 1, at(3))
+
+
+# -- pauses ------------------------------------------------------------------------------------------------
+
+
+async def test_a_pause_stands_when_whatever_was_just_claimed_is_claimed(story: Story, url: str) -> None:
+    for n in range(2):
+        await story.queue(n)
+    async with about_to_commit(url, claimed_by(story)):
+        pause = asyncio.create_task(story.repository.pause_queue("why", at(3)))
+        await one_waits(url)
+        assert not pause.done()
+    await pause
+    assert len(await story.repository.open_attempts()) == 1
+    assert await story.repository.claim_jobs(story.lease, 9, at(4)) == []
+
+
+async def test_a_claim_waits_for_a_pause_and_takes_nothing(story: Story, url: str) -> None:
+    await story.queue()
+    async with about_to_commit(url, lambda db: sqlite_pause.pause_queue(db, None, at(3), "eve")):
+        claim = asyncio.create_task(story.repository.claim_jobs(story.lease, 9, at(3)))
+        await one_waits(url)
+    assert await claim == []
+
+
+async def test_the_first_controller_of_all_waits_for_a_pause(
+    repository: PostgresJobRepository, url: str
+) -> None:
+    async with about_to_commit(url, lambda db: sqlite_pause.pause_queue(db, None, at(3), "eve")):
+        first = asyncio.create_task(repository.take_over("holder", at(3)))
+        await one_waits(url)
+    assert await repository.claim_jobs(await first, 9, at(4)) == []
+
+
+async def test_of_pauses_at_once_the_first_stands(story: Story) -> None:
+    for n in range(10):
+        pauses = await asyncio.gather(*(story.repository.pause_queue(f"{m}", at(n)) for m in range(4)))
+        assert set(pauses) == {await story.repository.queue_pause()}
+        resumed = await asyncio.gather(*(story.repository.resume_queue(at(n)) for _ in range(4)))
+        assert sorted(resumed) == [False, False, False, True]
+
+
+# -- limits of users -----------------------------------------------------------------------------------------
+
+
+async def test_claims_at_once_take_no_more_of_a_user_than_may_run(story: Story) -> None:
+    await story.repository.set_user_limits(story.user.id, UserLimits(max_running=2), at(0))
+    for n in range(6):
+        await story.queue(n)
+    for seconds in range(10, 15):
+        claims = await asyncio.gather(
+            *(story.repository.claim_jobs(story.lease, 1, at(seconds)) for _ in range(6))
+        )
+        claimed = [attempt for claim in claims for attempt in claim]
+        assert len(claimed) == 2 == len(await story.repository.open_attempts())
+        await asyncio.gather(*(story.release(attempt.fence) for attempt in claimed))
+
+
+async def test_a_claim_waits_for_a_limit_and_keeps_to_it(story: Story, url: str) -> None:
+    for n in range(3):
+        await story.queue(n)
+    await story.claim()
+    async with about_to_commit(url, limited(story, UserLimits(max_running=1))):
+        claim = asyncio.create_task(story.repository.claim_jobs(story.lease, 9, at(3)))
+        await one_waits(url)
+    assert await claim == []
+
+
+async def test_who_just_lost_a_priority_submits_nothing_with_it(story: Story, url: str) -> None:
+    async with about_to_commit(url, limited(story, UserLimits(Priority.LOW))):
+        submission = asyncio.create_task(story.queue())
+        await one_waits(url)
+    with pytest.raises(PriorityNotAllowed):
+        await submission
+
+
+async def test_who_just_lost_a_priority_gives_it_to_no_job(story: Story, url: str) -> None:
+    job = await story.queue(options=JobOptions(priority=Priority.LOW))
+    async with about_to_commit(url, limited(story, UserLimits(Priority.LOW))):
+        change = asyncio.create_task(
+            story.repository.set_priority(job.id, story.user.id, Priority.NORMAL, "ada", at(3))
+        )
+        await one_waits(url)
+    with pytest.raises(PriorityNotAllowed):
+        await change
+
+
+def limited(story: Story, limits: UserLimits) -> Work[Any]:
+    return lambda db: sqlite_accounts.set_user_limits(db, story.user.id, limits, at(3), "eve")
+
+
+# -- changes of a priority -------------------------------------------------------------------------------------
+
+
+async def test_a_priority_given_during_a_claim_is_that_of_the_claimed_job(story: Story, url: str) -> None:
+    job = await story.queue()
+    async with about_to_commit(url, claimed_by(story)):
+        change = asyncio.create_task(story.repository.set_priority(job.id, None, Priority.HIGH, "eve", at(3)))
+        await one_waits(url)
+    changed = await change
+    assert (changed.status, changed.options.priority) == (JobStatus.CLAIMED, Priority.HIGH)
+    assert await story.timeline(job.id) == ["submitted", "claimed", "priority_changed"]
+
+
+async def test_no_priority_is_given_to_a_job_that_just_ends(story: Story, url: str) -> None:
+    job = await story.queue()
+    async with about_to_commit(url, lambda db: sqlite_jobs.request_cancel(db, job.id, None, "eve", at(3))):
+        change = asyncio.create_task(story.repository.set_priority(job.id, None, Priority.HIGH, "eve", at(3)))
+        await one_waits(url)
+    with pytest.raises(JobFinished):
+        await change
+
+
+async def test_a_claim_does_not_wait_for_the_job_whose_priority_just_changes(story: Story, url: str) -> None:
+    first, second = await story.queue(0), await story.queue(1)
+    bob = make_user("bob")
+    await story.repository.create_user(bob)
+    async with about_to_commit(
+        url,
+        lambda db: sqlite_jobs.set_priority(db, first.id, None, Priority.LOW, "eve", at(3), None),
+    ):
+        assert await story.repository.claim_jobs(story.lease, 1, at(3)) == []
+        other = Story(story.repository)
+        other.user, other.lease = bob, story.lease
+        theirs = await other.queue(2)
+        assert (await other.claim(3)).job.id == theirs.id
+    assert [(await story.claim(4)).job.id for _ in range(2)] == [second.id, first.id]
+
+
+async def test_priorities_change_while_jobs_are_claimed(story: Story) -> None:
+    """Each job is claimed once, with the priority it had or was just given, and its timeline has no gap."""
+    for n in range(15):
+        jobs = [await story.queue(n) for _ in range(3)]
+        words = (Priority.LOW, Priority.HIGH, Priority.CRITICAL)
+        claims = asyncio.gather(*(story.repository.claim_jobs(story.lease, 1, at(99)) for _ in range(3)))
+        for job in jobs:
+            await asyncio.gather(
+                *(story.repository.set_priority(job.id, None, word, "eve", at(99)) for word in words)
+            )
+        claimed = [attempt.job.id for claim in await claims for attempt in claim]
+        claimed += [one.job.id for one in await story.repository.claim_jobs(story.lease, 9, at(99))]
+        assert sorted(claimed) == sorted(job.id for job in jobs)
+        for job in jobs:
+            assert sorted(await story.timeline(job.id)) == [
+                "claimed",
+                *["priority_changed"] * 3,
+                "submitted",
+            ]
