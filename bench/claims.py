@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.report import Row
 from ci_common.models import ControllerLease
-from ci_persistence import sqlite_control
+from ci_persistence import sql_control
 from ci_persistence.rows import to_text
 from ci_persistence.sqlite_connection import connect, write_transaction
 from tests.support.database import new_database
@@ -37,7 +37,7 @@ def _alone(root: Path, queued: int) -> Row:
 
 def _one_claim(db: sqlite3.Connection, lease: ControllerLease) -> float:
     began = time.perf_counter()
-    claimed = write_transaction(db, lambda db: sqlite_control.claim_jobs(db, lease, 1, datetime.now(UTC)))
+    claimed = write_transaction(db, lambda db: sql_control.claim_jobs(db, lease, 1, datetime.now(UTC)))
     assert claimed, "the queue is long enough"
     return (time.perf_counter() - began) * 1000
 
@@ -82,6 +82,6 @@ def _crowded(root: Path, queued: int) -> tuple[Path, ControllerLease]:
         [(f"job{number:06}", f"user{number % USERS}", now, now) for number in range(queued)],
     )
     db.execute("COMMIT")
-    lease = write_transaction(db, lambda db: sqlite_control.take_over(db, "bench", datetime.now(UTC)))
+    lease = write_transaction(db, lambda db: sql_control.take_over(db, "bench", datetime.now(UTC)))
     db.close()
     return path, lease

@@ -59,7 +59,7 @@ class Cursor(psycopg.Cursor[Any]):
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that does what our functions use of one of SQLite's."""
+    """A `sql_connection.Connection`."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         """The statement was executed; returns the cursor with its rows."""

@@ -6,12 +6,11 @@ are begun again, as often as time allows, where that is certain to do nothing tw
 
 import asyncio
 import random
-import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
 import psycopg
 from psycopg import errors
@@ -26,7 +25,7 @@ from ci_persistence.postgres_connection import (
 from ci_persistence.postgres_errors import is_lost, translated
 from ci_persistence.postgres_migrations import require_current_schema
 from ci_persistence.settled import settled
-from ci_persistence.sqlite_connection import Work
+from ci_persistence.sql_connection import Work
 
 T = TypeVar("T")
 _Transaction = Callable[[Connection, Callable[[Connection], T]], T]
@@ -55,11 +54,11 @@ class PostgresDatabase:
 
         Raises OutcomeUnknown where the connection was lost so that neither can be said.
         """
-        return await self._run(lambda: self._persist(write_transaction, _as_sqlite(work)))
+        return await self._run(lambda: self._persist(write_transaction, work))
 
     async def read(self, work: Work[T]) -> T:
         """Return what the work read from one consistent snapshot."""
-        return await self._run(lambda: self._persist(read_transaction, _as_sqlite(work)))
+        return await self._run(lambda: self._persist(read_transaction, work))
 
     async def check(self) -> None:
         """The database answers and has the schema of this release."""
@@ -153,11 +152,6 @@ class PostgresDatabase:
 def _can_help(error: psycopg.Error) -> bool:
     """Tell whether the same transaction, of which nothing was committed, may well succeed when it is tried again."""
     return isinstance(error, (*_RACES, *_COLLISIONS, errors.ReadOnlySqlTransaction)) or is_lost(error)
-
-
-def _as_sqlite(work: Work[T]) -> Callable[[Connection], T]:
-    """Return the work for a connection that has all it uses of the one that it names."""
-    return lambda db: work(cast("sqlite3.Connection", db))
 
 
 def _version(db: Connection) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import asyncio
 from ci_persistence.postgres_database import PostgresDatabase
 from ci_persistence.postgres_migrations import migrate
 from ci_persistence.settled import settled
-from ci_persistence.sqlite_repository import SQLJobRepository
+from ci_persistence.sql_repository import SQLJobRepository
 
 
 class PostgresJobRepository(SQLJobRepository):

@@ -1,7 +1,6 @@
 """Rows and models, one from the other: the only place that knows text timestamps, 0/1 booleans and JSON columns."""
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -22,6 +21,7 @@ from ci_common.models import (
     User,
     UserLimits,
 )
+from ci_persistence.sql_connection import Row
 
 
 def to_text(moment: datetime) -> str:
@@ -76,7 +76,7 @@ def data_text(data: Mapping[str, Any]) -> str:
     return json.dumps(dict(data))
 
 
-def user_from(row: sqlite3.Row) -> User:
+def user_from(row: Row) -> User:
     """Return the user in a row of `users`."""
     return User(
         id=row["id"],
@@ -89,7 +89,7 @@ def user_from(row: sqlite3.Row) -> User:
     )
 
 
-def api_key_from(row: sqlite3.Row) -> APIKey:
+def api_key_from(row: Row) -> APIKey:
     """Return the key in a row of `api_keys`."""
     return APIKey(
         id=row["id"],
@@ -112,7 +112,7 @@ def options_from(text: str, rank: int) -> JobOptions:
     return JobOptions(tuple(raw["pytest_args"]), raw["timeout_seconds"], fresh, Priority.of_rank(rank))
 
 
-def job_from(row: sqlite3.Row) -> Job:
+def job_from(row: Row) -> Job:
     """Return the job in a row of `jobs`."""
     return Job(
         id=row["id"],
@@ -140,14 +140,14 @@ def job_from(row: sqlite3.Row) -> Job:
     )
 
 
-def stop_from(row: sqlite3.Row) -> StopIntent | None:
+def stop_from(row: Row) -> StopIntent | None:
     """Return the decision to stop in a row of `attempts`, if one was recorded."""
     if row["stop_reason"] is None:
         return None
     return StopIntent(Reason(row["stop_reason"]), from_text(row["stop_at"]), row["stop_message"])
 
 
-def attempt_from(row: sqlite3.Row, job: Job) -> Attempt:
+def attempt_from(row: Row, job: Job) -> Attempt:
     """Return the attempt in a row of `attempts`, with its job."""
     return Attempt(
         fence=Fence(row["job_id"], row["number"], row["token"]),
@@ -161,7 +161,7 @@ def attempt_from(row: sqlite3.Row, job: Job) -> Attempt:
     )
 
 
-def event_from(row: sqlite3.Row) -> JobEvent:
+def event_from(row: Row) -> JobEvent:
     """Return the event in a row of `job_events`."""
     return JobEvent(
         type=row["type"],
@@ -171,7 +171,7 @@ def event_from(row: sqlite3.Row) -> JobEvent:
     )
 
 
-def audit_event_from(row: sqlite3.Row) -> AuditEvent:
+def audit_event_from(row: Row) -> AuditEvent:
     """Return the event in a row of `audit_events`."""
     return AuditEvent(
         at=from_text(row["at"]),

@@ -1,6 +1,6 @@
 """Domain objects as JSON, built by hand: response models take several times as long.
 
-`ci_server.schemas` describes the same documents for OpenAPI, and `ci_persistence.sqlite_documents` makes whole
+`ci_server.schemas` describes the same documents for OpenAPI, and `ci_persistence.sql_documents` makes whole
 listings of jobs; tests hold them together.
 """
 

@@ -9,10 +9,10 @@ import pytest
 
 from ci_common.job_terms import JobStatus
 from ci_common.models import ControllerLease, JobFilter
-from ci_persistence import sqlite_control, sqlite_queue
+from ci_persistence import sql_control, sql_queue
 from ci_persistence.rows import to_text
+from ci_persistence.sql_listing import list_jobs
 from ci_persistence.sqlite_connection import connect
-from ci_persistence.sqlite_listing import list_jobs
 from tests.support.database import new_database
 from tests.support.repository_contract.story import START, at
 
@@ -47,7 +47,7 @@ def crowded(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 @pytest.fixture
 def lease(crowded: sqlite3.Connection) -> ControllerLease:
-    return sqlite_control.take_over(crowded, "controller", START)
+    return sql_control.take_over(crowded, "controller", START)
 
 
 def finish(db: sqlite3.Connection, job_id: str) -> None:
@@ -65,11 +65,11 @@ def test_row_44_a_small_user_waits_for_one_job_of_each_other_at_most(
     for _ in range(
         USERS
     ):  # everybody else had a turn lately, so that the newcomer does not come first at once
-        [attempt] = sqlite_control.claim_jobs(crowded, lease, 1, at(50))
+        [attempt] = sql_control.claim_jobs(crowded, lease, 1, at(50))
         finish(crowded, attempt.job.id)
         if attempt.job.user_id == NEWCOMER:
             return
-    [attempt] = sqlite_control.claim_jobs(crowded, lease, 1, at(50))
+    [attempt] = sql_control.claim_jobs(crowded, lease, 1, at(50))
     assert attempt.job.user_id == NEWCOMER
 
 
@@ -77,7 +77,7 @@ def test_row_44_nobody_is_claimed_twice_and_all_get_their_turns(
     crowded: sqlite3.Connection, lease: ControllerLease
 ) -> None:
     claimed = [
-        attempt for _ in range(20) for attempt in sqlite_control.claim_jobs(crowded, lease, USERS + 1, at(50))
+        attempt for _ in range(20) for attempt in sql_control.claim_jobs(crowded, lease, USERS + 1, at(50))
     ]
     assert len({attempt.job.id for attempt in claimed}) == len(claimed) == 20 * (USERS + 1)
     by_user = [attempt.job.user_id for attempt in claimed if attempt.job.user_id != NEWCOMER]
@@ -122,14 +122,14 @@ def test_the_only_urgent_job_among_very_many_is_claimed_first(
     crowded: sqlite3.Connection, lease: ControllerLease
 ) -> None:
     crowded.execute("UPDATE jobs SET priority = 1 WHERE id = 'job07777'")
-    [attempt] = sqlite_control.claim_jobs(crowded, lease, 1, at(50))
+    [attempt] = sql_control.claim_jobs(crowded, lease, 1, at(50))
     assert attempt.job.id == "job07777"
 
 
 def steps_of_a_claim(db: sqlite3.Connection, lease: ControllerLease) -> int:
     hundreds: list[None] = []
     db.set_progress_handler(lambda: hundreds.append(None), 100)
-    assert sqlite_control.claim_jobs(db, lease, 1, at(50))
+    assert sql_control.claim_jobs(db, lease, 1, at(50))
     db.set_progress_handler(None, 0)
     return 100 * len(hundreds)
 
@@ -137,11 +137,11 @@ def steps_of_a_claim(db: sqlite3.Connection, lease: ControllerLease) -> int:
 def test_row_44_claiming_uses_its_indexes(crowded: sqlite3.Connection) -> None:
     plan = [
         row["detail"]
-        for row in crowded.execute("EXPLAIN QUERY PLAN " + sqlite_queue.CLAIM, sqlite_queue.times(START))
+        for row in crowded.execute("EXPLAIN QUERY PLAN " + sql_queue.CLAIM, sql_queue.times(START))
     ]
     for index in ("jobs_queued_by_user", "jobs_open_by_user"):
         assert any(index in step for step in plan), plan
     tables = {step for step in plan if re.fullmatch(r"SCAN (jobs|users|head|queued|held)", step)}
     assert not tables, plan
-    turn = [row["detail"] for row in crowded.execute("EXPLAIN QUERY PLAN " + sqlite_queue.TAKE_TURN, ("",))]
+    turn = [row["detail"] for row in crowded.execute("EXPLAIN QUERY PLAN " + sql_queue.TAKE_TURN, ("",))]
     assert any("users_by_last_claim" in step for step in turn), turn

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Generator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from ci_common.errors import (
 from ci_common.job_terms import JobStatus, new_id
 from ci_common.models import ControllerLease, JobFilter, QueueLimits
 from ci_common.stores import Subscription
-from ci_persistence import postgres_connection, postgres_database
+from ci_persistence import postgres_connection, postgres_database, sql_connection
 from ci_persistence.dialect import LOCKED, for_postgresql
 from ci_persistence.log_store import FileLogStore
 from ci_persistence.postgres_change_hub import PostgresChangeHub
@@ -323,8 +323,8 @@ async def test_sessions_in_each_others_way_are_tried_again(story: Story, url: st
     gate = threading.Barrier(2)
     waited: list[bool] = []
 
-    def work(first: str, second: str) -> Callable[[sqlite3.Connection], None]:
-        def both(db: sqlite3.Connection) -> None:
+    def work(first: str, second: str) -> sql_connection.Work[None]:
+        def both(db: sql_connection.Connection) -> None:
             db.execute(f"SELECT 1 FROM jobs WHERE id = ? {LOCKED}", (first,))
             if not waited:
                 gate.wait(10)

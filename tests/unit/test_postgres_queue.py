@@ -12,10 +12,10 @@ import pytest
 from ci_common.errors import JobFinished, PriorityNotAllowed
 from ci_common.job_terms import JobOptions, JobStatus, Priority
 from ci_common.models import UserLimits
-from ci_persistence import sqlite_accounts, sqlite_control, sqlite_jobs, sqlite_pause
+from ci_persistence import sql_accounts, sql_control, sql_jobs, sql_pause
 from ci_persistence.postgres_database import PostgresDatabase
 from ci_persistence.postgres_repository import PostgresJobRepository
-from ci_persistence.sqlite_connection import Work
+from ci_persistence.sql_connection import Work
 from tests.support.eventually import eventually
 from tests.support.postgres import drop_postgres, new_postgres
 from tests.support.repository_contract.story import Story, at, make_user
@@ -75,7 +75,7 @@ def _is_held_up(url: str) -> bool:
 
 
 def claimed_by(story: Story) -> Work[Any]:
-    return lambda db: sqlite_control.claim_jobs(db, story.lease, 1, at(3))
+    return lambda db: sql_control.claim_jobs(db, story.lease, 1, at(3))
 
 
 # -- pauses ------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ async def test_a_pause_stands_when_whatever_was_just_claimed_is_claimed(story: S
 
 async def test_a_claim_waits_for_a_pause_and_takes_nothing(story: Story, url: str) -> None:
     await story.queue()
-    async with about_to_commit(url, lambda db: sqlite_pause.pause_queue(db, None, at(3), "eve")):
+    async with about_to_commit(url, lambda db: sql_pause.pause_queue(db, None, at(3), "eve")):
         claim = asyncio.create_task(story.repository.claim_jobs(story.lease, 9, at(3)))
         await one_waits(url)
     assert await claim == []
@@ -104,7 +104,7 @@ async def test_a_claim_waits_for_a_pause_and_takes_nothing(story: Story, url: st
 async def test_the_first_controller_of_all_waits_for_a_pause(
     repository: PostgresJobRepository, url: str
 ) -> None:
-    async with about_to_commit(url, lambda db: sqlite_pause.pause_queue(db, None, at(3), "eve")):
+    async with about_to_commit(url, lambda db: sql_pause.pause_queue(db, None, at(3), "eve")):
         first = asyncio.create_task(repository.take_over("holder", at(3)))
         await one_waits(url)
     assert await repository.claim_jobs(await first, 9, at(4)) == []
@@ -164,7 +164,7 @@ async def test_who_just_lost_a_priority_gives_it_to_no_job(story: Story, url: st
 
 
 def limited(story: Story, limits: UserLimits) -> Work[Any]:
-    return lambda db: sqlite_accounts.set_user_limits(db, story.user.id, limits, at(3), "eve")
+    return lambda db: sql_accounts.set_user_limits(db, story.user.id, limits, at(3), "eve")
 
 
 # -- changes of a priority -------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ async def test_a_priority_given_during_a_claim_is_that_of_the_claimed_job(story:
 
 async def test_no_priority_is_given_to_a_job_that_just_ends(story: Story, url: str) -> None:
     job = await story.queue()
-    async with about_to_commit(url, lambda db: sqlite_jobs.request_cancel(db, job.id, None, "eve", at(3))):
+    async with about_to_commit(url, lambda db: sql_jobs.request_cancel(db, job.id, None, "eve", at(3))):
         change = asyncio.create_task(story.repository.set_priority(job.id, None, Priority.HIGH, "eve", at(3)))
         await one_waits(url)
     with pytest.raises(JobFinished):
@@ -195,7 +195,7 @@ async def test_a_claim_does_not_wait_for_the_job_whose_priority_just_changes(sto
     await story.repository.create_user(bob)
     async with about_to_commit(
         url,
-        lambda db: sqlite_jobs.set_priority(db, first.id, None, Priority.LOW, "eve", at(3), None),
+        lambda db: sql_jobs.set_priority(db, first.id, None, Priority.LOW, "eve", at(3), None),
     ):
         assert await story.repository.claim_jobs(story.lease, 1, at(3)) == []
         other = Story(story.repository)

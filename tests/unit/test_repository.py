@@ -21,12 +21,12 @@ from ci_common.errors import (
 from ci_common.job_terms import JobStatus
 from ci_common.models import JobFilter
 from ci_common.repository import JobRepository
-from ci_persistence import sqlite_control
+from ci_persistence import sql_control
 from ci_persistence.postgres_repository import PostgresJobRepository
 from ci_persistence.rows import from_text, to_text
+from ci_persistence.sql_listing import listing_query
 from ci_persistence.sqlite_connection import HAS_WAL_RESET_BUG, connect
 from ci_persistence.sqlite_errors import translated
-from ci_persistence.sqlite_listing import listing_query
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 from tests.support.database import new_database
 from tests.support.postgres import drop_postgres, is_locked, new_postgres
@@ -205,9 +205,9 @@ def test_connections_are_set_up_by_our_rules(path: Path) -> None:
 
 Parameters = tuple[str, ...] | dict[str, str] | list[str | int]
 FREQUENT: list[tuple[tuple[str, Parameters], str]] = [
-    ((sqlite_control.COUNT_QUEUED, {"now": "", "unbelievable": ""}), "jobs_queued"),
-    ((sqlite_control.OPEN_ATTEMPTS, {}), "attempts_open"),
-    ((sqlite_control.EXPIRED, ("",)), "jobs_queued_since"),
+    ((sql_control.COUNT_QUEUED, {"now": "", "unbelievable": ""}), "jobs_queued"),
+    ((sql_control.OPEN_ATTEMPTS, {}), "attempts_open"),
+    ((sql_control.EXPIRED, ("",)), "jobs_queued_since"),
     (listing_query(JobFilter()), "jobs_by_age"),
     (listing_query(JobFilter(limit=20, created_before=START)), "jobs_by_age"),
     (listing_query(JobFilter(user_id="u", limit=20)), "jobs_by_user"),

@@ -1,20 +1,20 @@
 """SQL about users and API keys. Each function runs inside a transaction that its caller opened."""
 
-import sqlite3
 from datetime import datetime
 from typing import Literal
 
 from ci_common.errors import AlreadyExists, Conflict, NotFound
 from ci_common.models import APIKey, AuditAction, AuditEvent, User, UserLimits
-from ci_persistence import sqlite_jobs
+from ci_persistence import sql_jobs
 from ci_persistence.dialect import LOCKED, NO_CLAIM_MEANWHILE
 from ci_persistence.rows import api_key_from, optional_text, scopes_text, to_text, user_from
-from ci_persistence.sqlite_audit import append_audit
+from ci_persistence.sql_audit import append_audit
+from ci_persistence.sql_connection import Connection
 
 _LIVE_KEYS_OF_ONE_NAME = 2  # the one in use and its successor
 
 
-def create_user(db: sqlite3.Connection, user: User, by: str) -> None:
+def create_user(db: Connection, user: User, by: str) -> None:
     """The user exists; raises AlreadyExists."""
     if get_user_by_email(db, user.email) is not None:
         raise AlreadyExists(f"There is a user with the e-mail address {user.email} already.")
@@ -37,26 +37,24 @@ def create_user(db: sqlite3.Connection, user: User, by: str) -> None:
     append_audit(db, AuditEvent(user.created_at, by, AuditAction.USER_CREATE, user.id, details))
 
 
-def get_user(db: sqlite3.Connection, user_id: str) -> User | None:
+def get_user(db: Connection, user_id: str) -> User | None:
     """Return the user with that id."""
     row = db.execute("SELECT * FROM users WHERE id = ?", (user_id,)).fetchone()
     return None if row is None else user_from(row)
 
 
-def get_user_by_email(db: sqlite3.Connection, email: str) -> User | None:
+def get_user_by_email(db: Connection, email: str) -> User | None:
     """Return the user with that address, compared without case."""
     row = db.execute("SELECT * FROM users WHERE email_folded = ?", (email.casefold(),)).fetchone()
     return None if row is None else user_from(row)
 
 
-def list_users(db: sqlite3.Connection) -> list[User]:
+def list_users(db: Connection) -> list[User]:
     """Return all users, oldest first."""
     return [user_from(row) for row in db.execute("SELECT * FROM users ORDER BY created_at, id")]
 
 
-def set_user_active(
-    db: sqlite3.Connection, user_id: str, active: bool, now: datetime, by: str
-) -> User | None:
+def set_user_active(db: Connection, user_id: str, active: bool, now: datetime, by: str) -> User | None:
     """The user is (in)active; deactivating ends the user's jobs too."""
     row = db.execute(
         "UPDATE users SET is_active = ? WHERE id = ? RETURNING *", (int(active), user_id)
@@ -67,14 +65,12 @@ def set_user_active(
     action = AuditAction.USER_ACTIVATE if active else AuditAction.USER_DEACTIVATE
     append_audit(db, AuditEvent(now, by, action, user_id, {"email": user.email}))
     if not active:
-        for job_id in sqlite_jobs.unfinished_jobs(db, user_id):
-            sqlite_jobs.request_cancel(db, job_id, None, by, now)
+        for job_id in sql_jobs.unfinished_jobs(db, user_id):
+            sql_jobs.request_cancel(db, job_id, None, by, now)
     return user
 
 
-def set_user_limits(
-    db: sqlite3.Connection, user_id: str, limits: UserLimits, now: datetime, by: str
-) -> User | None:
+def set_user_limits(db: Connection, user_id: str, limits: UserLimits, now: datetime, by: str) -> User | None:
     """The limits hold for the user, and for whatever is claimed from then on."""
     db.execute(NO_CLAIM_MEANWHILE)
     row = db.execute(
@@ -89,7 +85,7 @@ def set_user_limits(
     return user
 
 
-def create_api_key(db: sqlite3.Connection, key: APIKey, by: str) -> None:
+def create_api_key(db: Connection, key: APIKey, by: str) -> None:
     """The key is stored; raises NotFound for an unknown owner."""
     owner = get_user(db, key.user_id)
     if owner is None:
@@ -99,7 +95,7 @@ def create_api_key(db: sqlite3.Connection, key: APIKey, by: str) -> None:
 
 
 def rotate_api_key(
-    db: sqlite3.Connection, key_id: str, successor: APIKey, keep_until: datetime, by: str
+    db: Connection, key_id: str, successor: APIKey, keep_until: datetime, by: str
 ) -> APIKey | None:
     """The successor is stored and the key ends then at the latest; raises Conflict."""
     found = _key_and_owner(db, "id", key_id)
@@ -119,7 +115,7 @@ def rotate_api_key(
     return api_key_from(row)
 
 
-def _require_room_for_successor(db: sqlite3.Connection, key: APIKey, owner: User, now: datetime) -> None:
+def _require_room_for_successor(db: Connection, key: APIKey, owner: User, now: datetime) -> None:
     if not owner.is_active:
         raise Conflict(f"{owner.email} is deactivated: none of the keys works.")
     if not key.is_usable(now):
@@ -145,7 +141,7 @@ def _told(key: APIKey, owner: User) -> dict[str, str | None]:
     }
 
 
-def _insert_key(db: sqlite3.Connection, key: APIKey) -> None:
+def _insert_key(db: Connection, key: APIKey) -> None:
     db.execute(
         "INSERT INTO api_keys (id, user_id, name, key_hash, prefix, scopes, created_at, expires_at, last_used_at, "
         "is_active) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -164,7 +160,7 @@ def _insert_key(db: sqlite3.Connection, key: APIKey) -> None:
     )
 
 
-def list_api_keys(db: sqlite3.Connection, user_id: str | None) -> list[APIKey]:
+def list_api_keys(db: Connection, user_id: str | None) -> list[APIKey]:
     """Return the keys of a user, or all, oldest first."""
     if user_id is None:
         rows = db.execute("SELECT * FROM api_keys ORDER BY created_at, id")
@@ -173,12 +169,12 @@ def list_api_keys(db: sqlite3.Connection, user_id: str | None) -> list[APIKey]:
     return [api_key_from(row) for row in rows]
 
 
-def find_api_key(db: sqlite3.Connection, prefix: str) -> tuple[APIKey, User] | None:
+def find_api_key(db: Connection, prefix: str) -> tuple[APIKey, User] | None:
     """Return the key with that public part and its owner."""
     return _key_and_owner(db, "prefix", prefix)
 
 
-def revoke_api_key(db: sqlite3.Connection, key_id: str, now: datetime, by: str) -> APIKey | None:
+def revoke_api_key(db: Connection, key_id: str, now: datetime, by: str) -> APIKey | None:
     """The key is inactive, and is returned."""
     db.execute("UPDATE api_keys SET is_active = 0 WHERE id = ?", (key_id,))
     found = _key_and_owner(db, "id", key_id)
@@ -189,9 +185,7 @@ def revoke_api_key(db: sqlite3.Connection, key_id: str, now: datetime, by: str) 
     return key
 
 
-def _key_and_owner(
-    db: sqlite3.Connection, column: Literal["id", "prefix"], value: str
-) -> tuple[APIKey, User] | None:
+def _key_and_owner(db: Connection, column: Literal["id", "prefix"], value: str) -> tuple[APIKey, User] | None:
     row = db.execute(f"SELECT * FROM api_keys WHERE {column} = ?", (value,)).fetchone()  # noqa: S608  (two words)
     if row is None:
         return None
@@ -200,7 +194,7 @@ def _key_and_owner(
     return api_key_from(row), owner
 
 
-def touch_api_key(db: sqlite3.Connection, key_id: str, at: datetime) -> None:
+def touch_api_key(db: Connection, key_id: str, at: datetime) -> None:
     """`last_used_at` is at least that."""
     text = to_text(at)
     db.execute(

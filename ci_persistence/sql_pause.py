@@ -1,23 +1,23 @@
-"""SQL of pausing the queue: the row whose presence lets `sqlite_queue.CLAIM` take nothing."""
+"""SQL of pausing the queue: the row whose presence lets `sql_queue.CLAIM` take nothing."""
 
-import sqlite3
 from datetime import datetime
 
 from ci_common.models import AuditAction, AuditEvent, QueuePause
 from ci_persistence.dialect import NO_CLAIM_MEANWHILE
 from ci_persistence.rows import from_text, to_text
-from ci_persistence.sqlite_audit import append_audit
+from ci_persistence.sql_audit import append_audit
+from ci_persistence.sql_connection import Connection
 
 _SUBJECT = "queue"
 
 
-def queue_pause(db: sqlite3.Connection) -> QueuePause | None:
+def queue_pause(db: Connection) -> QueuePause | None:
     """Return the pause in force."""
     row = db.execute("SELECT at, by, reason FROM queue_pause").fetchone()
     return None if row is None else QueuePause(from_text(row["at"]), row["by"], row["reason"])
 
 
-def pause_queue(db: sqlite3.Connection, reason: str | None, now: datetime, by: str) -> QueuePause:
+def pause_queue(db: Connection, reason: str | None, now: datetime, by: str) -> QueuePause:
     """The queue is paused, once what is just being claimed is claimed; an earlier pause stands."""
     db.execute(NO_CLAIM_MEANWHILE)
     earlier = queue_pause(db)
@@ -28,7 +28,7 @@ def pause_queue(db: sqlite3.Connection, reason: str | None, now: datetime, by: s
     return QueuePause(now, by, reason)
 
 
-def resume_queue(db: sqlite3.Connection, now: datetime, by: str) -> bool:
+def resume_queue(db: Connection, now: datetime, by: str) -> bool:
     """The queue goes on, and nobody waited too long for having waited for that."""
     if not db.execute("DELETE FROM queue_pause").rowcount:
         return False

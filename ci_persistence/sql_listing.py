@@ -1,12 +1,12 @@
 """The SQL of job listings: filters, newest first, pages that continue at a key and not at a count."""
 
 import base64
-import sqlite3
 from dataclasses import dataclass, field
 
 from ci_common.errors import InvalidRequest
 from ci_common.models import Job, JobFilter, JobPage
 from ci_persistence.rows import from_text, job_from, to_text
+from ci_persistence.sql_connection import Connection
 
 _LONGEST_CURSOR = 400
 
@@ -79,7 +79,7 @@ def listing_query(job_filter: JobFilter, columns: str = "*") -> tuple[str, list[
     return f"{sql} LIMIT ?", [*where.values, job_filter.limit + 1]
 
 
-def list_jobs(db: sqlite3.Connection, job_filter: JobFilter) -> JobPage:
+def list_jobs(db: Connection, job_filter: JobFilter) -> JobPage:
     """Return one page, newest first."""
     jobs = [job_from(row) for row in db.execute(*listing_query(job_filter))]
     if job_filter.limit is None or len(jobs) <= job_filter.limit:

@@ -1,16 +1,16 @@
 """SQL of the daily totals: how many jobs of each user ended how on which day, whatever is pruned later."""
 
-import sqlite3
 from datetime import date
 
 from ci_common.job_terms import Reason
 from ci_common.models import DailyTotal, Job
 from ci_persistence.rows import to_text
+from ci_persistence.sql_connection import Connection
 
 PASSED = "passed"  # the outcome of a job without a reason
 
 
-def count_end(db: sqlite3.Connection, job: Job) -> None:
+def count_end(db: Connection, job: Job) -> None:
     """The job, which ended in this transaction, is counted."""
     assert job.end_time is not None, f"job {job.id} is {job.status}"
     db.execute(
@@ -20,7 +20,7 @@ def count_end(db: sqlite3.Connection, job: Job) -> None:
     )
 
 
-def daily_totals(db: sqlite3.Connection, since: date | None) -> list[DailyTotal]:
+def daily_totals(db: Connection, since: date | None) -> list[DailyTotal]:
     """Return the totals from that day on, the latest day first."""
     rows = db.execute(
         "SELECT * FROM daily_totals WHERE day >= ? ORDER BY day DESC, user_id, outcome",

@@ -1,6 +1,5 @@
 """SQL of an attempt's holder: every write names the fence and touches nothing when that is stale."""
 
-import sqlite3
 from datetime import datetime
 
 from ci_common.job_terms import JobStatus, JobVerdict, Reason
@@ -8,7 +7,8 @@ from ci_common.models import Fence, ImageUse, Job, JobEvent, LogSeal, StopIntent
 from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import from_text, job_from, optional_text, stop_from, to_text
-from ci_persistence.sqlite_timeline import end, lock_job, move
+from ci_persistence.sql_connection import Connection, Row
+from ci_persistence.sql_timeline import end, lock_job, move
 
 IMAGE_USES = (
     "SELECT image_id, max(started_at) AS last_at, count(*) > count(ended_at) AS is_open FROM attempts "
@@ -17,11 +17,11 @@ IMAGE_USES = (
 _FENCED = "job_id = :job AND number = :attempt AND token = :token AND ended_at IS NULL"
 
 
-def _held(db: sqlite3.Connection, fence: Fence) -> sqlite3.Row | None:
+def _held(db: Connection, fence: Fence) -> Row | None:
     return db.execute(f"SELECT * FROM attempts WHERE {_FENCED} {LOCKED}", _names(fence)).fetchone()  # noqa: S608
 
 
-def _update(db: sqlite3.Connection, fence: Fence, columns: dict[str, str | int | None]) -> None:
+def _update(db: Connection, fence: Fence, columns: dict[str, str | int | None]) -> None:
     changes = ", ".join(f"{name} = :{name}" for name in columns)
     sql = f"UPDATE attempts SET {changes} WHERE {_FENCED}"  # noqa: S608  (names of columns, all from this module)
     changed = db.execute(sql, {**columns, **_names(fence)}).rowcount
@@ -33,7 +33,7 @@ def _names(fence: Fence) -> dict[str, str | int]:
 
 
 def mark_started(
-    db: sqlite3.Connection,
+    db: Connection,
     fence: Fence,
     container_id: str,
     image_id: str,
@@ -66,7 +66,7 @@ def mark_started(
     return True
 
 
-def image_uses(db: sqlite3.Connection) -> dict[str, ImageUse]:
+def image_uses(db: Connection) -> dict[str, ImageUse]:
     """Return the last use of every image that an attempt was started in, by its id."""
     return {
         row["image_id"]: ImageUse(from_text(row["last_at"]), bool(row["is_open"]))
@@ -74,7 +74,7 @@ def image_uses(db: sqlite3.Connection) -> dict[str, ImageUse]:
     }
 
 
-def mark_begun(db: sqlite3.Connection, fence: Fence, now: datetime) -> bool:
+def mark_begun(db: Connection, fence: Fence, now: datetime) -> bool:
     """The attempt is charged from its first call on."""
     held = _held(db, fence)
     if held is None:
@@ -85,7 +85,7 @@ def mark_begun(db: sqlite3.Connection, fence: Fence, now: datetime) -> bool:
 
 
 def record_stop(
-    db: sqlite3.Connection, fence: Fence, reason: Reason, message: str | None, now: datetime
+    db: Connection, fence: Fence, reason: Reason, message: str | None, now: datetime
 ) -> StopIntent | None:
     """The first decision to stop stands, and is returned."""
     held = _held(db, fence)
@@ -99,7 +99,7 @@ def record_stop(
 
 
 def finish_attempt(
-    db: sqlite3.Connection, fence: Fence, final: JobVerdict, log: LogSeal | None, now: datetime
+    db: Connection, fence: Fence, final: JobVerdict, log: LogSeal | None, now: datetime
 ) -> bool:
     """The attempt has ended, the job is terminal; False also where the table of transitions forbids it."""
     if _held(db, fence) is None or end(db, fence.job_id, final, now, log) is None:
@@ -109,7 +109,7 @@ def finish_attempt(
 
 
 def release_attempt(
-    db: sqlite3.Connection,
+    db: Connection,
     fence: Fence,
     reason: Reason,
     message: str,
@@ -138,7 +138,7 @@ def release_attempt(
 
 
 def _queue_again(
-    db: sqlite3.Connection,
+    db: Connection,
     fence: Fence,
     reason: Reason,
     message: str,
@@ -161,13 +161,13 @@ def _queue_again(
     return move(db, fence.job_id, JobStatus.QUEUED, columns, event)
 
 
-def _charged_attempts(db: sqlite3.Connection, job_id: str) -> int:
+def _charged_attempts(db: Connection, job_id: str) -> int:
     query = "SELECT count(*) FROM attempts WHERE job_id = ? AND begun_at IS NOT NULL"
     return int(db.execute(query, (job_id,)).fetchone()[0])
 
 
 def _end_attempt(
-    db: sqlite3.Connection,
+    db: Connection,
     fence: Fence,
     reason: Reason | None,
     message: str | None,

@@ -1,6 +1,5 @@
 """SQL of what one user is told of the queue: the places of the user's jobs, and what decides on them."""
 
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -8,10 +7,11 @@ from statistics import median
 from ci_common.job_terms import JobStatus
 from ci_common.models import Job, QueuePlace, QueueView
 from ci_persistence.rows import from_text, job_from
-from ci_persistence.sqlite_control import controller_state
-from ci_persistence.sqlite_pause import queue_pause
-from ci_persistence.sqlite_queue import user_queues
-from ci_persistence.sqlite_timeline import OPEN
+from ci_persistence.sql_connection import Connection
+from ci_persistence.sql_control import controller_state
+from ci_persistence.sql_pause import queue_pause
+from ci_persistence.sql_queue import user_queues
+from ci_persistence.sql_timeline import OPEN
 from ci_persistence.turns import Foresight
 
 _RECENT = 50  # completed jobs whose runs say how long the next ones may take
@@ -29,7 +29,7 @@ RUNS = f"""
 """  # noqa: S608  (constants of this module)
 
 
-def queue_view(db: sqlite3.Connection, user_id: str, limit: int) -> QueueView:
+def queue_view(db: Connection, user_id: str, limit: int) -> QueueView:
     """Return the places of the user's first queued jobs."""
     jobs = [job_from(row) for row in db.execute(MINE, (user_id, limit))]
     held = f"SELECT count(*) FROM jobs WHERE user_id = ? AND status IN {OPEN}"  # noqa: S608
@@ -44,7 +44,7 @@ def queue_view(db: sqlite3.Connection, user_id: str, limit: int) -> QueueView:
     )
 
 
-def _places(db: sqlite3.Connection, user_id: str, jobs: Sequence[Job]) -> Iterator[QueuePlace]:
+def _places(db: Connection, user_id: str, jobs: Sequence[Job]) -> Iterator[QueuePlace]:
     if not jobs:
         return
     foresight = Foresight(user_id, user_queues(db, jobs[-1].options.priority.rank))
@@ -55,7 +55,7 @@ def _places(db: sqlite3.Connection, user_id: str, jobs: Sequence[Job]) -> Iterat
         ahead[rank] += 1
 
 
-def _median_run(db: sqlite3.Connection) -> float | None:
+def _median_run(db: Connection) -> float | None:
     runs = [
         (from_text(row["end_time"]) - from_text(row["start_time"])).total_seconds()
         for row in db.execute(RUNS)

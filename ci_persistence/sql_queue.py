@@ -5,13 +5,13 @@ longest ago, and of each user the oldest job. So a user with one job waits for a
 however many those have queued.
 """
 
-import sqlite3
 from datetime import datetime, timedelta
 
 from ci_common.job_terms import JobStatus
 from ci_persistence.dialect import UNLOCKED_HEAD
 from ci_persistence.rows import to_text
-from ci_persistence.sqlite_timeline import OPEN, predecessors, status_list
+from ci_persistence.sql_connection import Connection
+from ci_persistence.sql_timeline import OPEN, predecessors, status_list
 from ci_persistence.turns import Foresight, UserQueue
 
 # Longer than any job backs off: what is to wait beyond that was written before the wall clock was set back.
@@ -78,7 +78,7 @@ def times(now: datetime) -> dict[str, str]:
     return {"now": to_text(now), "unbelievable": to_text(now + _LONGEST_BACKOFF)}
 
 
-def queue_position(db: sqlite3.Connection, job_id: str) -> int | None:
+def queue_position(db: Connection, job_id: str) -> int | None:
     """Return how many queued jobs come before this one as things stand, None if it is not queued."""
     row = db.execute(
         "SELECT user_id, priority, created_at FROM jobs WHERE id = ? AND status = 'queued'", (job_id,)
@@ -94,6 +94,6 @@ def queue_position(db: sqlite3.Connection, job_id: str) -> int | None:
     return foresight.claims_before(row["priority"], ahead)
 
 
-def user_queues(db: sqlite3.Connection, rank: int) -> list[UserQueue]:
+def user_queues(db: Connection, rank: int) -> list[UserQueue]:
     """Return what is queued, by user and class, up to the class of that rank."""
     return [UserQueue(*found) for found in db.execute(_QUEUES, (rank,))]

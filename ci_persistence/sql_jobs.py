@@ -1,6 +1,5 @@
 """SQL about jobs as their owners see them. Each function runs inside a transaction that its caller opened."""
 
-import sqlite3
 from datetime import datetime
 
 from ci_common.errors import (
@@ -19,17 +18,16 @@ from ci_common.models import AuditAction, AuditEvent, Idempotency, Job, JobEvent
 from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import event_from, job_from, options_text, to_text
-from ci_persistence.sqlite_audit import append_audit
-from ci_persistence.sqlite_timeline import append_event, end, lock_job
+from ci_persistence.sql_audit import append_audit
+from ci_persistence.sql_connection import Connection
+from ci_persistence.sql_timeline import append_event, end, lock_job
 
 _PRIORITY_CHANGED = "priority_changed"
 _MOST_CHANGES = 20  # of a job's priority by its owner, so that nobody can fill the timeline
 _UNFINISHED = tuple(status for status in JobStatus if not status.is_terminal)
 
 
-def create_job(
-    db: sqlite3.Connection, job: Job, idempotency: Idempotency | None, limits: QueueLimits | None
-) -> Job:
+def create_job(db: Connection, job: Job, idempotency: Idempotency | None, limits: QueueLimits | None) -> Job:
     """The job is queued; an equal earlier submission under the same idempotency key is returned instead."""
     assert job.status is JobStatus.QUEUED, f"a new job is queued, not {job.status}"
     require_active_owner(db, job.user_id)
@@ -47,7 +45,7 @@ def create_job(
     return _known_job(db, job.id)
 
 
-def check_room(db: sqlite3.Connection, user_id: str, limits: QueueLimits) -> None:
+def check_room(db: Connection, user_id: str, limits: QueueLimits) -> None:
     """The queue has room for one more job of the user; raises TooManyRequests or QueueFull otherwise."""
     if (
         _count(db, "SELECT count(*) FROM jobs WHERE status = 'queued' AND user_id = ?", user_id)
@@ -60,18 +58,18 @@ def check_room(db: sqlite3.Connection, user_id: str, limits: QueueLimits) -> Non
         raise QueueFull("The queue is full; submit again later.", retry_after=30)
 
 
-def _count(db: sqlite3.Connection, query: str, *values: str) -> int:
+def _count(db: Connection, query: str, *values: str) -> int:
     return int(db.execute(query, values).fetchone()[0])
 
 
-def require_active_owner(db: sqlite3.Connection, user_id: str) -> None:
+def require_active_owner(db: Connection, user_id: str) -> None:
     """The user may act; raises Unauthorized for one who was locked out meanwhile."""
     owner = db.execute(f"SELECT is_active FROM users WHERE id = ? {LOCKED}", (user_id,)).fetchone()  # noqa: S608
     if owner is None or not owner["is_active"]:
         raise Unauthorized("There is no valid API key for this request.")
 
 
-def require_priority(db: sqlite3.Connection, user_id: str, wanted: Priority) -> None:
+def require_priority(db: Connection, user_id: str, wanted: Priority) -> None:
     """The user may use that priority until the transaction ends; raises PriorityNotAllowed."""
     found = db.execute(f"SELECT max_priority FROM users WHERE id = ? {LOCKED}", (user_id,)).fetchone()  # noqa: S608
     highest = Priority.of_rank(found["max_priority"])
@@ -89,7 +87,7 @@ def _same_submission(earlier: tuple[Job, str], idempotency: Idempotency) -> Job:
     return job
 
 
-def _insert(db: sqlite3.Connection, job: Job, idempotency: Idempotency | None) -> None:
+def _insert(db: Connection, job: Job, idempotency: Idempotency | None) -> None:
     created_at = to_text(job.created_at)
     db.execute(
         "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, priority, queued_since, "
@@ -109,7 +107,7 @@ def _insert(db: sqlite3.Connection, job: Job, idempotency: Idempotency | None) -
     )
 
 
-def find_idempotent(db: sqlite3.Connection, user_id: str, key: str) -> tuple[Job, str] | None:
+def find_idempotent(db: Connection, user_id: str, key: str) -> tuple[Job, str] | None:
     """Return the job and the fingerprint that a key of that user stands for."""
     row = db.execute(
         "SELECT * FROM jobs WHERE user_id = ? AND idempotency_key = ?", (user_id, key)
@@ -117,7 +115,7 @@ def find_idempotent(db: sqlite3.Connection, user_id: str, key: str) -> tuple[Job
     return None if row is None else (job_from(row), row["idempotency_fingerprint"])
 
 
-def get_job(db: sqlite3.Connection, job_id: str, user_id: str | None) -> Job | None:
+def get_job(db: Connection, job_id: str, user_id: str | None) -> Job | None:
     """Return the job, with `user_id` only if it is that user's."""
     row = db.execute(
         "SELECT * FROM jobs WHERE id = :job AND user_id = coalesce(:user, user_id)",
@@ -126,7 +124,7 @@ def get_job(db: sqlite3.Connection, job_id: str, user_id: str | None) -> Job | N
     return None if row is None else job_from(row)
 
 
-def unfinished_jobs(db: sqlite3.Connection, user_id: str) -> list[str]:
+def unfinished_jobs(db: Connection, user_id: str) -> list[str]:
     """Return the ids of the user's jobs that are not terminal."""
     marks = ", ".join("?" * len(_UNFINISHED))
     rows = db.execute(
@@ -137,7 +135,7 @@ def unfinished_jobs(db: sqlite3.Connection, user_id: str) -> list[str]:
 
 
 def request_cancel(
-    db: sqlite3.Connection,
+    db: Connection,
     job_id: str,
     user_id: str | None,
     by: str,
@@ -161,7 +159,7 @@ def request_cancel(
 
 
 def set_priority(
-    db: sqlite3.Connection,
+    db: Connection,
     job_id: str,
     user_id: str | None,
     priority: Priority,
@@ -187,7 +185,7 @@ def set_priority(
     return _known_job(db, job_id)
 
 
-def _require_few_changes(db: sqlite3.Connection, job_id: str) -> None:
+def _require_few_changes(db: Connection, job_id: str) -> None:
     changes = db.execute(
         "SELECT count(*) FROM job_events WHERE job_id = ? AND type = ?", (job_id, _PRIORITY_CHANGED)
     ).fetchone()[0]
@@ -197,7 +195,7 @@ def _require_few_changes(db: sqlite3.Connection, job_id: str) -> None:
         )
 
 
-def _unfinished_job(db: sqlite3.Connection, job_id: str, user_id: str | None) -> Job:
+def _unfinished_job(db: Connection, job_id: str, user_id: str | None) -> Job:
     """Return the job, which stays as it is until the transaction ends; raises JobNotFound or JobFinished."""
     lock_job(db, job_id)
     job = get_job(db, job_id, user_id)
@@ -208,13 +206,13 @@ def _unfinished_job(db: sqlite3.Connection, job_id: str, user_id: str | None) ->
     return job
 
 
-def _known_job(db: sqlite3.Connection, job_id: str) -> Job:
+def _known_job(db: Connection, job_id: str) -> Job:
     job = get_job(db, job_id, None)
     assert job is not None, "it was there in this transaction"
     return job
 
 
-def add_event(db: sqlite3.Connection, job_id: str, event: JobEvent) -> None:
+def add_event(db: Connection, job_id: str, event: JobEvent) -> None:
     """The event is the last of the job's timeline; raises JobNotFound."""
     lock_job(db, job_id)
     if get_job(db, job_id, None) is None:
@@ -222,7 +220,7 @@ def add_event(db: sqlite3.Connection, job_id: str, event: JobEvent) -> None:
     append_event(db, job_id, event)
 
 
-def get_events(db: sqlite3.Connection, job_id: str, from_index: int) -> list[JobEvent]:
+def get_events(db: Connection, job_id: str, from_index: int) -> list[JobEvent]:
     """Return the timeline from that index on."""
     rows = db.execute(
         "SELECT * FROM job_events WHERE job_id = ? AND position >= ? ORDER BY position", (job_id, from_index)

@@ -1,7 +1,6 @@
 """SQL of the control plane: the controller row, claiming, expiry. Only the holder of the lease changes anything."""
 
 import secrets
-import sqlite3
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
@@ -10,9 +9,10 @@ from ci_common.models import Attempt, ControllerLease, ControllerState, JobEvent
 from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import attempt_from, from_text, job_from, to_text
-from ci_persistence.sqlite_pause import queue_pause
-from ci_persistence.sqlite_queue import CLAIM, COUNT_QUEUED, TAKE_TURN, times
-from ci_persistence.sqlite_timeline import OPEN, append_event, end
+from ci_persistence.sql_connection import Connection
+from ci_persistence.sql_pause import queue_pause
+from ci_persistence.sql_queue import CLAIM, COUNT_QUEUED, TAKE_TURN, times
+from ci_persistence.sql_timeline import OPEN, append_event, end
 
 OPEN_ATTEMPTS = f"""
     SELECT attempts.* FROM attempts JOIN jobs ON jobs.id = attempts.job_id
@@ -26,12 +26,12 @@ def new_token() -> str:
     return secrets.token_hex(16)
 
 
-def instance_id(db: sqlite3.Connection) -> str:
+def instance_id(db: Connection) -> str:
     """Return the identity that the migrator gave this installation."""
     return str(db.execute("SELECT instance_id FROM installation").fetchone()[0])
 
 
-def take_over(db: sqlite3.Connection, holder: str, now: datetime) -> ControllerLease:
+def take_over(db: Connection, holder: str, now: datetime) -> ControllerLease:
     """The holder is the controller and every open attempt has a new token."""
     epoch = db.execute(
         "INSERT INTO controller (id, epoch, holder, heartbeat_at) VALUES (1, 1, :holder, :now) "
@@ -47,7 +47,7 @@ def take_over(db: sqlite3.Connection, holder: str, now: datetime) -> ControllerL
     return ControllerLease(epoch, holder)
 
 
-def heartbeat(db: sqlite3.Connection, lease: ControllerLease, now: datetime, note: str | None) -> bool:
+def heartbeat(db: Connection, lease: ControllerLease, now: datetime, note: str | None) -> bool:
     """The heartbeat is renewed; False: the lease is somebody else's by now."""
     changed = db.execute(
         "UPDATE controller SET heartbeat_at = ?, note = ? WHERE epoch = ? AND holder = ?",
@@ -56,7 +56,7 @@ def heartbeat(db: sqlite3.Connection, lease: ControllerLease, now: datetime, not
     return changed.rowcount == 1
 
 
-def controller_state(db: sqlite3.Connection) -> ControllerState | None:
+def controller_state(db: Connection) -> ControllerState | None:
     """Return what is known of the controller."""
     row = db.execute("SELECT * FROM controller").fetchone()
     if row is None:
@@ -64,18 +64,18 @@ def controller_state(db: sqlite3.Connection) -> ControllerState | None:
     return ControllerState(row["epoch"], row["holder"], from_text(row["heartbeat_at"]), row["note"])
 
 
-def holds(db: sqlite3.Connection, lease: ControllerLease) -> bool:
+def holds(db: Connection, lease: ControllerLease) -> bool:
     """Tell whether the lease is the valid one, as it then is until the transaction ends."""
     query = f"SELECT 1 FROM controller WHERE epoch = ? AND holder = ? {LOCKED}"  # noqa: S608
     return db.execute(query, (lease.epoch, lease.holder)).fetchone() is not None
 
 
-def count_queued(db: sqlite3.Connection, now: datetime) -> int:
+def count_queued(db: Connection, now: datetime) -> int:
     """Return how many jobs could be claimed now."""
     return int(db.execute(COUNT_QUEUED, times(now)).fetchone()[0])
 
 
-def claim_jobs(db: sqlite3.Connection, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
+def claim_jobs(db: Connection, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
     """Up to `limit` jobs are claimed, as users take turns; none when the lease is stale."""
     claimed: list[Attempt] = []
     if not holds(db, lease):  # once: within a transaction it stays as it is
@@ -85,7 +85,7 @@ def claim_jobs(db: sqlite3.Connection, lease: ControllerLease, limit: int, now: 
     return claimed
 
 
-def _claim_one(db: sqlite3.Connection, lease: ControllerLease, now: datetime) -> Attempt | None:
+def _claim_one(db: Connection, lease: ControllerLease, now: datetime) -> Attempt | None:
     row = db.execute(CLAIM, times(now)).fetchone()
     if row is None:
         return None
@@ -99,7 +99,7 @@ def _claim_one(db: sqlite3.Connection, lease: ControllerLease, now: datetime) ->
     return attempt_from(inserted, job)
 
 
-def open_attempts(db: sqlite3.Connection) -> list[Attempt]:
+def open_attempts(db: Connection) -> list[Attempt]:
     """Return every claimed or running attempt with its job."""
     return [
         attempt_from(
@@ -109,7 +109,7 @@ def open_attempts(db: sqlite3.Connection) -> list[Attempt]:
     ]
 
 
-def ended_attempts(db: sqlite3.Connection, containers: Collection[str]) -> dict[str, tuple[str, int]]:
+def ended_attempts(db: Connection, containers: Collection[str]) -> dict[str, tuple[str, int]]:
     """Return the attempts that were recorded in these containers and have ended, by container."""
     query = "SELECT job_id, number FROM attempts WHERE container_id = ? AND ended_at IS NOT NULL"
     rows = {container: db.execute(query, (container,)).fetchone() for container in containers}
@@ -117,7 +117,7 @@ def ended_attempts(db: sqlite3.Connection, containers: Collection[str]) -> dict[
 
 
 def expire_queued(
-    db: sqlite3.Connection, lease: ControllerLease, queue_timeout: timedelta, now: datetime
+    db: Connection, lease: ControllerLease, queue_timeout: timedelta, now: datetime
 ) -> list[str]:
     """Jobs that have waited longer than that are failed; returns their ids."""
     if not holds(db, lease) or queue_pause(db):

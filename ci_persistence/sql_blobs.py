@@ -1,6 +1,5 @@
 """SQL about packs and what lies in them. Each function runs inside a transaction that its caller opened."""
 
-import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 
@@ -8,8 +7,9 @@ from ci_common.blobs import BlobPlace, Pack, PackUse
 from ci_common.errors import MissingBlobs
 from ci_common.models import ControllerLease, Idempotency, Job, QueueLimits
 from ci_persistence.rows import from_text, to_text
-from ci_persistence.sqlite_control import holds
-from ci_persistence.sqlite_jobs import create_job, require_active_owner
+from ci_persistence.sql_connection import Connection
+from ci_persistence.sql_control import holds
+from ci_persistence.sql_jobs import create_job, require_active_owner
 
 _AT_ONCE = 1000  # values in one statement: each of them is one seek in the index
 _FIND = (
@@ -23,7 +23,7 @@ _FORGOTTEN_AT_ONCE = 5_000  # rows: others wait meanwhile
 _NEEDED = "SELECT 1 FROM job_packs WHERE job_packs.pack_id = packs.id"
 
 
-def find_blobs(db: sqlite3.Connection, user_id: str, hashes: Collection[bytes]) -> dict[bytes, BlobPlace]:
+def find_blobs(db: Connection, user_id: str, hashes: Collection[bytes]) -> dict[bytes, BlobPlace]:
     """Return where those of the contents lie that the user has stored."""
     cursor = db.cursor()
     cursor.row_factory = None  # plain tuples: looking columns up by name would double the time
@@ -34,7 +34,7 @@ def find_blobs(db: sqlite3.Connection, user_id: str, hashes: Collection[bytes]) 
     return found
 
 
-def add_pack(db: sqlite3.Connection, user_id: str, pack: Pack, now: datetime) -> int:
+def add_pack(db: Connection, user_id: str, pack: Pack, now: datetime) -> int:
     """What the user did not have is found in the pack; returns how much. 0: the pack is not known."""
     require_active_owner(db, user_id)
     known = find_blobs(db, user_id, [blob.sha256 for blob in pack.blobs])
@@ -54,7 +54,7 @@ def add_pack(db: sqlite3.Connection, user_id: str, pack: Pack, now: datetime) ->
 
 
 def create_job_of_packs(
-    db: sqlite3.Connection,
+    db: Connection,
     job: Job,
     idempotency: Idempotency | None,
     limits: QueueLimits | None,
@@ -71,7 +71,7 @@ def create_job_of_packs(
     return created
 
 
-def _need(db: sqlite3.Connection, job: Job, name: str) -> None:
+def _need(db: Connection, job: Job, name: str) -> None:
     # In one statement: who prunes waits from here on, and then finds the claim.
     moment = to_text(job.created_at)
     row = db.execute(
@@ -84,19 +84,19 @@ def _need(db: sqlite3.Connection, job: Job, name: str) -> None:
     db.execute("INSERT INTO job_packs (job_id, pack_id) VALUES (?, ?)", (job.id, row["id"]))
 
 
-def pack_bytes(db: sqlite3.Connection, user_id: str) -> int:
+def pack_bytes(db: Connection, user_id: str) -> int:
     """Return what the packs of the user take."""
     query = "SELECT coalesce(sum(size), 0) FROM packs WHERE user_id = ?"
     return int(db.execute(query, (user_id,)).fetchone()[0])
 
 
-def forgettings(db: sqlite3.Connection, user_id: str) -> int:
+def forgettings(db: Connection, user_id: str) -> int:
     """Return what is another number once contents of the user's that were found before are missing."""
     row = db.execute("SELECT forgettings FROM users WHERE id = ?", (user_id,)).fetchone()
     return int(row[0]) if row else 0
 
 
-def forget_packs(db: sqlite3.Connection, user_id: str, names: Collection[str]) -> None:
+def forget_packs(db: Connection, user_id: str, names: Collection[str]) -> None:
     """What lies in those packs of the user's is missing from now on."""
     db.execute("UPDATE users SET forgettings = forgettings + 1 WHERE id = ?", (user_id,))
     for name in names:
@@ -107,7 +107,7 @@ def forget_packs(db: sqlite3.Connection, user_id: str, names: Collection[str]) -
         )
 
 
-def packs(db: sqlite3.Connection) -> list[PackUse]:
+def packs(db: Connection) -> list[PackUse]:
     """Return all packs, the one that was used last first, of those used at the same time the newest."""
     query = (
         f"SELECT name, user_id, size, created_at, used_at, EXISTS ({_NEEDED}) AS needed FROM packs "  # noqa: S608
@@ -126,7 +126,7 @@ def packs(db: sqlite3.Connection) -> list[PackUse]:
     ]
 
 
-def forget_some(db: sqlite3.Connection, lease: ControllerLease | None, names: Sequence[str]) -> bool:
+def forget_some(db: Connection, lease: ControllerLease | None, names: Sequence[str]) -> bool:
     """Something of what lies in the packs is missing from now on; False: all of it is, or the lease is stale."""
     if lease is not None and not holds(db, lease):
         return False
@@ -146,7 +146,7 @@ def forget_some(db: sqlite3.Connection, lease: ControllerLease | None, names: Se
     return False
 
 
-def remove_packs(db: sqlite3.Connection, lease: ControllerLease | None, names: Sequence[str]) -> list[str]:
+def remove_packs(db: Connection, lease: ControllerLease | None, names: Sequence[str]) -> list[str]:
     """Those of the packs that no job needs are gone and returned; what lay in them was forgotten before."""
     if lease is not None and not holds(db, lease):
         return []
@@ -154,7 +154,7 @@ def remove_packs(db: sqlite3.Connection, lease: ControllerLease | None, names: S
     return [name for name in names if db.execute(delete, (name,)).rowcount]
 
 
-def known_packs(db: sqlite3.Connection, names: Collection[str]) -> set[str]:
+def known_packs(db: Connection, names: Collection[str]) -> set[str]:
     """Return those of the names that are packs."""
     query = "SELECT 1 FROM packs WHERE name = ?"
     return {name for name in names if db.execute(query, (name,)).fetchone() is not None}

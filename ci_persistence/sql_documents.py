@@ -3,7 +3,6 @@
 The same documents as `ci_server.rendering.job_document` makes of a job; a test compares them, byte by byte.
 """
 
-import sqlite3
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +11,8 @@ import orjson
 from ci_common.job_terms import JobOptions
 from ci_common.models import DocumentPage, JobFilter
 from ci_persistence.rows import options_from
-from ci_persistence.sqlite_listing import cursor_after, listing_query
+from ci_persistence.sql_connection import Connection
+from ci_persistence.sql_listing import cursor_after, listing_query
 
 # In the order in which `_document` takes them.
 _COLUMNS = (
@@ -21,7 +21,7 @@ _COLUMNS = (
 )
 
 
-def list_documents(db: sqlite3.Connection, job_filter: JobFilter) -> DocumentPage:
+def list_documents(db: Connection, job_filter: JobFilter) -> DocumentPage:
     """Return one page, newest first; `list_jobs` returns the same jobs."""
     cursor = db.cursor()
     cursor.row_factory = None  # pyright: ignore[reportAttributeAccessIssue] - plain tuples are the quickest

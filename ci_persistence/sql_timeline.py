@@ -1,6 +1,5 @@
 """How a job's status changes: the table of transitions as a guard in SQL, and the event of the same transaction."""
 
-import sqlite3
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -8,7 +7,8 @@ from ci_common.job_terms import TRANSITIONS, JobStatus, JobVerdict
 from ci_common.models import Job, JobEvent, LogSeal
 from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import data_text, job_from, to_text
-from ci_persistence.sqlite_totals import count_end
+from ci_persistence.sql_connection import Connection
+from ci_persistence.sql_totals import count_end
 
 Value = str | int | None
 
@@ -26,12 +26,12 @@ def status_list(statuses: tuple[JobStatus, ...]) -> str:
 OPEN = status_list((JobStatus.CLAIMED, JobStatus.RUNNING))
 
 
-def lock_job(db: sqlite3.Connection, job_id: str) -> None:
+def lock_job(db: Connection, job_id: str) -> None:
     """Nobody else changes the job or its timeline until the transaction ends."""
     db.execute(f"SELECT 1 FROM jobs WHERE id = ? {LOCKED}", (job_id,))  # noqa: S608
 
 
-def append_event(db: sqlite3.Connection, job_id: str, event: JobEvent) -> None:
+def append_event(db: Connection, job_id: str, event: JobEvent) -> None:
     """The event stands at the end of the job's timeline."""
     db.execute(
         "INSERT INTO job_events (job_id, position, type, timestamp, data) "
@@ -41,7 +41,7 @@ def append_event(db: sqlite3.Connection, job_id: str, event: JobEvent) -> None:
 
 
 def move(
-    db: sqlite3.Connection,
+    db: Connection,
     job_id: str,
     to: JobStatus,
     columns: Mapping[str, Value],
@@ -61,7 +61,7 @@ def move(
 
 
 def end(
-    db: sqlite3.Connection, job_id: str, verdict: JobVerdict, now: datetime, log: LogSeal | None = None
+    db: Connection, job_id: str, verdict: JobVerdict, now: datetime, log: LogSeal | None = None
 ) -> Job | None:
     """The job is terminal with that verdict and that log; None: its status did not allow it."""
     columns: dict[str, Value] = {
