@@ -1,6 +1,7 @@
 """`make bench-reliability`: how long recovery takes and what is lost, on the whole real system; prints a table."""
 
 import hashlib
+import resource
 import signal
 import threading
 import time
@@ -48,6 +49,13 @@ def test_writes_much():
     while view:
         view = view[os.write(1, view[:65536]):]
 """
+_MANY = {  # of all that one person and one address may have
+    "CI_MAX_STREAMS_PER_USER": "10000",
+    "CI_MAX_CONNECTIONS": "10000",
+    "CI_MAX_CONNECTIONS_PER_ADDRESS": "10000",
+    "CI_MAX_REQUESTS_PER_KEY": "1000000",
+    "CI_MAX_REQUESTS_PER_ADDRESS": "1000000",
+}
 TINY = zip_of({"test_a.py": b"def test_a(): pass\n"})
 
 
@@ -174,19 +182,20 @@ def submit_until(url: str, key: str, over: threading.Event) -> set[str]:
 
 def idle_readers(system: Installation, server: Daemon, count: int) -> Row:
     """Memory that so many open streams of one queued job cost a server."""
-    with system.http(server) as http:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with system.http(server) as http, ExitStack() as opened:
         job_id = http.post("/submit-async", files={"file": TINY}).json()["job_id"]
         before = resident(server)
-        with ExitStack() as opened:
-            kept = [http_stream(system, server, job_id, opened) for _ in range(count)]
-            grown = resident(server) - before
+        kept = [http_stream(system, server, job_id, opened) for _ in range(count)]
+        grown = resident(server) - before
         assert len(kept) == count
     return Row(f"server memory for {count} idle stream readers", "MB", (grown,))
 
 
 def http_stream(system: Installation, server: Daemon, job_id: str, opened: ExitStack) -> Iterator[bytes]:
     """A stream is open until `opened` is left, and has said something; it closes when nobody keeps what is returned."""
-    client = opened.enter_context(system.http(server))
+    client = opened.enter_context(system.http(server))  # each with a connection of its own
     response = opened.enter_context(client.stream("GET", f"/jobs/{job_id}/stream"))
     response.raise_for_status()
     pieces = response.iter_raw()
@@ -213,7 +222,7 @@ def measure(rounds: int) -> list[Row]:
         rows.append(kept)
         controller.terminate()
         rows += lost_jobs(system, server, rounds)
-        rows.append(idle_readers(system, system.start_server(CI_MAX_STREAMS_PER_USER="1000"), 300))
+        rows.append(idle_readers(system, system.start_server(workers=1, **_MANY), 2_000))
     return [*rows, *claim_latencies()]
 
 
