@@ -22,7 +22,7 @@ __all__ = ["home"]
 
 SOAKING = os.environ.get("CI_SOAK") == "1"
 JOBS = 10_000 if SOAKING else 100  # in the measured stretch
-# Until every pool of threads is full, and as much is remembered as ever is: what ended in the last two minutes.
+# Until every pool of threads is full, and what is remembered of the last two minutes is there.
 WARM_UP = 3_000 if SOAKING else 40
 LEAST_LEAK = 100  # bytes for each job, that something kept of it would take at least
 AT_ONCE = 10
