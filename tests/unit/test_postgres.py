@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Generator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -38,34 +38,17 @@ from ci_persistence.postgres_connection import Connection, connect
 from ci_persistence.postgres_errors import CommitUnanswered, translate, translated
 from ci_persistence.postgres_repository import PostgresJobRepository
 from tests.support.database import new_database
+from tests.support.eventually import eventually
 from tests.support.postgres import cluster, drop_postgres, is_locked, new_postgres
+from tests.support.postgres_fixtures import repository, story, url
 from tests.support.repository_contract.blobs import ONE, a_pack
 from tests.support.repository_contract.story import Story, at, make_job, make_key, make_user
+
+__all__ = ["repository", "story", "url"]
 
 SOON, NEVER = 10.0, 0.05  # seconds
 SECRET = "s3cr3t-p4ss"
 NOWHERE = f"postgresql://ci:{SECRET}@127.0.0.1:1/ci"  # nothing listens there
-
-
-@pytest.fixture
-def url() -> Generator[str]:
-    url = new_postgres()
-    yield url
-    drop_postgres(url)
-
-
-@pytest.fixture
-async def repository(url: str) -> AsyncIterator[PostgresJobRepository]:
-    repository = PostgresJobRepository(url)
-    yield repository
-    await repository.close()
-
-
-@pytest.fixture
-async def story(repository: PostgresJobRepository) -> Story:
-    story = Story(repository)
-    await story.begin()
-    return story
 
 
 # -- statements and schema ---------------------------------------------------------------------------------
@@ -193,7 +176,7 @@ async def test_no_thread_and_no_connection_outlives_close(url: str) -> None:
     assert _our_threads()
     await asyncio.gather(repository.close(), repository.close())
     assert _our_threads() == []
-    assert _sessions(url) == 0
+    await asyncio.to_thread(eventually, lambda: _sessions(url) == 0, what="the end of the server's processes")
 
 
 def _our_threads() -> list[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,31 +17,12 @@ from ci_persistence.postgres_database import PostgresDatabase
 from ci_persistence.postgres_repository import PostgresJobRepository
 from ci_persistence.sql_connection import Work
 from tests.support.eventually import eventually
-from tests.support.postgres import drop_postgres, new_postgres
+from tests.support.postgres_fixtures import repository, story, url
 from tests.support.repository_contract.story import Story, at, make_user
 
+__all__ = ["repository", "story", "url"]
+
 HELD_UP = b"SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-
-
-@pytest.fixture
-def url() -> Generator[str]:
-    url = new_postgres()
-    yield url
-    drop_postgres(url)
-
-
-@pytest.fixture
-async def repository(url: str) -> AsyncIterator[PostgresJobRepository]:
-    repository = PostgresJobRepository(url)
-    yield repository
-    await repository.close()
-
-
-@pytest.fixture
-async def story(repository: PostgresJobRepository) -> Story:
-    story = Story(repository)
-    await story.begin()
-    return story
 
 
 @asynccontextmanager

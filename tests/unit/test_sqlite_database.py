@@ -184,11 +184,11 @@ async def test_readers_that_wait_together_are_answered_each(database: SQLiteData
 def test_a_loop_that_ends_leaves_nobody_waiting(path: Path) -> None:
     async def work() -> None:
         database, gate = SQLiteDatabase(path), Gate()
-        asyncio.get_running_loop().call_later(0.2, gate.open)
         tasks = [asyncio.create_task(database.write(work)) for work in (gate.hold, noting("a"))]
         await gate.entered.wait()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
+        gate.open()
         await asyncio.wait(tasks, timeout=10)
         assert all(task.done() for task in tasks)
         await database.close()
