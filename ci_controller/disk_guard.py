@@ -13,6 +13,10 @@ from ci_controller.container_runtime import DiskUse
 # Below that nobody is to blame: a job's packages and an idle interpreter take less.
 _BLAMED_BYTES: Final = 64 * 1024**2
 _BLAMED_FILES: Final = 20_000
+# Layers are sized again at once when the disk lost that much, and every so often whatever it says: a sparse file takes
+# nothing, and what one job writes another may free.
+_GROWN_BYTES: Final = 16 * 1024**2
+_UNSIZED_SECONDS: Final = 5.0
 _HYSTERESIS: Final = 1.1  # room has to come back by that much, so that claiming does not flicker
 
 # What a job that ran into its limit can look like from inside: EFBIG and ENOSPC are ordinary exceptions there.
@@ -89,6 +93,16 @@ def over_limit(sizes: Mapping[str, int], limit: int) -> dict[str, str]:
         for container, size in sizes.items()
         if size > limit
     }
+
+
+def sizes_are_due(then: Space | None, now: Space | None, seconds: float) -> bool:
+    """Tell whether layers may have grown much since they were sized, so many seconds ago, with that room on their disk.
+
+    Sizing makes the engine look at every file of every running job; where the disk is not known there is no other way.
+    """
+    if then is None or now is None or seconds >= _UNSIZED_SECONDS:
+        return True
+    return then.free_bytes - now.free_bytes >= _GROWN_BYTES
 
 
 def low_places(spaces: Mapping[str, Space], floor: Floor, low: frozenset[str]) -> frozenset[str]:

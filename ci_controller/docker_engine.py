@@ -120,9 +120,13 @@ class DockerEngine:
 
     def _new_client(self, version: str) -> Any:
         environment: dict[str, Any] = docker.utils.kwargs_from_env()  # pyright: ignore
-        _knock(environment.get("base_url", _USUAL_SOCKET))
+        address = environment.get("base_url", _USUAL_SOCKET)
+        _knock(address)
         new: Any = docker.APIClient
-        return new(**environment, version=version, timeout=self._timeout, max_pool_size=self._pool_size)
+        client = new(**environment, version=version, timeout=self._timeout, max_pool_size=self._pool_size)
+        # A socket of this host needs no proxy, and looking for one takes a fifth of a call's time [measured].
+        client.trust_env = not _is_local(address)
+        return client
 
     def _api_version(self) -> str:
         # Not by `version="auto"`: an engine that does not answer then leaves a client nobody can close.
@@ -221,10 +225,14 @@ class EngineStream:
 
 def _knock(address: str) -> None:
     """Something listens at a Unix socket; the SDK itself leaves a socket open when nothing does."""
-    if address.startswith("unix://"):
+    if _is_local(address):
         with socket.socket(socket.AF_UNIX) as knocking:
             knocking.settimeout(_OPEN_STREAM_SECONDS)
             knocking.connect(address.removeprefix("unix://"))
+
+
+def _is_local(address: str) -> bool:
+    return address.startswith("unix://")
 
 
 def _socket_of(response: Any) -> socket.socket:

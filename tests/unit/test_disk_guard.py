@@ -25,6 +25,7 @@ from ci_controller.disk_guard import (
     low_places,
     over_limit,
     pressure_note,
+    sizes_are_due,
 )
 from ci_controller.disk_watch import DATABASE, ENGINE, LOOKS_BEFORE_TELLING, DiskWatch
 from ci_controller.executor import _why_not_kept  # pyright: ignore[reportPrivateUsage]
@@ -34,6 +35,7 @@ from ci_controller.operations import render
 from ci_controller.planner import plan
 from ci_controller.policy import Policy
 from ci_persistence.ballast import BALLAST_BYTES, Ballast
+from tests.simulation.world import WorldClock
 from tests.support.controlled import ControlledSystem, a_run, controlled_system
 from tests.support.controller import NOW, POLICY, container, follows, running, sent, stopping, world
 from tests.support.fake_runtime import FakeContainerRuntime, Step
@@ -376,6 +378,51 @@ async def test_where_no_job_explains_what_is_gone_nobody_goes_and_the_operator_i
         room = ROOMY
         await watch.look_at_room()
         assert (dict(watch.over_disk), watch.low_disk) == ({}, None)
+    finally:
+        await runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "seconds", "due"),
+    [
+        (None, ROOMY, 0.0, True),
+        (ROOMY, None, 0.0, True),
+        (ROOMY, ROOMY, 4.9, False),
+        (ROOMY, ROOMY, 5.0, True),
+        (ROOMY, replace(ROOMY, free_bytes=ROOMY.free_bytes - 16 * MIB), 1.0, True),
+        (ROOMY, replace(ROOMY, free_bytes=ROOMY.free_bytes - 15 * MIB), 1.0, False),
+        (FULL, ROOMY, 1.0, False),
+    ],
+)
+def test_layers_are_sized_when_the_disk_lost_room_and_now_and_then(
+    then: Space | None, now: Space | None, seconds: float, due: bool
+) -> None:
+    assert sizes_are_due(then, now, seconds) is due
+
+
+async def test_growth_is_found_by_the_room_it_takes_or_after_a_while(tmp_path: Path) -> None:
+    runtime, clock, room = FakeContainerRuntime(script=lambda _: hangs()), WorldClock(), ROOMY
+    runtime.root = str(tmp_path)
+    watch = DiskWatch(runtime, "here", Policy(), {}, Wakes(), measure=lambda _: room, clock=clock)
+
+    async def found() -> bool:
+        await watch.look_at_room()
+        await watch.look_for_growth()
+        return bool(watch.over_disk)
+
+    try:
+        hog = await started(runtime, 1, 0)
+        assert not await found()
+        runtime.containers["job-1"].layer_bytes = 5 * GIB
+        assert not await found(), "nothing tells of it yet"
+        room = replace(ROOMY, free_bytes=45 * GIB)
+        assert await found()
+        runtime.containers["job-1"].layer_bytes = 0
+        clock.advance(4)
+        assert watch.over_disk.keys() == {hog}
+        assert await found(), "as it was seen last"
+        clock.advance(1)
+        assert not await found()
     finally:
         await runtime.close()
 
