@@ -5,11 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.docker_cli import require_engine
 from tests.support.installation import Daemon, Installation
 from tests.support.prepared_image import prepared_image
 from tests.support.secrets import assert_no_secrets
+
+# The same examples in each run of `make test`, others in each of `make soak`; how long one takes says nothing here.
+settings.register_profile("ours", deadline=None, derandomize=os.environ.get("CI_SOAK") != "1")
+settings.load_profile("ours")
 
 
 @pytest.hookimpl(optionalhook=True)

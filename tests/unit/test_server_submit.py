@@ -34,9 +34,15 @@ SUBMIT_ROUTES = ("/submit", "/submit-stream", "/submit-async")
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
+def patience() -> float:
+    """Seconds that an upload may stand still; tests of what comes of it say less."""
+    return 30.0
+
+
+@pytest.fixture
+async def site(tmp_path: Path, patience: float) -> AsyncGenerator[Site, None]:
     async with open_site(
-        tmp_path, max_upload_bytes=LIMIT, max_queued_per_user=25, upload_read_timeout=1.0
+        tmp_path, max_upload_bytes=LIMIT, max_queued_per_user=25, upload_read_timeout=patience
     ) as opened:
         yield opened
 
@@ -392,6 +398,7 @@ async def test_too_large_a_body_is_refused_while_it_comes(site: Site, http: http
     assert stored(site) == []
 
 
+@pytest.mark.parametrize("patience", [1.0])
 async def test_an_upload_that_stands_still_is_given_up(site: Site, http: httpx.AsyncClient) -> None:
     body, headers = multipart({"file": zipped()})
 
