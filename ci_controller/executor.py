@@ -85,7 +85,7 @@ class Executor:
         self._lease = lease
         self._wake = wake
         self._workshop = Workshop(clock, changed, doubt)
-        self._followers = Followers(jobs, runtime, clock, policy.log_limit, wake)
+        self._followers = Followers(jobs, runtime, clock, policy, wake)
         self.waiting = WaitingPool(WaitingContainers(jobs, runtime, policy, lease), policy, clock, changed)
         self._environments = Environments(
             jobs, runtime, policy.environments, policy.runner_image, clock, lease, wake

@@ -20,12 +20,12 @@ from ci_controller.container_runtime import ContainerRuntime, ExitState
 from ci_controller.job_source import JobSource
 from ci_controller.log_pump import LogPump, PumpEvent, PumpEventKind, PumpResult, drained, read_result
 from ci_controller.operations import AttemptKey, key_of, log_fields
+from ci_controller.policy import Policy
 from ci_controller.verdict import proves_success
 
 log = structlog.get_logger(__name__)
 
 _READINGS: Final = 5  # of a finished container's output; more would not make it settle down
-_PATIENCE_SECONDS: Final = 10.0  # with a pump that makes no progress although its container has exited
 
 
 @dataclass(slots=True)
@@ -60,16 +60,15 @@ class Followers:
         jobs: JobSource,
         runtime: ContainerRuntime,
         clock: Clock,
-        log_limit: int,
+        policy: Policy,
         wake: Callable[[], None],
-        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._jobs = jobs
         self._runtime = runtime
         self._clock = clock
-        self._log_limit = log_limit
+        self._log_limit = policy.log_limit
         self._wake = wake
-        self._patience = patience_seconds
+        self._patience = policy.output_patience.total_seconds()
         self._followers: dict[AttemptKey, _Follower] = {}
 
     def containers(self) -> frozenset[str]:

@@ -31,6 +31,8 @@ class Policy:
     log_patience: timedelta = timedelta(
         seconds=60
     )  # with a disk that does not take the log of an ended container
+    # With an engine that tells nothing more of a container's output, and does not end it either.
+    output_patience: timedelta = timedelta(seconds=10)
     log_limit: int = 100 * 1024**2
     max_running_jobs: int = os.cpu_count() or 1
     max_attempts: int = 3  # of those whose tests began

@@ -387,7 +387,12 @@ async def simulated(seed: int, path: Path, warm_containers: int = 0) -> AsyncGen
     settings = StorageSettings(db_path=database)
     users = {name: User(name, name, f"{name}@example.org", clock.now()) for name in USERS}
     repository = SQLiteJobRepository(database)
-    policy = Policy(max_running_jobs=3, queue_timeout=timedelta(hours=24), warm_containers=warm_containers)
+    policy = Policy(
+        max_running_jobs=3,
+        queue_timeout=timedelta(hours=24),
+        output_patience=timedelta(milliseconds=50),  # real time: a container ends only when the world says so
+        warm_containers=warm_containers,
+    )
     system = ControlledSystem(repository, open_stores(settings), engine, users["ada"], policy)
     world = World(seed, clock, faults, engine, system, database, random.Random(seed), kinds, users)
     engine.before_removal = world.note_removal

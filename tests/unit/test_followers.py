@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from ci_common.clock import SystemClock
@@ -11,6 +12,7 @@ from ci_common.models import ControllerLease
 from ci_controller.container_runtime import ContainerSpec, ExitState, start_and_feed
 from ci_controller.followers import Followers
 from ci_controller.job_source import RepositoryJobSource
+from ci_controller.policy import Policy
 from tests.support.controlled import ControlledSystem, controlled_system, eventually
 from tests.support.controller import running
 from tests.support.fake_runtime import Step
@@ -37,7 +39,8 @@ async def _following(
             queue_timeout=system.policy.queue_timeout,
             retention=system.policy.retention,
         )
-        followers = Followers(jobs, system.runtime, SystemClock(), 1024**2, lambda: None, patience_seconds=1)
+        policy = Policy(log_limit=1024**2, output_patience=timedelta(seconds=1))
+        followers = Followers(jobs, system.runtime, SystemClock(), policy, lambda: None)
         image = next(iter(system.runtime.images.values()))
         spec = ContainerSpec(name="c", image_id=image, command=("x",), labels={})
         container = await system.runtime.create(spec)

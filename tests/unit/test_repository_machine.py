@@ -36,7 +36,7 @@ class PostgresMachine(RepositoryMachine):
 TestSQLite = SQLiteMachine.TestCase
 TestPostgres = PostgresMachine.TestCase
 TestSQLite.settings = TestPostgres.settings = settings(
-    max_examples=2000 if SOAK else 25,
+    max_examples=2000 if SOAK else 15,
     stateful_step_count=100 if SOAK else 30,
     derandomize=not SOAK,
     database=None,
