@@ -70,7 +70,8 @@ def up(port: int, host: str, db_path: Path | None) -> int:
     """Run controller and server in the foreground, for one person on one box; Ctrl-C stops both.
 
     The first time it also makes a user, an API key and ~/.ci/config, so that `ci submit test` works in the
-    next terminal. Without --db-path the state is in ~/.local/share/ci/, whatever folder this is.
+    next terminal. Without --db-path or CI_DATABASE_URL the state is in ~/.local/share/ci/, whatever folder
+    this is.
     """
     from ci_admin.up import run
 

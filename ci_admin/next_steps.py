@@ -7,32 +7,38 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ci_admin.first_run import ClientSetup
+from ci_common.settings import StorageSettings
 
 _CLIENT_DEFAULT_SERVER = "http://localhost:8000"
 
 
-def greeting(url: str, database: Path, setup: ClientSetup, environ: Mapping[str, str] = os.environ) -> str:
+def greeting(
+    url: str, settings: StorageSettings, setup: ClientSetup, environ: Mapping[str, str] = os.environ
+) -> str:
     """Return what is said when all is ready: where it is, and what to type next."""
-    lines = ["", f"CI is ready at {url}; its database is {database}."]
+    lines = ["", f"CI is ready at {url}; its database is {settings.database_name}."]
     if setup.written:
         assert setup.user is not None
         lines.append(f"{setup.config} now holds a key of {setup.user.email} and the address of this server.")
-    lines += ["", *_next_steps(url, database, setup, environ)]
+    lines += ["", *_next_steps(url, settings, setup, environ)]
     return "\n".join([*lines, "", "Ctrl-C stops it."])
 
 
-def _next_steps(url: str, database: Path, setup: ClientSetup, environ: Mapping[str, str]) -> list[str]:
+def _next_steps(
+    url: str, settings: StorageSettings, setup: ClientSetup, environ: Mapping[str, str]
+) -> list[str]:
     addressed = environ.get("CI_SERVER_URL") or setup.stored_server or _CLIENT_DEFAULT_SERVER
     variables = "" if _same_place(addressed, url) else f"CI_SERVER_URL={url} "
     submit = f"  {variables}{_command('ci')} submit test"
     if setup.works:
         return ["In another terminal, in the root of a Python project:", "", submit]
-    database_option = f"--db-path {database}"
+    # A server is named in the environment, by a URL that may hold a password.
+    named = "" if settings.server_url else f" --db-path {settings.db_path}"
     return [
         f"{setup.config} holds a key that is not valid here; it was left as it is. To use this server, make one:",
         "",
-        f'  {_command("ci-admin")} user create --name "Your Name" --email you@example.com {database_option}',
-        f'  {_command("ci-admin")} key create --email you@example.com --name "up" {database_option}',
+        f'  {_command("ci-admin")} user create --name "Your Name" --email you@example.com{named}',
+        f'  {_command("ci-admin")} key create --email you@example.com --name "up"{named}',
         "",
         "and in the root of a Python project, with that key:",
         "",

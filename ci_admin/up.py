@@ -8,6 +8,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -32,12 +33,27 @@ _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # neve
 
 def run(host: str, port: int, db_path: Path | None) -> int:
     """Return when the system is stopped: 0 if it was asked to, else the exit code of the daemon that ended."""
-    database = (db_path or personal_database()).absolute()
+    settings = settings_of_all(db_path)
     with _listen(host, port) as listener:
-        settings = read_settings(ControllerSettings, db_path=database)
         ensure_runner_image(settings.runner_image)
-        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.db_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return asyncio.run(_up(settings, listener, _url(host, port)))
+
+
+def settings_of_all(db_path: Path | None) -> ControllerSettings:
+    """Return the settings, with the database that was named, by `--db-path` or CI_DATABASE_URL, or the person's own."""
+    if os.environ.get("CI_DATABASE_URL"):
+        return read_settings(ControllerSettings, **({} if db_path is None else {"db_path": db_path}))
+    return read_settings(ControllerSettings, db_path=(db_path or personal_database()).absolute())
+
+
+def environment_of(settings: StorageSettings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the daemons' environment: they use that database and no other."""
+    environment = {"CI_LOG_FORMAT": "console", **environ}
+    if settings.server_url is None:
+        environment.pop("CI_DATABASE_URL", None)  # it named the same file
+        environment["CI_DB_PATH"] = str(settings.db_path.absolute())
+    return environment
 
 
 async def _up(settings: StorageSettings, listener: socket.socket, url: str) -> int:
@@ -45,7 +61,7 @@ async def _up(settings: StorageSettings, listener: socket.socket, url: str) -> i
     stop = _stop_signal()
     children = Children(click.echo)
     try:
-        ended = await _run_daemons(children, settings.db_path, listener, url, setup, stop)
+        ended = await _run_daemons(children, settings, listener, url, setup, stop)
     finally:
         await children.stop()
     if ended is None:
@@ -59,19 +75,19 @@ async def _up(settings: StorageSettings, listener: socket.socket, url: str) -> i
 
 async def _run_daemons(
     children: Children,
-    database: Path,
+    settings: StorageSettings,
     listener: socket.socket,
     url: str,
     setup: ClientSetup,
     stop: asyncio.Event,
 ) -> Ended | None:
     """Return the daemon that ended by itself, None when we were asked to stop."""
-    environment = {"CI_LOG_FORMAT": "console", **os.environ, "CI_DB_PATH": str(database)}
+    environment = environment_of(settings, os.environ)
     server = [_beside_python("ci-server"), "--fd", str(listener.fileno())]
     await children.start("controller", [_beside_python("ci-controller")], environment)
     await children.start("server", server, environment, pass_fds=[listener.fileno()])
     async with asyncio.TaskGroup() as tasks:
-        welcome = tasks.create_task(_greet_when_ready(url, database, setup))
+        welcome = tasks.create_task(_greet_when_ready(url, settings, setup))
         stopped = tasks.create_task(stop.wait())
         ended = tasks.create_task(children.first_end())
         await asyncio.wait([stopped, ended], return_when=asyncio.FIRST_COMPLETED)
@@ -119,7 +135,7 @@ async def _set_up(settings: StorageSettings, url: str) -> ClientSetup:
         await repository.close()
 
 
-async def _greet_when_ready(url: str, database: Path, setup: ClientSetup) -> None:
+async def _greet_when_ready(url: str, settings: StorageSettings, setup: ClientSetup) -> None:
     loop = asyncio.get_running_loop()
     impatient_at: float | None = loop.time() + _PATIENCE_SECONDS
     while problem := await asyncio.to_thread(_not_ready_because, url):
@@ -127,7 +143,7 @@ async def _greet_when_ready(url: str, database: Path, setup: ClientSetup) -> Non
             click.echo(f"ci-admin: not ready yet: {problem}", err=True)
             impatient_at = None
         await asyncio.sleep(_POLL_SECONDS)
-    click.echo(greeting(url, database, setup))
+    click.echo(greeting(url, settings, setup))
 
 
 def _not_ready_because(url: str) -> str | None:

@@ -6,13 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from ci_admin import accounts
 from ci_admin.first_run import ClientSetup, set_up_client
 from ci_admin.next_steps import greeting
+from ci_admin.up import environment_of, settings_of_all
 from ci_common.api_keys import generate_api_key, key_prefix
 from ci_common.client_config import read_config
+from ci_common.errors import InvalidRequest
 from ci_common.repository import JobRepository
+from ci_common.settings import StorageSettings
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -109,7 +113,7 @@ def _greeting(
     *, stored_server: str | None = URL, works: bool = True, environ: dict[str, str] | None = None
 ) -> str:
     setup = ClientSetup(Path("/home/ada/.ci/config"), stored_server, works)
-    return greeting(URL, Path("/data/ci_jobs.db"), setup, environ or {})
+    return greeting(URL, StorageSettings(db_path=Path("/data/ci_jobs.db")), setup, environ or {})
 
 
 def test_what_to_type_next_is_one_command() -> None:
@@ -133,3 +137,35 @@ def test_with_a_foreign_key_it_says_how_to_make_one() -> None:
     assert "left as it is" in said
     assert "key create" in said
     assert "--db-path /data/ci_jobs.db" in said
+
+
+def test_with_a_foreign_key_a_database_server_needs_no_option_and_its_password_is_not_shown() -> None:
+    settings = StorageSettings(database_url=SecretStr("postgresql://ci:secret@db/ci"), data_dir=Path("/data"))
+    said = greeting(URL, settings, ClientSetup(Path("/home/ada/.ci/config"), URL, works=False), {})
+    assert "its database is postgresql://db/ci" in said
+    assert "--db-path" not in said
+    assert "secret" not in said
+
+
+# -- which database it is ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["sqlite:///named.db", ""])
+def test_both_daemons_use_the_file_that_is_in_force(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", "/home/ada/data")
+    monkeypatch.setenv("CI_DATABASE_URL", url)
+    environment = environment_of(settings_of_all(None), {"CI_DATABASE_URL": url})
+    file = tmp_path / "named.db" if url else Path("/home/ada/data/ci/ci_jobs.db")
+    assert (environment["CI_DB_PATH"], "CI_DATABASE_URL" in environment) == (str(file), False)
+
+
+def test_both_daemons_use_the_database_server_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {"CI_DATABASE_URL": "postgresql://ci@db/ci", "CI_DATA_DIR": "/data"}
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    assert environment_of(settings_of_all(None), named) == {**named, "CI_LOG_FORMAT": "console"}
+    with pytest.raises(InvalidRequest, match="two databases"):
+        settings_of_all(Path("ci_jobs.db"))
