@@ -223,6 +223,7 @@ class JobController:
         work = self._executor.work(seen.ended)
         work = replace(work, over_disk=disks.over_disk, low_disk=disks.low_disk)
         observed = await observe(self._jobs, seen, work, self._executor.ours, now)
+        self._executor.keep_to(observed.attempts)
         return observed, plan(observed, now, self._policy)
 
     async def idle(self, seconds: float | None = None) -> bool:

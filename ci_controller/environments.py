@@ -4,7 +4,7 @@ An environment is built by the first job that needs it, on its way. Others of th
 meanwhile, without a container: `waiting()` says which. Nothing here has to survive: a successor asks the engine anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -125,10 +125,10 @@ class Environments:
             self._builders = others
             self._wake()
 
-    def forget(self, attempt: Attempt) -> None:
-        """The attempt has ended: it neither builds nor waits."""
-        self.done(attempt)
-        self._waiting.pop(key_of(attempt), None)
+    def keep_to(self, attempts: Collection[Attempt]) -> None:
+        """Of these, which are all that are open, some may wait; no others do."""
+        keys = {key_of(attempt) for attempt in attempts}
+        self._waiting = {key: wanted for key, wanted in self._waiting.items() if key in keys}
 
     async def prune(self, *, under_pressure: bool = False) -> list[ExpendableImage]:
         """The images that are not to be kept are gone, but for those that a container needs; returns them.

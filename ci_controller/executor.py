@@ -5,7 +5,7 @@ order is: claim, create, start, record whose it is, rename, feed; later drain, s
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
@@ -27,10 +27,10 @@ from ci_controller.image_retention import ExpendableImage
 from ci_controller.job_source import JobSource
 from ci_controller.lease import Lease, Superseded
 from ci_controller.log_recorder import PumpResult
-from ci_controller.observed_state import SentSignal, Work
+from ci_controller.notes import Notes
+from ci_controller.observed_state import Work
 from ci_controller.operations import (
     AdoptContainer,
-    AttemptKey,
     Claim,
     FinishAttempt,
     IsolateContainer,
@@ -45,7 +45,6 @@ from ci_controller.operations import (
     log_fields,
 )
 from ci_controller.policy import Policy
-from ci_controller.stopwatch import Stopwatches
 from ci_controller.upload import Upload
 from ci_controller.verdict import Lost, decide, without_network
 from ci_controller.waiting import WaitingContainer, WaitingContainers
@@ -91,10 +90,7 @@ class Executor:
             jobs, runtime, policy.environments, policy.runner_image, clock, lease, wake
         )
         self._breaker = Breaker(clock)
-        self._signals: dict[AttemptKey, tuple[str, float]] = {}  # the last one sent, and its monotonic time
-        self._stopwatches = Stopwatches(clock)
-        self._unwritable: dict[AttemptKey, float] = {}  # since when the disk has not taken the whole log
-        self._isolated: set[str] = set()  # containers; a successor does it again, which changes nothing
+        self._notes = Notes(clock)
 
     @property
     def ended(self) -> int:
@@ -108,9 +104,9 @@ class Executor:
             busy=self._workshop.busy(since),
             followed=self._followers.containers(),
             finished=self._followers.finished(),
-            awaits_isolation=self._followers.installed() - self._isolated,
-            signals=self._sent_signals(),
-            running_for=self._stopwatches.readings(),
+            awaits_isolation=self._notes.not_isolated(self._followers.installed()),
+            signals=self._notes.signals(),
+            running_for=self._notes.stopwatches.readings(),
             over_limit=self._followers.over_limit(),
             trouble=self._breaker.trouble,
             irremovable=self._workshop.refused(),
@@ -122,12 +118,10 @@ class Executor:
         """Return the names of containers that no row has and that nobody may remove: they are being made, or wait."""
         return self.waiting.names()
 
-    def _sent_signals(self) -> dict[AttemptKey, SentSignal]:
-        now, monotonic = self._clock.now(), self._clock.monotonic()
-        return {
-            key: SentSignal(name, now - timedelta(seconds=monotonic - at))
-            for key, (name, at) in self._signals.items()
-        }
+    def keep_to(self, attempts: Collection[Attempt]) -> None:
+        """Nothing is remembered of attempts but of these, which are all that are open; none is claimed meanwhile."""
+        self._notes.keep_to(attempts)
+        self._environments.keep_to(attempts)
 
     async def execute(self, operations: Iterable[Operation]) -> None:
         """Claims are done; everything else has begun, each in a task of its own, even if this raises."""
@@ -269,7 +263,7 @@ class Executor:
         image_id, cached = container.image_id, choice.cached
         if not await self._jobs.started(attempt.fence, container.id, image_id, cached, self._clock.now()):
             raise Superseded("the attempt is not ours any more")
-        self._stopwatches.start(key_of(attempt))
+        self._notes.stopwatches.start(key_of(attempt))
         crash_point("after_mark_started")
 
     async def _rename(self, attempt: Attempt, container: WaitingContainer) -> None:
@@ -309,7 +303,7 @@ class Executor:
         """The environment was kept if it came to be, before anything of the tree gets into the container."""
         if await self._followers.prepared(attempt):
             crash_point("after_prepared")
-            with self._stopwatches.stopped(key_of(attempt)):  # standing still is not the job's time
+            with self._notes.stopwatches.stopped(key_of(attempt)):  # standing still is not the job's time
                 kept = await self._environments.keep(attempt, built, container.id)
             if kept:
                 self.waiting.expect(kept, attempt.job.user_id)
@@ -318,13 +312,13 @@ class Executor:
     async def _adopt(self, operation: AdoptContainer) -> None:
         attempt = operation.attempt
         if attempt.started_at is not None:
-            self._stopwatches.start(key_of(attempt), self._clock.now() - attempt.started_at)
+            self._notes.stopwatches.start(key_of(attempt), self._clock.now() - attempt.started_at)
         await self._followers.follow(attempt, operation.container_id)
 
     async def _isolate(self, operation: IsolateContainer) -> None:
         self._lease.require()
         await self._runtime.isolate(operation.container_id)
-        self._isolated.add(operation.container_id)
+        self._notes.isolated(operation.container_id)
 
     # -- stop ----------------------------------------------------------------------------------------------
 
@@ -332,7 +326,7 @@ class Executor:
         await self._record_stop(operation.attempt, operation.reason, operation.message)
         self._lease.require()
         await self._runtime.signal(operation.container_id, operation.signal)
-        self._signals[key_of(operation.attempt)] = (operation.signal, self._clock.monotonic())
+        self._notes.signalled(operation.attempt, operation.signal)
         crash_point("after_stop_signal")
 
     async def _record_stop(self, attempt: Attempt, reason: Reason, message: str | None) -> None:
@@ -394,9 +388,7 @@ class Executor:
     async def _bear_without_log(self, attempt: Attempt, error: Exception) -> None:
         """The log cannot be written. The container keeps it for a while, so that room which comes soon costs nothing;
         then nothing is sealed: what the log should have said is not known, so nobody is blamed."""
-        now = self._clock.monotonic()
-        since = self._unwritable.setdefault(key_of(attempt), now)
-        if now - since < self._policy.log_patience.total_seconds():
+        if self._notes.unwritable_for(attempt) < self._policy.log_patience:
             raise error
         log.warning("log given up", **log_fields(attempt), error=str(error))
         if attempt.stop:
@@ -437,7 +429,7 @@ class Executor:
         if not await self._jobs.finish(attempt.fence, verdict, seal, self._clock.now()):
             raise Superseded("the attempt is not ours any more")
         log.info("finished", **log_fields(attempt), status=verdict.status, reason=verdict.reason)
-        self._forget(attempt)
+        crash_point("after_finish")
 
     async def _release(self, attempt: Attempt, reason: Reason, message: str, seal: LogSeal | None) -> None:
         now = self._clock.now()
@@ -447,20 +439,13 @@ class Executor:
         if status is None:
             raise Superseded("the attempt is not ours any more")
         log.warning("released", **log_fields(attempt), status=status, reason=reason, message=message)
-        self._forget(attempt)
-
-    def _forget(self, attempt: Attempt) -> None:
         crash_point("after_finish")
-        self._signals.pop(key_of(attempt), None)
-        self._stopwatches.forget(key_of(attempt))
-        self._unwritable.pop(key_of(attempt), None)
-        self._environments.forget(attempt)
 
     async def _remove(self, operation: RemoveContainer) -> None:
         self._lease.require()
         crash_point("before_remove")
         await self._runtime.remove(operation.container_id)
-        self._isolated.discard(operation.container_id)
+        await self._followers.leave(operation.container_id)
         crash_point("after_remove")
 
 

@@ -161,6 +161,11 @@ class Followers:
         finally:
             await self._drop(attempt)
 
+    async def leave(self, container_id: str) -> None:
+        """Nobody follows that container, which is gone: whose end was recorded without us hearing so still was."""
+        for one in [one for one in self._followers.values() if one.container_id == container_id]:
+            await self._drop(one.attempt)
+
     async def close(self) -> None:
         """Every pump has ended and every file is closed; the logs are left as they are."""
         await asyncio.gather(*(self._drop(one.attempt) for one in tuple(self._followers.values())))

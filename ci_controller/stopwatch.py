@@ -1,6 +1,6 @@
 """How long things have lasted by the monotonic clock: a wall clock that is set changes no deadline of this process."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
@@ -23,9 +23,9 @@ class Stopwatches:
         """The attempt has run for that long; one that is measured already goes on as it was."""
         self._started.setdefault(key, self._clock.monotonic() - max(lasted, _ZERO).total_seconds())
 
-    def forget(self, key: AttemptKey) -> None:
-        """Nothing is measured for that attempt."""
-        self._started.pop(key, None)
+    def keep_to(self, keys: Collection[AttemptKey]) -> None:
+        """Nothing is measured for other attempts."""
+        self._started = {key: started for key, started in self._started.items() if key in keys}
 
     @contextmanager
     def stopped(self, key: AttemptKey) -> Generator[None]:

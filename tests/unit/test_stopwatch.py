@@ -43,8 +43,9 @@ def test_an_attempt_that_started_in_the_future_has_not_run_yet() -> None:
     stopwatches = Stopwatches(WorldClock())
     stopwatches.start(KEY, timedelta(hours=-1))
     assert stopwatches.readings() == {KEY: timedelta(0)}
-    stopwatches.forget(KEY)
-    stopwatches.forget(KEY)
+    stopwatches.keep_to({KEY})
+    assert KEY in stopwatches.readings()
+    stopwatches.keep_to(())
     assert stopwatches.readings() == {}
 
 
