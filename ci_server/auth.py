@@ -12,9 +12,13 @@ from ci_common.clock import Clock
 from ci_common.errors import CIError, Forbidden, Unauthorized
 from ci_common.models import APIKey, Scope, User
 from ci_common.repository import JobRepository
+from ci_server.recent_times import RecentTimes
 from ci_server.shared_calls import SharedCalls
 
 _TOUCH_EVERY = timedelta(seconds=60)
+_LOOKS_COUNT = (
+    3600.0  # seconds for which a look at a key is remembered: longer than anybody waits between two pings
+)
 _NO_PREFIX = "-"  # looked up for what cannot be a key: as much work as for one that is unknown
 _NO_HASH = "0" * 64  # compared with when there is no such key, so that a miss takes as long as a hit
 
@@ -42,7 +46,7 @@ class Authenticator:
         self._clock = clock
         self.usage = KeyUsage(repository, clock)
         self._rechecks = SharedCalls(self._recheck)
-        self._good_at: dict[str, float] = {}  # key id -> monotonic time; one entry per key with streams
+        self._good_at = RecentTimes(_LOOKS_COUNT)  # ids of keys with streams, monotonic
 
     async def authenticate(self, token: str | None) -> Caller:
         """Return who the key belongs to; raises the same Unauthorized, after the same work, whatever is wrong."""
@@ -63,7 +67,7 @@ class Authenticator:
 
         async def check() -> None:
             nonlocal good_at
-            good_at = max(good_at, self._good_at.get(key.id, good_at))
+            good_at = max(good_at, self._good_at.of(key.id))
             if self._clock.monotonic() - good_at >= every:
                 await self._rechecks.answer((key.prefix, key.key_hash))
 
@@ -72,7 +76,7 @@ class Authenticator:
     async def _recheck(self, key: tuple[str, str]) -> None:
         began = self._clock.monotonic()
         caller = await self._find(*key)
-        self._good_at[caller.key.id] = began
+        self._good_at.note(caller.key.id, began)
 
     async def _find(self, prefix: str, key_hash: str) -> Caller:
         found = await self._repository.find_api_key(prefix)
@@ -91,7 +95,7 @@ class KeyUsage:
     def __init__(self, repository: JobRepository, clock: Clock) -> None:
         self._repository = repository
         self._clock = clock
-        self._written: dict[str, float] = {}  # key id -> monotonic time; one entry per key in use
+        self._written = RecentTimes(_TOUCH_EVERY.total_seconds())  # ids of keys in use, monotonic
         self._tasks: set[asyncio.Task[None]] = set()
 
     def note(self, key: APIKey) -> None:
@@ -100,9 +104,9 @@ class KeyUsage:
         # The row tells what other replicas wrote; our own memory stops retries of a write that fails.
         if key.last_used_at is not None and now - key.last_used_at < _TOUCH_EVERY:
             return
-        if monotonic - self._written.get(key.id, float("-inf")) < _TOUCH_EVERY.total_seconds():
+        if monotonic - self._written.of(key.id) < _TOUCH_EVERY.total_seconds():
             return
-        self._written[key.id] = monotonic
+        self._written.note(key.id, monotonic)
         task = asyncio.create_task(self._write(key.id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
