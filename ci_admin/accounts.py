@@ -3,14 +3,13 @@
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
 from ci_admin.operator_name import operator
 from ci_common.api_keys import generate_api_key, hash_api_key, key_prefix
 from ci_common.crash_points import crash_point
 from ci_common.errors import Conflict, InvalidRequest, NotFound
-from ci_common.job_terms import JobStatus, Priority, new_id
-from ci_common.models import APIKey, JobFilter, Role, Scope, User, UserLimits
+from ci_common.job_terms import JobStatus, new_id
+from ci_common.models import APIKey, JobFilter, LimitChange, Role, Scope, User, UserLimits
 from ci_common.repository import JobRepository
 
 _EMAIL = re.compile(r"""[^@\s,;:<>"'\\]+@[^@\s,;:<>"'\\]+""")
@@ -50,19 +49,6 @@ class Deactivated:
     jobs: int
 
 
-@dataclass(frozen=True, slots=True)
-class LimitChange:
-    """What is to be different of a user's limits; None: nothing."""
-
-    max_priority: Priority | None = None
-    max_running: int | Literal["none"] | None = None
-
-    def applied_to(self, limits: UserLimits) -> UserLimits:
-        """Return these limits with what is to be different."""
-        running = limits.max_running if self.max_running is None else self.max_running
-        return UserLimits(self.max_priority or limits.max_priority, None if running == "none" else running)
-
-
 async def create_user(
     repository: JobRepository,
     name: str,
@@ -98,8 +84,7 @@ async def set_limits(repository: JobRepository, id_or_email: str, change: LimitC
     if change == LimitChange():
         raise InvalidRequest("Say what to set: --max-priority, --max-running.")
     user = await find_user(repository, id_or_email)
-    limits = change.applied_to(user.limits)
-    changed = await repository.set_user_limits(user.id, limits, now, operator())
+    changed = await repository.set_user_limits(user.id, change, now, operator())
     assert changed is not None, "users are never deleted"
     return changed
 

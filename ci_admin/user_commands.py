@@ -9,7 +9,7 @@ from ci_admin import accounts, render
 from ci_admin.session import answer, in_repository, with_database
 from ci_common.clock import utcnow
 from ci_common.job_terms import Priority
-from ci_common.models import Role, UserLimits
+from ci_common.models import LimitChange, Role, UserLimits
 
 
 @click.group()
@@ -99,7 +99,7 @@ def set_limits(
 
     USER_ID is an id or an e-mail address.
     """
-    change = accounts.LimitChange(Priority(max_priority) if max_priority else None, max_running)
+    change = LimitChange(Priority(max_priority) if max_priority else None, max_running)
     changed = in_repository(
         db_path, lambda repository: accounts.set_limits(repository, user_id, change, utcnow())
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Literal
 
 from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
 
@@ -82,6 +83,19 @@ class UserLimits:
 
     def __post_init__(self) -> None:
         assert self.max_running is None or self.max_running > 0, "who may run nothing is deactivated"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitChange:
+    """What is to be different of a user's limits; None: nothing."""
+
+    max_priority: Priority | None = None
+    max_running: int | Literal["none"] | None = None  # "none": any number
+
+    @classmethod
+    def to(cls, limits: UserLimits) -> "LimitChange":
+        """Return what makes any limits these."""
+        return cls(limits.max_priority, limits.max_running or "none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,13 +30,13 @@ from ci_common.models import (
     JobEvent,
     JobFilter,
     JobPage,
+    LimitChange,
     LogSeal,
     QueueLimits,
     QueuePause,
     QueueView,
     StopIntent,
     User,
-    UserLimits,
 )
 
 
@@ -109,9 +109,10 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def set_user_limits(
-        self, user_id: str, limits: UserLimits, now: datetime, by: str = OPERATOR
+        self, user_id: str, change: LimitChange, now: datetime, by: str = OPERATOR
     ) -> User | None:
-        """The limits hold for the user from now on, who is returned. Jobs keep the priority that they have."""
+        """What the change names (one limit at least) holds for the user from now on, who is returned; the others are
+        as somebody else may just have set them. Jobs keep the priority that they have."""
 
     @abstractmethod
     async def create_api_key(self, key: APIKey, by: str = OPERATOR) -> None:

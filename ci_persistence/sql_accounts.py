@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Literal
 
 from ci_common.errors import AlreadyExists, Conflict, NotFound
-from ci_common.models import APIKey, AuditAction, AuditEvent, User, UserLimits
+from ci_common.models import APIKey, AuditAction, AuditEvent, LimitChange, User
 from ci_persistence import sql_jobs
 from ci_persistence.dialect import LOCKED, NO_CLAIM_MEANWHILE
 from ci_persistence.rows import api_key_from, optional_text, scopes_text, to_text, user_from
@@ -70,19 +70,33 @@ def set_user_active(db: Connection, user_id: str, active: bool, now: datetime, b
     return user
 
 
-def set_user_limits(db: Connection, user_id: str, limits: UserLimits, now: datetime, by: str) -> User | None:
-    """The limits hold for the user, and for whatever is claimed from then on."""
+def set_user_limits(db: Connection, user_id: str, change: LimitChange, now: datetime, by: str) -> User | None:
+    """What the change names holds for the user, and for whatever is claimed from then on."""
     db.execute(NO_CLAIM_MEANWHILE)
+    named = _columns(change)
+    settings = ", ".join(f"{column} = ?" for column in named)
     row = db.execute(
-        "UPDATE users SET max_priority = ?, max_running = ? WHERE id = ? RETURNING *",
-        (limits.max_priority.rank, limits.max_running, user_id),
+        f"UPDATE users SET {settings} WHERE id = ? RETURNING *",  # noqa: S608 - names of columns
+        (*named.values(), user_id),
     ).fetchone()
     if row is None:
         return None
     user = user_from(row)
+    limits = user.limits
     told = {"email": user.email, "max_priority": limits.max_priority.value, "max_running": limits.max_running}
     append_audit(db, AuditEvent(now, by, AuditAction.USER_SET, user_id, told))
     return user
+
+
+def _columns(change: LimitChange) -> dict[str, int | None]:
+    """Return what the change writes, by column."""
+    found: dict[str, int | None] = {}
+    if change.max_priority is not None:
+        found["max_priority"] = change.max_priority.rank
+    if change.max_running is not None:
+        found["max_running"] = None if change.max_running == "none" else change.max_running
+    assert found, "a change names a limit"
+    return found
 
 
 def create_api_key(db: Connection, key: APIKey, by: str) -> None:

@@ -26,13 +26,13 @@ from ci_common.models import (
     JobEvent,
     JobFilter,
     JobPage,
+    LimitChange,
     LogSeal,
     QueueLimits,
     QueuePause,
     QueueView,
     StopIntent,
     User,
-    UserLimits,
 )
 from ci_common.repository import JobRepository
 from ci_persistence import (
@@ -118,9 +118,9 @@ class SQLJobRepository(JobRepository):
         return await self._db.write(lambda db: sql_accounts.set_user_active(db, user_id, active, now, by))
 
     async def set_user_limits(
-        self, user_id: str, limits: UserLimits, now: datetime, by: str = OPERATOR
+        self, user_id: str, change: LimitChange, now: datetime, by: str = OPERATOR
     ) -> User | None:
-        return await self._db.write(lambda db: sql_accounts.set_user_limits(db, user_id, limits, now, by))
+        return await self._db.write(lambda db: sql_accounts.set_user_limits(db, user_id, change, now, by))
 
     async def create_api_key(self, key: APIKey, by: str = OPERATOR) -> None:
         await self._db.write(lambda db: sql_accounts.create_api_key(db, key, by))

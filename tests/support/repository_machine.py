@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ci_common.errors import IdempotencyConflict, JobFinished, PriorityNotAllowed, Unauthorized
 from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
-from ci_common.models import Attempt, Fence, Idempotency, JobFilter, UserLimits
+from ci_common.models import Attempt, Fence, Idempotency, JobFilter, LimitChange, UserLimits
 from ci_common.verdict import verdict
 from tests.support.in_memory import in_memory
 from tests.support.repository_contract.story import SEAL, Backend, at, make_job, make_user
@@ -194,7 +194,7 @@ class RepositoryMachine(RuleBasedStateMachine):
     @rule(user=st.sampled_from(USERS), running=st.sampled_from([None, 1, 2]))
     def set_max_running(self, user: str, running: int | None) -> None:
         limits = UserLimits(MAX_PRIORITY[user], running)
-        changed = self.do(self.repository.set_user_limits(f"id-{user}", limits, self.now))
+        changed = self.do(self.repository.set_user_limits(f"id-{user}", LimitChange.to(limits), self.now))
         assert changed is not None
         assert changed.limits == limits
         self.model.max_running[user] = running

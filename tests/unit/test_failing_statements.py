@@ -27,8 +27,8 @@ from ci_common.models import (
     Fence,
     Job,
     JobEvent,
+    LimitChange,
     QueueLimits,
-    UserLimits,
 )
 from ci_common.repository import JobRepository
 from ci_common.verdict import verdict
@@ -101,7 +101,7 @@ WRITES: dict[str, Write] = {
         cast.story.user.id, active=False, now=at(50)
     ),
     "set_user_limits": lambda cast: cast.repository.set_user_limits(
-        cast.story.user.id, UserLimits(Priority.HIGH), at(50)
+        cast.story.user.id, LimitChange(Priority.HIGH), at(50)
     ),
     "create_api_key": lambda cast: cast.repository.create_api_key(
         make_key(cast.story.user, id="new", key_hash="new", prefix="new")

@@ -11,7 +11,7 @@ import pytest
 
 from ci_common.errors import JobFinished, PriorityNotAllowed
 from ci_common.job_terms import JobOptions, JobStatus, Priority
-from ci_common.models import UserLimits
+from ci_common.models import LimitChange
 from ci_persistence import sql_accounts, sql_control, sql_jobs, sql_pause
 from ci_persistence.postgres_database import PostgresDatabase
 from ci_persistence.postgres_repository import PostgresJobRepository
@@ -103,7 +103,7 @@ async def test_of_pauses_at_once_the_first_stands(story: Story) -> None:
 
 
 async def test_claims_at_once_take_no_more_of_a_user_than_may_run(story: Story) -> None:
-    await story.repository.set_user_limits(story.user.id, UserLimits(max_running=2), at(0))
+    await story.repository.set_user_limits(story.user.id, LimitChange(max_running=2), at(0))
     for n in range(6):
         await story.queue(n)
     for seconds in range(10, 15):
@@ -119,14 +119,14 @@ async def test_a_claim_waits_for_a_limit_and_keeps_to_it(story: Story, url: str)
     for n in range(3):
         await story.queue(n)
     await story.claim()
-    async with about_to_commit(url, limited(story, UserLimits(max_running=1))):
+    async with about_to_commit(url, limited(story, LimitChange(max_running=1))):
         claim = asyncio.create_task(story.repository.claim_jobs(story.lease, 9, at(3)))
         await one_waits(url)
     assert await claim == []
 
 
 async def test_who_just_lost_a_priority_submits_nothing_with_it(story: Story, url: str) -> None:
-    async with about_to_commit(url, limited(story, UserLimits(Priority.LOW))):
+    async with about_to_commit(url, limited(story, LimitChange(Priority.LOW))):
         submission = asyncio.create_task(story.queue())
         await one_waits(url)
     with pytest.raises(PriorityNotAllowed):
@@ -135,7 +135,7 @@ async def test_who_just_lost_a_priority_submits_nothing_with_it(story: Story, ur
 
 async def test_who_just_lost_a_priority_gives_it_to_no_job(story: Story, url: str) -> None:
     job = await story.queue(options=JobOptions(priority=Priority.LOW))
-    async with about_to_commit(url, limited(story, UserLimits(Priority.LOW))):
+    async with about_to_commit(url, limited(story, LimitChange(Priority.LOW))):
         change = asyncio.create_task(
             story.repository.set_priority(job.id, story.user.id, Priority.NORMAL, "ada", at(3))
         )
@@ -144,8 +144,8 @@ async def test_who_just_lost_a_priority_gives_it_to_no_job(story: Story, url: st
         await change
 
 
-def limited(story: Story, limits: UserLimits) -> Work[Any]:
-    return lambda db: sql_accounts.set_user_limits(db, story.user.id, limits, at(3), "eve")
+def limited(story: Story, change: LimitChange) -> Work[Any]:
+    return lambda db: sql_accounts.set_user_limits(db, story.user.id, change, at(3), "eve")
 
 
 # -- changes of a priority -------------------------------------------------------------------------------------

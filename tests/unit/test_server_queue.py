@@ -7,13 +7,13 @@ import pytest
 
 from ci_common.clock import utcnow
 from ci_common.job_terms import JobOptions, Priority
-from ci_common.models import Scope, UserLimits
+from ci_common.models import LimitChange, Scope
 from ci_server.waiting import waiting_for
 from tests.support.server import Account, Site, client, serving, upload
 
 
 async def allow(site: Site, account: Account, priority: Priority) -> None:
-    assert await site.repository.set_user_limits(account.user.id, UserLimits(priority), utcnow())
+    assert await site.repository.set_user_limits(account.user.id, LimitChange(priority), utcnow())
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ async def test_a_key_revoked_while_the_body_comes_changes_nothing(
 
 async def test_who_may_run_no_more_is_told_so(site: Site, ada: Account) -> None:
     await site.hands.arrive()
-    await site.repository.set_user_limits(ada.user.id, UserLimits(max_running=1), utcnow())
+    await site.repository.set_user_limits(ada.user.id, LimitChange(max_running=1), utcnow())
     await site.queue_job(ada)
     await site.hands.start()
     second = await site.queue_job(ada)

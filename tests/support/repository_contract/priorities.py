@@ -1,12 +1,13 @@
 """The contract about priorities: who may use which, and that all jobs of a class come before any of the next."""
 
+import asyncio
 import random
 
 import pytest
 
 from ci_common.errors import Conflict, JobFinished, JobNotFound, PriorityNotAllowed
 from ci_common.job_terms import JobOptions, JobStatus, Priority
-from ci_common.models import AuditAction, Idempotency, JobFilter, User, UserLimits
+from ci_common.models import AuditAction, Idempotency, JobFilter, LimitChange, User, UserLimits
 from ci_common.verdict import verdict
 from tests.support.repository_contract.story import SEAL, Story, at, make_job, make_user
 
@@ -15,7 +16,9 @@ ANYTHING = UserLimits(Priority.CRITICAL)
 
 async def with_limits(story: Story, limits: UserLimits = ANYTHING) -> User:
     """The story's user has these limits."""
-    changed = await story.repository.set_user_limits(story.user.id, limits, at(0), "eve@example.org")
+    changed = await story.repository.set_user_limits(
+        story.user.id, LimitChange.to(limits), at(0), "eve@example.org"
+    )
     assert changed is not None
     return changed
 
@@ -191,7 +194,24 @@ class PrioritiesContract:
             "eve@example.org",
         )
         assert (event.details["max_priority"], event.details["max_running"]) == ("high", None)
-        assert await story.repository.set_user_limits("nobody", ANYTHING, at(0)) is None
+        assert await story.repository.set_user_limits("nobody", LimitChange.to(ANYTHING), at(0)) is None
+
+    async def test_who_changes_one_limit_leaves_the_other_as_it_is(self, story: Story) -> None:
+        """Two operators change one each at the same time: neither read what the other wrote."""
+        changes = (LimitChange(Priority.HIGH), LimitChange(max_running=3))
+        await asyncio.gather(
+            *(story.repository.set_user_limits(story.user.id, one, at(0)) for one in changes)
+        )
+        user = await story.repository.get_user(story.user.id)
+        assert user is not None
+        assert user.limits == UserLimits(Priority.HIGH, 3)
+        event = (await story.repository.list_audit())[-1]
+        assert (event.details["max_priority"], event.details["max_running"]) == ("high", 3)
+        changed = await story.repository.set_user_limits(
+            story.user.id, LimitChange(max_running="none"), at(0)
+        )
+        assert changed is not None
+        assert changed.limits == UserLimits(Priority.HIGH)
 
     async def test_an_owner_changes_the_priority_within_what_is_allowed(self, story: Story) -> None:
         first, second = await story.queue(0), await story.queue(1)
