@@ -4,18 +4,19 @@ from pathlib import Path
 
 import click
 
-from ci_admin import render
+from ci_admin import accounts, queue_render, render
 from ci_admin.operator_name import operator
 from ci_admin.session import answer, in_repository, with_database
 from ci_common.clock import utcnow
 from ci_common.errors import InvalidRequest
+from ci_common.queue_stats import LONGEST_WINDOW, stats_document
 
 _LONGEST_REASON = 200
 
 
 @click.group()
 def queue() -> None:
-    """What waits: pause it and let it go on."""
+    """What waits: look at it, pause it and let it go on."""
 
 
 @queue.command()
@@ -40,3 +41,27 @@ def resume(db_path: Path | None, as_json: bool) -> None:
     resumed = in_repository(db_path, lambda repository: repository.resume_queue(utcnow(), operator()))
     text = "✓ Queue resumed" if resumed else "The queue was not paused."
     answer({"resumed": resumed}, text, as_json=as_json)
+
+
+@queue.command()
+@click.option(
+    "--window",
+    "back",
+    metavar="DURATION",
+    default="1h",
+    show_default=True,
+    help="Of what ended in the last 1h, 12h, 7d …",
+)
+@with_database
+def stats(back: str, db_path: Path | None, as_json: bool) -> None:
+    """Show what the queue holds now, and waits, runs and failures of the jobs that ended in a window of time.
+
+    A wait lasts from the submission to the start of the attempt that counted. Cancelled jobs count in no rate.
+    """
+    now = utcnow()
+    since = accounts.moment_before(back, now)
+    if not now - LONGEST_WINDOW <= since < now:
+        raise InvalidRequest(f"A window is at least 1h and at most {LONGEST_WINDOW.days}d long.")
+    figures = in_repository(db_path, lambda repository: repository.queue_figures(since))
+    document = stats_document(figures, now - since, now)
+    answer(document, queue_render.queue_stats(document), as_json=as_json)

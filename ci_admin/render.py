@@ -14,7 +14,7 @@ from ci_common.models import APIKey, AuditEvent, DailyTotal, QueuePause, Role, U
 from ci_common.terminal import one_line
 from ci_controller.retention import Prunable
 
-_NOTHING = "-"
+NOTHING = "-"
 _ONLY_NOW = ("⚠️  IMPORTANT: This is the only time you'll see this key!", "   Save it securely now.")
 
 
@@ -34,7 +34,7 @@ def user_fields(user: User) -> dict[str, Any]:
         "is_active": user.is_active,
         "max_priority": user.limits.max_priority.value,
         "max_running": user.limits.max_running,
-        "created_at": _iso(user.created_at),
+        "created_at": iso(user.created_at),
     }
 
 
@@ -48,9 +48,9 @@ def key_fields(key: APIKey, owner: User) -> dict[str, Any]:
         "email": owner.email,
         "scopes": sorted(key.scopes),
         "is_active": key.is_active,
-        "created_at": _iso(key.created_at),
-        "expires_at": _iso(key.expires_at),
-        "last_used_at": _iso(key.last_used_at),
+        "created_at": iso(key.created_at),
+        "expires_at": iso(key.expires_at),
+        "last_used_at": iso(key.last_used_at),
     }
 
 
@@ -67,7 +67,7 @@ def rotated_fields(rotated: Rotated) -> dict[str, Any]:
 def audit_fields(event: AuditEvent) -> dict[str, Any]:
     """Return the JSON of a line of the audit trail."""
     return {
-        "at": _iso(event.at),
+        "at": iso(event.at),
         "actor": event.actor,
         "action": event.action.value,
         "subject": event.subject,
@@ -101,7 +101,7 @@ def user_details(user: User) -> str:
             f"Email:   {one_line(user.email)}",
             f"Role:    {user.role}",
             f"Active:  {_yes(user.is_active)}",
-            f"Created: {_minute(user.created_at)}",
+            f"Created: {minute(user.created_at)}",
             f"Highest priority: {user.limits.max_priority}",
             f"Jobs at the same time: {user.limits.max_running or 'any number'}",
         ]
@@ -122,12 +122,12 @@ def user_deactivated(result: Deactivated) -> str:
 
 def pause_fields(pause: QueuePause) -> dict[str, Any]:
     """Return the JSON of a pause of the queue."""
-    return {"paused_at": _iso(pause.at), "paused_by": pause.by, "reason": pause.reason}
+    return {"paused_at": iso(pause.at), "paused_by": pause.by, "reason": pause.reason}
 
 
 def queue_paused(pause: QueuePause) -> str:
     """Return what is said of the pause in force."""
-    lines = ["✓ Queue paused", f"Since:  {_minute(pause.at)}", f"By:     {one_line(pause.by)}"]
+    lines = ["✓ Queue paused", f"Since:  {minute(pause.at)}", f"By:     {one_line(pause.by)}"]
     return "\n".join([*lines, *([f"Reason: {one_line(pause.reason)}"] if pause.reason else [])])
 
 
@@ -138,9 +138,7 @@ def key_created(issued: IssuedKey) -> str:
 
 def key_rotated(rotated: Rotated) -> str:
     """Return what is said of a new key in the place of another."""
-    replaces = (
-        f"Replaces: {one_line(rotated.old.prefix)}, which works until {_minute(rotated.old.expires_at)}"
-    )
+    replaces = f"Replaces: {one_line(rotated.old.prefix)}, which works until {minute(rotated.old.expires_at)}"
     lines = ["✓ API key rotated successfully", "", *_new_key(rotated.new), replaces, "", *_ONLY_NOW]
     return "\n".join(lines)
 
@@ -151,7 +149,7 @@ def _new_key(issued: IssuedKey) -> list[str]:
         f"Name:    {one_line(issued.key.name)}",
         f"User:    {one_line(issued.owner.email)}",
     ]
-    return lines + ([f"Expires: {_minute(issued.key.expires_at)}"] if issued.key.expires_at else [])
+    return lines + ([f"Expires: {minute(issued.key.expires_at)}"] if issued.key.expires_at else [])
 
 
 def key_revoked(key: APIKey) -> str:
@@ -167,10 +165,10 @@ def key_revoked(key: APIKey) -> str:
 def user_table(users: Sequence[User]) -> str:
     """Return users, one per line."""
     header = ("ID", "NAME", "EMAIL", "ROLE", "ACTIVE", "CREATED")
-    return _table(
+    return table(
         header,
         [
-            (user.id, user.name, user.email, user.role, _yes(user.is_active), _minute(user.created_at))
+            (user.id, user.name, user.email, user.role, _yes(user.is_active), minute(user.created_at))
             for user in users
         ],
     )
@@ -179,7 +177,7 @@ def user_table(users: Sequence[User]) -> str:
 def key_table(keys: Sequence[APIKey], owners: Mapping[str, User], now: datetime) -> str:
     """Return keys, one per line."""
     header = ("ID", "PREFIX", "NAME", "USER", "SCOPES", "STATUS", "EXPIRES", "LAST USED")
-    return _table(
+    return table(
         header,
         [
             (
@@ -189,8 +187,8 @@ def key_table(keys: Sequence[APIKey], owners: Mapping[str, User], now: datetime)
                 owners[key.user_id].email,
                 ",".join(sorted(key.scopes)),
                 _state(key, now),
-                _minute(key.expires_at),
-                _minute(key.last_used_at),
+                minute(key.expires_at),
+                minute(key.last_used_at),
             )
             for key in keys
         ],
@@ -200,15 +198,15 @@ def key_table(keys: Sequence[APIKey], owners: Mapping[str, User], now: datetime)
 def audit_table(events: Sequence[AuditEvent]) -> str:
     """Return the audit trail, one event per line."""
     header = ("AT", "ACTOR", "ACTION", "SUBJECT", "REQUEST", "DETAILS")
-    return _table(
+    return table(
         header,
         [
             (
-                _second(event.at),
+                second(event.at),
                 event.actor,
                 event.action.value,
                 event.subject,
-                event.request_id or _NOTHING,
+                event.request_id or NOTHING,
                 " ".join(f"{name}={value}" for name, value in event.details.items() if value is not None),
             )
             for event in events
@@ -233,8 +231,8 @@ def prunable_table(prunables: Sequence[Prunable], *, dry_run: bool) -> str:
     if not prunables:
         return f"0 {verb}: everything is within what CI_KEEP_… says."
     header = ("KIND", "NAME", "BYTES", "WHY")
-    table = _table(header, [(one.kind, one.name, str(one.size), one.why) for one in prunables])
-    return f"{table}\n{len(prunables)} {verb}, {sum(one.size for one in prunables)} bytes."
+    listed = table(header, [(one.kind, one.name, str(one.size), one.why) for one in prunables])
+    return f"{listed}\n{len(prunables)} {verb}, {sum(one.size for one in prunables)} bytes."
 
 
 def stats_fields(totals: Sequence[DailyTotal], users: Mapping[str, User]) -> list[dict[str, Any]]:
@@ -260,11 +258,11 @@ def stats_table(totals: Sequence[DailyTotal], users: Mapping[str, User]) -> str:
             fields["email"],
             str(fields["jobs"]),
             str(fields["passed"]),
-            ", ".join(f"{count} {reason}" for reason, count in fields["not_passed"].items()) or _NOTHING,
+            ", ".join(f"{count} {reason}" for reason, count in fields["not_passed"].items()) or NOTHING,
         )
         for fields in stats_fields(totals, users)
     ]
-    return _table(("DAY", "USER", "JOBS", "PASSED", "NOT PASSED"), rows)
+    return table(("DAY", "USER", "JOBS", "PASSED", "NOT PASSED"), rows)
 
 
 def _by_day_and_user(totals: Sequence[DailyTotal]) -> dict[tuple[date, str], dict[Reason | None, int]]:
@@ -274,7 +272,8 @@ def _by_day_and_user(totals: Sequence[DailyTotal]) -> dict[tuple[date, str], dic
     return found
 
 
-def _table(header: Sequence[str], raw_rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], raw_rows: Sequence[Sequence[str]]) -> str:
+    """Return rows under a header, in columns; whatever a cell holds, a row stays one line."""
     rows = [[one_line(cell) for cell in row] for row in raw_rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [
@@ -289,13 +288,16 @@ def _yes(value: bool) -> str:
     return "✓" if value else "✗"
 
 
-def _iso(moment: datetime | None) -> str | None:
+def iso(moment: datetime | None) -> str | None:
+    """Return ISO 8601 in UTC with a Z."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z") if moment else None
 
 
-def _minute(moment: datetime | None) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if moment else _NOTHING
+def minute(moment: datetime | None) -> str:
+    """Return a time to the minute, for people."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if moment else NOTHING
 
 
-def _second(moment: datetime) -> str:
+def second(moment: datetime) -> str:
+    """Return a time to the second, for people."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

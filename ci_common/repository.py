@@ -38,6 +38,7 @@ from ci_common.models import (
     StopIntent,
     User,
 )
+from ci_common.queue_stats import QueueFigures
 
 
 class JobRepository(ABC):
@@ -208,6 +209,13 @@ class JobRepository(ABC):
     @abstractmethod
     async def queue_view(self, user_id: str, limit: int) -> QueueView:
         """Return the places of up to `limit` of that user's queued jobs, the first ones, and what decides on them."""
+
+    @abstractmethod
+    async def queue_figures(self, since: datetime) -> QueueFigures:
+        """Return how many of everybody's jobs stand where, and what became of those that ended after that time.
+
+        Waits and runs are those of the 10 000 that ended last at most.
+        """
 
     @abstractmethod
     async def request_cancel(

@@ -34,6 +34,7 @@ from ci_common.models import (
     StopIntent,
     User,
 )
+from ci_common.queue_stats import QueueFigures
 from ci_common.repository import JobRepository
 from ci_persistence import (
     sql_accounts,
@@ -50,6 +51,7 @@ from ci_persistence.sql_audit import append_audit, list_audit
 from ci_persistence.sql_connection import Work
 from ci_persistence.sql_documents import list_documents
 from ci_persistence.sql_listing import list_jobs
+from ci_persistence.sql_queue_stats import queue_figures
 from ci_persistence.sql_queue_view import queue_view
 
 T = TypeVar("T")
@@ -188,6 +190,9 @@ class SQLJobRepository(JobRepository):
 
     async def queue_view(self, user_id: str, limit: int) -> QueueView:
         return await self._db.read(lambda db: queue_view(db, user_id, limit))
+
+    async def queue_figures(self, since: datetime) -> QueueFigures:
+        return await self._db.read(lambda db: queue_figures(db, since))
 
     async def request_cancel(
         self, job_id: str, user_id: str | None, by: str, now: datetime, request_id: str | None = None

@@ -76,6 +76,26 @@ QUEUED_JOBS: list[JsonValue] = [
         "estimated_wait_seconds": 45.2,
     }
 ]
+_NO_DEPTH: Document = {"queued": 0, "claimed": 0, "running": 0}
+_DEPTH: Document = {"queued": 12, "claimed": 1, "running": 5}
+QUEUE_STATS: Document = {
+    "window_seconds": 3600,
+    **_DEPTH,
+    "oldest_queued_seconds": 14.2,
+    "completed": 1240,
+    "failed": 8,
+    "cancelled": 3,
+    "dead_lettered": 0,
+    "avg_wait_seconds": 2.3,
+    "p95_wait_seconds": 8.1,
+    "avg_execution_seconds": 45.2,
+    "p95_execution_seconds": 121.7,
+    "failure_rate": 0.0064,
+    "infra_failure_rate": 0.0,
+    "tests_failed_rate": 0.0801,
+    "by_pool": {"default": _DEPTH},
+    "by_priority": {"critical": _NO_DEPTH, "high": _NO_DEPTH, "normal": _DEPTH, "low": _NO_DEPTH},
+}
 CANCELLED_JOB: Document = {
     **FINISHED_JOB,
     **_UNFINISHED,
@@ -192,6 +212,7 @@ EXAMPLES: dict[str, JsonValue] = {
     "cancelled_job": CANCELLED_JOB,
     "queued_job": QUEUED_JOB,
     "queued_jobs": QUEUED_JOBS,
+    "queue_stats": QUEUE_STATS,
     "timeline": TIMELINE,
     "moments": MOMENTS,
     "healthy": HEALTHY,

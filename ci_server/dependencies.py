@@ -140,6 +140,7 @@ def _scoped(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
 
 MaySubmit = Annotated[Caller, Depends(_scoped(Scope.SUBMIT))]
 Reader = Annotated[Caller, Depends(_scoped(Scope.READ))]
+Operator = Annotated[Caller, Depends(_scoped(Scope.ADMIN))]
 
 
 async def _submitter(caller: MaySubmit, server: Server) -> Caller:

@@ -59,6 +59,45 @@ class QueuedJobModel(BaseModel):
     estimated_wait_seconds: float | None = Field(description="Roughly; null where nobody knows.")
 
 
+class DepthModel(BaseModel):
+    """How many jobs stand where."""
+
+    model_config = ConfigDict(title="Depth")
+
+    queued: int
+    claimed: int
+    running: int
+
+
+class QueueStatsModel(BaseModel):
+    """What the queue holds, and what became of the jobs that ended in the window. Null where there were none."""
+
+    model_config = ConfigDict(title="QueueStats")
+
+    window_seconds: int
+    queued: int = Field(description="Now, as `claimed` and `running`.")
+    claimed: int
+    running: int
+    oldest_queued_seconds: float | None = Field(description="Since the oldest queued job was submitted.")
+    completed: int = Field(description="Ended in the window, as the following three.")
+    failed: int
+    cancelled: int = Field(description="These count in no wait, run or rate.")
+    dead_lettered: int
+    avg_wait_seconds: float | None
+    p95_wait_seconds: float | None = Field(description="By nearest rank.")
+    avg_execution_seconds: float | None
+    p95_execution_seconds: float | None
+    failure_rate: float | None = Field(
+        description="The share that ended without a verdict from the tests: `failed` and `dead_lettered`."
+    )
+    infra_failure_rate: float | None = Field(
+        description="The share that infrastructure lost: `dead_lettered`."
+    )
+    tests_failed_rate: float | None = Field(description="The share whose tests ran to an end and failed.")
+    by_pool: dict[str, DepthModel]
+    by_priority: dict[str, DepthModel]
+
+
 class SubmittedModel(BaseModel):
     """How to find a job again."""
 

@@ -1,8 +1,9 @@
 """`/api/queue`: what waits, and in which order; people see their own share, who has the scope `admin` all of it."""
 
-from typing import Any
+from datetime import timedelta
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from ci_common.errors import (
     ArchiveTooLarge,
@@ -14,18 +15,23 @@ from ci_common.errors import (
     TooManyRequests,
 )
 from ci_common.models import QueuePlace, Scope
+from ci_common.queue_stats import DEFAULT_WINDOW, LONGEST_WINDOW, stats_document
 from ci_server.api_description import PRIORITY_BODY, example, problems
-from ci_server.dependencies import AnyCaller, CurrentUser, JobId, Server, unknown_job
+from ci_server.dependencies import AnyCaller, CurrentUser, JobId, Operator, Server, unknown_job
 from ci_server.problems import request_id_of
 from ci_server.queue_view import Waiting, waiting
 from ci_server.rendering import job_document, json_response, timestamp
-from ci_server.schemas import JobModel, QueuedJobModel
+from ci_server.schemas import JobModel, QueuedJobModel, QueueStatsModel
 from ci_server.uploads import priority_named
 
 router = APIRouter(prefix="/api/queue", tags=["queue"])
 
 _SMALL_BODY = 4096  # bytes
 _MOST_SHOWN = 100
+
+
+def _seconds(window: timedelta) -> int:
+    return int(window.total_seconds())
 
 
 @router.get(
@@ -43,6 +49,27 @@ async def list_queued(user: CurrentUser, server: Server) -> Response:
     return json_response(
         [queued_document(place, waiting(place, view, user.limits, now)) for place in view.places]
     )
+
+
+@router.get(
+    "/stats",
+    summary="Statistics of the whole queue",
+    description="Needs the scope `admin`. What is queued, claimed and running is counted now, all else over the jobs "
+    "that ended in the window. A wait lasts from the submission to the start of the attempt that counted.",
+    response_model=QueueStatsModel,
+    response_description="The statistics.",
+    responses={**example("queue_stats"), **problems(InvalidRequest)},
+)
+async def queue_stats(
+    _operator: Operator,
+    server: Server,
+    seconds: Annotated[
+        int,
+        Query(alias="window", ge=1, le=_seconds(LONGEST_WINDOW), description="Seconds back from now."),
+    ] = _seconds(DEFAULT_WINDOW),
+) -> Response:
+    window, now = timedelta(seconds=seconds), server.clock.now()
+    return json_response(stats_document(await server.repository.queue_figures(now - window), window, now))
 
 
 @router.patch(

@@ -266,6 +266,16 @@ def test_the_queue_is_paused_and_resumed(admin: Admin) -> None:
     assert admin("queue", "resume").out == "✓ Queue resumed\n"
 
 
+def test_the_statistics_of_the_queue_are_a_table_or_json(admin: Admin) -> None:
+    shown = admin("queue", "stats", "--window", "2h", "--json").json
+    assert (shown["window_seconds"], shown["queued"], shown["failure_rate"]) == (7200, 0, None)
+    lines = admin("queue", "stats").out.splitlines()
+    assert lines[0].split() == ["NOW", "QUEUED", "CLAIMED", "RUNNING"]
+    assert any(line.split() == ["priority", "critical", "0", "0", "0"] for line in lines)
+    assert any(line.split()[:2] == ["LAST", "3600"] for line in lines)
+    assert admin("queue", "stats", "--window", "8d").code == 64
+
+
 def test_deactivating_tells_how_many_jobs_it_ended(admin: Admin, ada: dict[str, Any]) -> None:
     assert admin("user", "deactivate", ada["id"], "--json").json["cancelled_jobs"] == 0
 

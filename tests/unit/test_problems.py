@@ -26,6 +26,7 @@ from ci_server.schemas import (
     MissingModel,
     MomentModel,
     QueuedJobModel,
+    QueueStatsModel,
     ReadyModel,
     StoredModel,
     SubmittedModel,
@@ -44,6 +45,7 @@ MODELS: dict[str, type[BaseModel]] = {
         MissingModel,
         MomentModel,
         QueuedJobModel,
+        QueueStatsModel,
         ReadyModel,
         StoredModel,
         SubmittedModel,
@@ -93,6 +95,7 @@ def test_the_routes_are_those_of_the_documents() -> None:
         "GET /jobs/{job_id}/log",
         "HEAD /jobs/{job_id}/log",
         "GET /api/queue/jobs",
+        "GET /api/queue/stats",
         "PATCH /api/queue/jobs/{job_id}/priority",
         "GET /health",
         "GET /ready",
@@ -237,7 +240,7 @@ def test_every_code_that_streams_send_belongs_to_an_error_class() -> None:
 
 def test_openapi_names_no_operation_twice() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
-    assert len(names) == len(set(names)) == 21
+    assert len(names) == len(set(names)) == 22
 
 
 # -- what nobody has a word for ------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ci_common.errors import (
 from ci_common.job_terms import JobStatus
 from ci_common.models import JobFilter
 from ci_common.repository import JobRepository
-from ci_persistence import sql_control
+from ci_persistence import sql_control, sql_queue_stats
 from ci_persistence.postgres_repository import PostgresJobRepository
 from ci_persistence.rows import from_text, to_text
 from ci_persistence.sql_listing import listing_query
@@ -208,6 +208,10 @@ FREQUENT: list[tuple[tuple[str, Parameters], str]] = [
     ((sql_control.COUNT_QUEUED, {"now": "", "unbelievable": ""}), "jobs_queued"),
     ((sql_control.OPEN_ATTEMPTS, {}), "attempts_open"),
     ((sql_control.EXPIRED, ("",)), "jobs_queued_since"),
+    ((sql_queue_stats.ENDED, ("",)), "jobs_by_end"),
+    ((sql_queue_stats.MEASURED, ("",)), "jobs_by_end"),
+    ((sql_queue_stats.DEPTHS, ()), "jobs_open_by_user"),
+    ((sql_queue_stats.OLDEST, ()), "jobs_queued"),
     (listing_query(JobFilter()), "jobs_by_age"),
     (listing_query(JobFilter(limit=20, created_before=START)), "jobs_by_age"),
     (listing_query(JobFilter(user_id="u", limit=20)), "jobs_by_user"),

@@ -176,6 +176,7 @@ NEEDS: dict[tuple[str, str], Scope | str] = {
     ("DELETE", "/jobs/{job_id}"): Scope.SUBMIT,
     ("PATCH", "/api/queue/jobs/{job_id}/priority"): EITHER,
     ("GET", "/api/queue/jobs"): Scope.READ,
+    ("GET", "/api/queue/stats"): Scope.ADMIN,
     ("GET", "/jobs"): Scope.READ,
     ("GET", "/jobs/{job_id}"): Scope.READ,
     ("GET", "/jobs/{job_id}/events"): Scope.READ,

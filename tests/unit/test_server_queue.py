@@ -144,3 +144,17 @@ async def test_who_may_run_no_more_is_told_so(site: Site, ada: Account) -> None:
     await site.hands.start()
     second = await site.queue_job(ada)
     assert await waiting_for(site.repository, second, utcnow()) == "1 of your 1 jobs are running"
+
+
+async def test_the_statistics_tell_of_everybodys_jobs(site: Site, ada: Account) -> None:
+    eve = await site.account("eve", frozenset({Scope.ADMIN}))
+    await site.finished_job(ada, b"ran")
+    await site.queue_job(ada)
+    with serving(site.settings) as url:
+        async with client(url, eve) as http:
+            shown = (await http.get("/api/queue/stats?window=60")).json()
+            wrong = [(await http.get(f"/api/queue/stats?window={n}")).status_code for n in (0, 604801, "x")]
+    assert (shown["window_seconds"], shown["queued"], shown["completed"]) == (60, 1, 1)
+    assert (shown["failure_rate"], shown["tests_failed_rate"]) == (0.0, 0.0)
+    assert shown["p95_wait_seconds"] >= 0
+    assert wrong == [422, 422, 422]

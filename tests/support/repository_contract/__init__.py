@@ -18,6 +18,7 @@ from tests.support.repository_contract.control import ControlContract
 from tests.support.repository_contract.jobs import JobsContract
 from tests.support.repository_contract.pausing import PausingContract
 from tests.support.repository_contract.priorities import PrioritiesContract
+from tests.support.repository_contract.queue_stats import QueueStatsContract
 from tests.support.repository_contract.retention import RetentionContract
 from tests.support.repository_contract.story import Backend, Story, make_user
 
@@ -29,6 +30,7 @@ class RepositoryContract(
     ControlContract,
     PrioritiesContract,
     PausingContract,
+    QueueStatsContract,
     AttemptsContract,
     CancellationContract,
     RetentionContract,
