@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ci_admin import accounts, queue_render, render
+from ci_admin.dead_commands import dead
 from ci_admin.operator_name import operator
 from ci_admin.session import answer, in_repository, with_database
 from ci_common.clock import utcnow
@@ -17,6 +18,9 @@ _LONGEST_REASON = 200
 @click.group()
 def queue() -> None:
     """What waits: look at it, pause it and let it go on."""
+
+
+queue.add_command(dead)
 
 
 @queue.command()

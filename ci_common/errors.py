@@ -192,6 +192,15 @@ class LogPruned(CIError):
     exit_code = 66
 
 
+class ArchivePruned(CIError):
+    """What was uploaded was kept for as long as the operator decided, and is gone; submit the tree again."""
+
+    code = "archive_pruned"
+    title = "Archive no longer kept"
+    http_status = 410
+    exit_code = 66
+
+
 class LogIncomplete(CIError):
     """The stored log lacks its end; only ever an `error` event of a stream, before its `complete`."""
 

@@ -43,6 +43,7 @@ class AuditAction(StrEnum):
     KEY_REVOKE = "key.revoke"
     JOB_CANCEL = "job.cancel"
     JOB_PRIORITY = "job.priority"
+    JOB_REQUEUE = "job.requeue"
     QUEUE_PAUSE = "queue.pause"
     QUEUE_RESUME = "queue.resume"
     BACKUP = "database.backup"
@@ -156,6 +157,7 @@ class Job:
     log_size: int | None = None  # bytes of the sealed log of the final attempt
     log_sha256: str | None = None
     log_truncated: bool | None = None  # `LogSeal.truncated` of that log
+    repeat_of: str | None = None  # the earlier job whose archive it took over
     log_pruned_at: datetime | None = None  # since then there is no log any more, of whatever attempt
 
 

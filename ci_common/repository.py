@@ -11,6 +11,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
+from ci_common.dead_letters import DeadLetter
 from ci_common.job_terms import JobStatus, JobVerdict, Priority, Reason
 from ci_common.models import (
     OPERATOR,
@@ -209,6 +210,23 @@ class JobRepository(ABC):
     @abstractmethod
     async def queue_view(self, user_id: str, limit: int) -> QueueView:
         """Return the places of up to `limit` of that user's queued jobs, the first ones, and what decides on them."""
+
+    @abstractmethod
+    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Return everybody's dead-lettered jobs, the one that ended last first, without their attempts."""
+
+    @abstractmethod
+    async def dead_letter(self, job_id: str) -> DeadLetter | None:
+        """Return the dead-lettered job of that id with its attempts; None: there is none."""
+
+    @abstractmethod
+    async def requeue_dead(self, again: Mapping[str, str], now: datetime, by: str = OPERATOR) -> list[Job]:
+        """For each dead-lettered job a new one (`again` has its id) is queued with the same archive, options and owner.
+
+        All of them or none; they are returned, by the ids of the old ones. An operator's act: no limit holds it up, and
+        it stands in the audit trail. Raises JobNotFound, ArchivePruned, and Conflict for a job that is not
+        dead-lettered, was repeated already, or whose owner is deactivated.
+        """
 
     @abstractmethod
     async def queue_figures(self, since: datetime) -> QueueFigures:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
+from ci_common.dead_letters import PastAttempt
 from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
 from ci_common.models import (
     APIKey,
@@ -137,6 +138,7 @@ def job_from(row: Row) -> Job:
         log_sha256=row["log_sha256"],
         log_truncated=_optional_bool(row["log_truncated"]),
         log_pruned_at=_optional_time(row["log_pruned_at"]),
+        repeat_of=row["repeat_of"],
     )
 
 
@@ -158,6 +160,20 @@ def attempt_from(row: Row, job: Job) -> Attempt:
         started_at=_optional_time(row["started_at"]),
         begun_at=_optional_time(row["begun_at"]),
         stop=stop_from(row),
+    )
+
+
+def past_attempt_from(row: Row) -> PastAttempt:
+    """Return what a row of `attempts` tells once it has ended."""
+    return PastAttempt(
+        number=row["number"],
+        holder=row["holder"],
+        claimed_at=from_text(row["claimed_at"]),
+        started_at=_optional_time(row["started_at"]),
+        begun_at=_optional_time(row["begun_at"]),
+        ended_at=_optional_time(row["ended_at"]),
+        reason=_optional_reason(row["reason"]),
+        message=row["message"],
     )
 
 

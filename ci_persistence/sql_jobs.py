@@ -40,9 +40,7 @@ def create_job(db: Connection, job: Job, idempotency: Idempotency | None, limits
     if limits is not None:
         db.execute(f"SELECT 1 FROM installation {LOCKED}")  # noqa: S608  (nobody else's job comes between)
         check_room(db, job.user_id, limits)
-    _insert(db, job, idempotency)
-    append_event(db, job.id, JobEvent("submitted", job.created_at))
-    return _known_job(db, job.id)
+    return insert_job(db, job, idempotency)
 
 
 def check_room(db: Connection, user_id: str, limits: QueueLimits) -> None:
@@ -87,11 +85,22 @@ def _same_submission(earlier: tuple[Job, str], idempotency: Idempotency) -> Job:
     return job
 
 
+def insert_job(
+    db: Connection, job: Job, idempotency: Idempotency | None = None, by: str | None = None
+) -> Job:
+    """The job is queued, whatever limits there are; its timeline says what it repeats, and by whom if not its owner."""
+    _insert(db, job, idempotency)
+    told = {"repeat_of": job.repeat_of, "by": by}
+    data = {name: value for name, value in told.items() if value is not None}
+    append_event(db, job.id, JobEvent("submitted", job.created_at, data))
+    return _known_job(db, job.id)
+
+
 def _insert(db: Connection, job: Job, idempotency: Idempotency | None) -> None:
     created_at = to_text(job.created_at)
     db.execute(
         "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, priority, queued_since, "
-        "idempotency_key, idempotency_fingerprint) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "repeat_of, idempotency_key, idempotency_fingerprint) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.id,
             job.user_id,
@@ -101,6 +110,7 @@ def _insert(db: Connection, job: Job, idempotency: Idempotency | None) -> None:
             options_text(job.options),
             job.options.priority.rank,
             created_at,
+            job.repeat_of,
             idempotency.key if idempotency else None,
             idempotency.fingerprint if idempotency else None,
         ),

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
+from ci_common.dead_letters import DeadLetter
 from ci_common.job_terms import JobStatus, JobVerdict, Priority, Reason
 from ci_common.models import (
     OPERATOR,
@@ -44,6 +45,7 @@ from ci_persistence import (
     sql_jobs,
     sql_pause,
     sql_queue,
+    sql_repeats,
     sql_retention,
     sql_totals,
 )
@@ -190,6 +192,15 @@ class SQLJobRepository(JobRepository):
 
     async def queue_view(self, user_id: str, limit: int) -> QueueView:
         return await self._db.read(lambda db: queue_view(db, user_id, limit))
+
+    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        return await self._db.read(lambda db: sql_repeats.dead_letters(db, limit))
+
+    async def dead_letter(self, job_id: str) -> DeadLetter | None:
+        return await self._db.read(lambda db: sql_repeats.dead_letter(db, job_id))
+
+    async def requeue_dead(self, again: Mapping[str, str], now: datetime, by: str = OPERATOR) -> list[Job]:
+        return await self._db.write(lambda db: sql_repeats.requeue_dead(db, again, now, by))
 
     async def queue_figures(self, since: datetime) -> QueueFigures:
         return await self._db.read(lambda db: queue_figures(db, since))

@@ -1,5 +1,6 @@
 """What `ci-admin` prints and how it exits, with nothing replaced but the terminal."""
 
+import asyncio
 import json
 import sqlite3
 import sys
@@ -14,6 +15,9 @@ import pytest
 from ci_admin.cli import main
 from ci_admin.location import database_in_force, personal_database
 from ci_common.api_keys import is_well_formed, key_prefix
+from ci_persistence.sqlite_repository import SQLiteJobRepository
+from tests.support.repository_contract.dead_letters import a_dead_job
+from tests.support.repository_contract.story import Story
 
 
 @dataclass(frozen=True)
@@ -353,3 +357,46 @@ def test_unnamed_the_database_here_comes_before_the_personal_one(
 
 def test_a_named_database_is_taken_as_it_is(tmp_path: Path) -> None:
     assert database_in_force(tmp_path / "mine.db") == tmp_path / "mine.db"
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> str:
+    """A job was lost by infrastructure as often as may be; returns its id."""
+
+    async def made() -> str:
+        repository = SQLiteJobRepository(tmp_path / "ci_jobs.db")
+        try:
+            await repository.initialize()
+            story = Story(repository)
+            await story.begin()
+            return (await a_dead_job(story)).id
+        finally:
+            await repository.close()
+
+    return asyncio.run(made())
+
+
+def test_dead_letters_are_listed_shown_and_requeued_once(admin: Admin, dead: str) -> None:
+    [listed] = admin("queue", "dead", "list", "--json").json
+    assert (listed["job_id"], listed["email"], listed["reason"]) == (dead, "ada@example.org", "infra")
+    assert (listed["attempt"], listed["requeued_as"]) == (2, None)
+    shown = admin("queue", "dead", "show", dead, "--json").json
+    assert [(one["attempt"], one["reason"]) for one in shown["attempts"]] == [(1, "infra"), (2, "infra")]
+    text = admin("queue", "dead", "show", dead).out
+    assert f"Job:       {dead}" in text
+    assert [line.split()[0] for line in text.splitlines()[-2:]] == ["1", "2"]
+
+    [done] = admin("queue", "dead", "requeue", dead, "--json").json
+    assert done["job_id"] == dead
+    assert done["requeued_as"] in admin("queue", "dead", "list").out
+    again = admin("queue", "dead", "requeue", dead)
+    assert (again.code, again.out) == (65, "")
+    assert f"as job {done['requeued_as']}" in again.err
+    assert admin("audit", "--json").json[-1]["action"] == "job.requeue"
+
+
+@pytest.mark.usefixtures("ada")
+def test_what_is_no_dead_letter_is_said_to_be_none(admin: Admin) -> None:
+    assert admin("queue", "dead", "list", "--json").json == []
+    for command in ("show", "requeue"):
+        assert admin("queue", "dead", command, "nobody").code == 66

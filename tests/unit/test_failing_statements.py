@@ -93,8 +93,18 @@ NEW_PACK = Pack("new", 10, [Blob(b"1" * 32, 0, 10, 20, 1)])
 # Many short transactions, each whole: nobody waits for all of them, and the next prune goes on where one ended.
 IN_STEPS = {"remove_packs"}
 AUDIT = AuditEvent(at(50), "operator", AuditAction.BACKUP, "database")
+
+
+async def dead_letter(cast: Cast) -> object:
+    await cast.repository.mark_begun(cast.fence, at(39))
+    return await cast.story.release(cast.fence, 40, max_attempts=1)
+
+
 # What must have happened before, for a write to have something to do that is not true of the others.
-BEFORE: dict[str, Write] = {"resume_queue": lambda cast: cast.repository.pause_queue("why", at(40))}
+BEFORE: dict[str, Write] = {
+    "resume_queue": lambda cast: cast.repository.pause_queue("why", at(40)),
+    "requeue_dead": dead_letter,
+}
 WRITES: dict[str, Write] = {
     "create_user": lambda cast: cast.repository.create_user(make_user("new")),
     "set_user_active": lambda cast: cast.repository.set_user_active(
@@ -120,6 +130,7 @@ WRITES: dict[str, Write] = {
         cast.queued.id, None, Priority.HIGH, "somebody", at(50)
     ),
     "add_event": lambda cast: cast.repository.add_event(cast.queued.id, JobEvent("note", at(50))),
+    "requeue_dead": lambda cast: cast.repository.requeue_dead({cast.running.job.id: "new"}, at(50)),
     "pause_queue": lambda cast: cast.repository.pause_queue("why", at(50)),
     "resume_queue": lambda cast: cast.repository.resume_queue(at(50)),
     "take_over": lambda cast: cast.repository.take_over("successor", at(50)),

@@ -21,7 +21,7 @@ from ci_common.errors import (
 from ci_common.job_terms import JobStatus
 from ci_common.models import JobFilter
 from ci_common.repository import JobRepository
-from ci_persistence import sql_control, sql_queue_stats
+from ci_persistence import sql_control, sql_queue_stats, sql_repeats
 from ci_persistence.postgres_repository import PostgresJobRepository
 from ci_persistence.rows import from_text, to_text
 from ci_persistence.sql_listing import listing_query
@@ -208,6 +208,7 @@ FREQUENT: list[tuple[tuple[str, Parameters], str]] = [
     ((sql_control.COUNT_QUEUED, {"now": "", "unbelievable": ""}), "jobs_queued"),
     ((sql_control.OPEN_ATTEMPTS, {}), "attempts_open"),
     ((sql_control.EXPIRED, ("",)), "jobs_queued_since"),
+    ((sql_repeats.DEAD_LETTERS, [100]), "jobs_dead"),
     ((sql_queue_stats.ENDED, ("",)), "jobs_by_end"),
     ((sql_queue_stats.MEASURED, ("",)), "jobs_by_end"),
     ((sql_queue_stats.DEPTHS, ()), "jobs_open_by_user"),

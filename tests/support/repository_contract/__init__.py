@@ -15,6 +15,7 @@ from tests.support.repository_contract.audit import AuditContract
 from tests.support.repository_contract.blobs import BlobsContract
 from tests.support.repository_contract.cancellation import CancellationContract
 from tests.support.repository_contract.control import ControlContract
+from tests.support.repository_contract.dead_letters import DeadLettersContract
 from tests.support.repository_contract.jobs import JobsContract
 from tests.support.repository_contract.pausing import PausingContract
 from tests.support.repository_contract.priorities import PrioritiesContract
@@ -31,6 +32,7 @@ class RepositoryContract(
     PrioritiesContract,
     PausingContract,
     QueueStatsContract,
+    DeadLettersContract,
     AttemptsContract,
     CancellationContract,
     RetentionContract,
