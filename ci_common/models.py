@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
 
@@ -272,6 +272,16 @@ class Idempotency:
 
     key: str
     fingerprint: str  # hash of tree and options: another one under the same key is a conflict
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A wish to run the tree of an earlier job again, as a new job."""
+
+    source: str  # the earlier job's id
+    job_id: str  # the new one's
+    changes: Mapping[str, Any]  # what is to differ from the earlier job's options, by their names
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True)

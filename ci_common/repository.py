@@ -36,6 +36,7 @@ from ci_common.models import (
     QueueLimits,
     QueuePause,
     QueueView,
+    Repeat,
     StopIntent,
     User,
 )
@@ -172,6 +173,15 @@ class JobRepository(ABC):
         when the key stood for something else, Unauthorized when the owner is no longer active, PriorityNotAllowed
         when the owner may not use the priority, MissingBlobs when a pack is not there (or not the owner's), and what
         `check_room` raises: however many submit at once, the limits hold.
+        """
+
+    @abstractmethod
+    async def repeat_jobs(
+        self, user_id: str, repeats: Sequence[Repeat], now: datetime, limits: QueueLimits | None = None
+    ) -> list[Job]:
+        """Each of them is a queued job with the archive of an earlier one of that user's, or none is; returns them.
+
+        Raises JobNotFound for a source that is not the user's, ArchivePruned, and what `create_job` raises.
         """
 
     @abstractmethod

@@ -33,7 +33,7 @@ def create_job(db: Connection, job: Job, idempotency: Idempotency | None, limits
     require_active_owner(db, job.user_id)
     earlier = idempotency and find_idempotent(db, job.user_id, idempotency.key)
     if idempotency and earlier:
-        return _same_submission(earlier, idempotency)
+        return same_submission(earlier, idempotency)
     if get_job(db, job.id, None) is not None:
         raise AlreadyExists(f"There is a job {job.id} already.")
     require_priority(db, job.user_id, job.options.priority)
@@ -78,7 +78,8 @@ def require_priority(db: Connection, user_id: str, wanted: Priority) -> None:
         )
 
 
-def _same_submission(earlier: tuple[Job, str], idempotency: Idempotency) -> Job:
+def same_submission(earlier: tuple[Job, str], idempotency: Idempotency) -> Job:
+    """Return the job that the key stands for; raises IdempotencyConflict if it stands for something else."""
     job, fingerprint = earlier
     if fingerprint != idempotency.fingerprint:
         raise IdempotencyConflict(f"The Idempotency-Key stands for another submission, job {job.id}.")

@@ -3,19 +3,19 @@
 A job that has ended stays as it is: to run it again is a new job, whose row and timeline name the one it repeats.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from ci_common.dead_letters import DeadLetter, PastAttempt
 from ci_common.errors import ArchivePruned, Conflict, JobNotFound
 from ci_common.job_terms import JobStatus
-from ci_common.models import AuditAction, AuditEvent, Job
+from ci_common.models import AuditAction, AuditEvent, Job, QueueLimits, Repeat
 from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import job_from, past_attempt_from, to_text
 from ci_persistence.sql_audit import append_audit
 from ci_persistence.sql_connection import Connection, Row
-from ci_persistence.sql_jobs import insert_job
+from ci_persistence.sql_jobs import create_job, find_idempotent, insert_job, same_submission
 
 _REPEATED = "(SELECT max(again.id) FROM jobs AS again WHERE again.repeat_of = jobs.id)"
 _DEAD = f"""
@@ -23,6 +23,29 @@ _DEAD = f"""
     FROM jobs JOIN users ON users.id = jobs.user_id WHERE jobs.status = 'dead_lettered'
 """  # noqa: S608  (constants of this module)
 DEAD_LETTERS = f"{_DEAD} ORDER BY jobs.end_time DESC, jobs.id DESC LIMIT ?"
+
+
+def repeat_jobs(
+    db: Connection, user_id: str, repeats: Sequence[Repeat], now: datetime, limits: QueueLimits | None
+) -> list[Job]:
+    """Each is queued with the archive and, but for its changes, the options of an earlier job of the user's."""
+    return [_repeat(db, user_id, repeat, now, limits) for repeat in repeats]
+
+
+def _repeat(db: Connection, user_id: str, repeat: Repeat, now: datetime, limits: QueueLimits | None) -> Job:
+    earlier = repeat.idempotency and find_idempotent(db, user_id, repeat.idempotency.key)
+    if repeat.idempotency and earlier:  # whatever has become of the source meanwhile
+        return same_submission(earlier, repeat.idempotency)
+    query = f"SELECT * FROM jobs WHERE id = ? AND user_id = ? {LOCKED}"  # noqa: S608
+    row = db.execute(query, (repeat.source, user_id)).fetchone()
+    if row is None:
+        raise JobNotFound(f"There is no job {repeat.source} among yours.")
+    _require_archive(row)
+    options = replace(job_from(row).options, **repeat.changes)
+    job = Job(repeat.job_id, user_id, now, row["archive_ref"], options=options, repeat_of=repeat.source)
+    created = create_job(db, job, repeat.idempotency, limits)
+    _claim_packs_of(db, created, repeat.source)
+    return created
 
 
 def dead_letters(db: Connection, limit: int) -> list[DeadLetter]:
@@ -45,13 +68,13 @@ def _requeue(db: Connection, job_id: str, new_id: str, now: datetime, by: str) -
     row = db.execute(f"SELECT * FROM jobs WHERE id = ? {LOCKED}", (job_id,)).fetchone()  # noqa: S608
     if row is None:
         raise JobNotFound(f"There is no job {job_id}.")
-    require_archive(row)
+    _require_archive(row)
     dead = job_from(row)
     _check_requeue(db, dead)
     job = insert_job(
         db, Job(new_id, dead.user_id, now, dead.archive_ref, options=dead.options, repeat_of=job_id), by=by
     )
-    claim_packs_of(db, job, job_id)
+    _claim_packs_of(db, job, job_id)
     details = {"user_id": dead.user_id, "job_id": new_id}
     append_audit(db, AuditEvent(now, by, AuditAction.JOB_REQUEUE, job_id, details))
     return job
@@ -71,7 +94,7 @@ def _check_requeue(db: Connection, dead: Job) -> None:
         )
 
 
-def require_archive(row: Row) -> None:
+def _require_archive(row: Row) -> None:
     """The archive of the job in that row of `jobs` is kept; raises ArchivePruned."""
     if row["archive_pruned_at"] is not None:
         raise ArchivePruned(
@@ -79,7 +102,7 @@ def require_archive(row: Row) -> None:
         )
 
 
-def claim_packs_of(db: Connection, job: Job, source: str) -> None:
+def _claim_packs_of(db: Connection, job: Job, source: str) -> None:
     """What the archive of the source needs stays for the job, too."""
     db.execute(
         "INSERT INTO job_packs (job_id, pack_id) SELECT ?, pack_id FROM job_packs WHERE job_id = ?",

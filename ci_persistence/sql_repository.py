@@ -32,6 +32,7 @@ from ci_common.models import (
     QueueLimits,
     QueuePause,
     QueueView,
+    Repeat,
     StopIntent,
     User,
 )
@@ -168,6 +169,11 @@ class SQLJobRepository(JobRepository):
         return await self._db.write(
             lambda db: sql_blobs.create_job_of_packs(db, job, idempotency, limits, packs)
         )
+
+    async def repeat_jobs(
+        self, user_id: str, repeats: Sequence[Repeat], now: datetime, limits: QueueLimits | None = None
+    ) -> list[Job]:
+        return await self._db.write(lambda db: sql_repeats.repeat_jobs(db, user_id, repeats, now, limits))
 
     async def check_room(self, user_id: str, limits: QueueLimits) -> None:
         await self._db.read(lambda db: sql_jobs.check_room(db, user_id, limits))

@@ -15,6 +15,7 @@ from ci_common.errors import (
     InvalidArchive,
     InvalidOffset,
     InvalidRequest,
+    JobFinished,
     JobNotFound,
     PriorityNotAllowed,
     SchemaMissing,
@@ -26,7 +27,7 @@ from ci_common.errors import (
 from ci_common.job_terms import Priority
 from ci_server import api_examples
 from ci_server.problems import MEDIA_TYPE
-from ci_server.schemas import ProblemModel
+from ci_server.schemas import JobModel, ProblemModel
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -145,6 +146,31 @@ BLOBS_BODY = _body(
 )
 TREE_BODY = _body("application/vnd.ci.submission", {"type": "string", "format": "binary"})
 
+_REPEAT: dict[str, Any] = {
+    "type": "object",
+    "required": ["from_job"],
+    "properties": {
+        "from_job": {"type": "string", "description": "The id of an earlier job of yours."},
+        **{
+            name: {**option, "description": "As in the earlier job if absent."}
+            for name, option in _OPTIONS.items()
+        },
+    },
+}
+REPEAT_BODY = _body(
+    "application/json",
+    {
+        "oneOf": [
+            _REPEAT,
+            {
+                "type": "object",
+                "required": ["jobs"],
+                "properties": {"jobs": {"type": "array", "items": _REPEAT, "minItems": 1, "maxItems": 100}},
+            },
+        ]
+    },
+)
+
 PRIORITY_BODY = _body(
     "application/json",
     {"type": "object", "required": ["priority"], "properties": {"priority": _PRIORITY}},
@@ -206,6 +232,16 @@ def example(*names: str, status: int = 200, **more: Any) -> Responses:
     """
     examples = {name: {"$ref": f"#/components/examples/{name}"} for name in names}
     return {status: {**more, "content": {"application/json": {"examples": examples}}}}
+
+
+def cancel_responses() -> Responses:
+    """Return the responses of a route that cancels a job."""
+    under_way = "The job is under way; it will end soon as cancelled."
+    return {
+        **example("cancelled_job"),
+        **example("cancelling_job", status=202, model=JobModel, description=under_way),
+        **problems(JobNotFound, JobFinished, InvalidRequest),
+    }
 
 
 def event_stream(description: str) -> Responses:

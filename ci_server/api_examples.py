@@ -65,6 +65,12 @@ QUEUED_JOB: Document = {
     "image_id": None,
     "image_cached": None,
 }
+JOB_IN_QUEUE: Document = {
+    **QUEUED_JOB,
+    "position": 3,
+    "waiting_for": "3 jobs are before it",
+    "estimated_wait_seconds": 45.2,
+}
 QUEUED_JOBS: list[JsonValue] = [
     {
         "job_id": _JOB_ID,
@@ -204,6 +210,7 @@ LOG = "Running 12 tests ...\r\n............\r\n12 passed in 3.21s\r\n"
 # By the names under which OpenAPI holds them.
 EXAMPLES: dict[str, JsonValue] = {
     "submitted": SUBMITTED,
+    "enqueued": {"job_id": _JOB_ID, "job_ids": [_JOB_ID]},
     "missing": MISSING,
     "stored": STORED,
     "finished_job": FINISHED_JOB,
@@ -212,6 +219,7 @@ EXAMPLES: dict[str, JsonValue] = {
     "cancelled_job": CANCELLED_JOB,
     "queued_job": QUEUED_JOB,
     "queued_jobs": QUEUED_JOBS,
+    "job_in_queue": JOB_IN_QUEUE,
     "queue_stats": QUEUE_STATS,
     "timeline": TIMELINE,
     "moments": MOMENTS,

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Path, Request, Security
+from fastapi import Depends, Header, Path, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ci_common.clock import Clock, SystemClock
@@ -23,6 +23,7 @@ from ci_server.bodies import JsonBodies
 from ci_server.event_stream import StreamSlots
 from ci_server.listings import Listings
 from ci_server.rate_limits import RateLimits
+from ci_server.repeats import Repeats
 from ci_server.request_context import client_address
 from ci_server.settings import ServerSettings
 from ci_server.shared_looks import SharedLooks
@@ -44,6 +45,7 @@ class Resources:
     looks: SharedLooks
     authenticator: Authenticator
     submissions: Submissions
+    repeats: Repeats
     blobs: Blobs
     trees: Trees
     bodies: JsonBodies
@@ -60,7 +62,7 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
     repository = open_repository(settings)
     stores = open_stores(settings)
     authenticator = Authenticator(repository, clock)
-    bodies = JsonBodies(settings)
+    bodies, rates = JsonBodies(settings), RateLimits(settings, clock)
     blobs = Blobs(repository, stores.archives.blobs, authenticator, settings, clock, bodies)
     async with contextlib.AsyncExitStack() as at_the_end:  # each of these, whatever becomes of the others
         at_the_end.push_async_callback(repository.close)
@@ -77,12 +79,13 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             looks=SharedLooks(repository, stores.logs, clock),
             authenticator=authenticator,
             submissions=Submissions(repository, stores.archives, authenticator, settings, clock),
+            repeats=Repeats(repository, authenticator, bodies, rates, settings, clock),
             blobs=blobs,
             trees=Trees(stores.archives, blobs, settings, bodies),
             bodies=bodies,
             slots=StreamSlots(settings.max_streams_per_user),
             shutdown=Shutdown(),
-            rates=RateLimits(settings, clock),
+            rates=rates,
             clock=clock,
         )
 
@@ -157,6 +160,13 @@ async def _current_user(caller: Reader) -> User:
 
 CurrentUser = Annotated[User, Depends(_current_user)]
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="Any text of your choice: submissions under the same one are one job, so retries are safe.",
+        examples=["5f0c1c9b-2b0d-4a5e-8a3f-0d9c7b6a5e4d"],
+    ),
+]
 JobId = Annotated[str, Path(description="As the submit routes return it.", max_length=100)]
 
 

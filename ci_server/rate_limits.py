@@ -44,9 +44,9 @@ class RateLimits:
         """A request of that key is counted."""
         self._count(self._of_key, key_id, "This API key makes")
 
-    def submission_by(self, key_id: str) -> None:
-        """A submission of that key is counted."""
-        self._count(self._of_submissions, key_id, "This API key makes submissions:")
+    def submission_by(self, key_id: str, jobs: int = 1) -> None:
+        """So many submissions of that key are counted, all of them or none."""
+        self._count(self._of_submissions, key_id, "This API key makes submissions:", jobs)
 
     def guess_from(self, address: str, token: str) -> None:
         """The key may be looked up: it was good a while ago, or few wrong ones came from that address.
@@ -70,8 +70,8 @@ class RateLimits:
         elif self._of_failures:
             self._limiter.hit(self._of_failures, caller_of(address))
 
-    def _count(self, item: RateLimitItem | None, caller: str, who: str) -> None:
-        if item and not self._limiter.hit(item, caller):
+    def _count(self, item: RateLimitItem | None, caller: str, who: str, times: int = 1) -> None:
+        if item and times and not self._limiter.hit(item, caller, cost=times):
             raise self._refusal(item, caller, who)
 
     def _refusal(self, item: RateLimitItem, caller: str, who: str) -> RateLimited:

@@ -45,6 +45,16 @@ class JobModel(BaseModel):
     )
 
 
+class JobInQueueModel(JobModel):
+    """A job, and its place in the queue; null where it is not queued."""
+
+    model_config = ConfigDict(title="JobInQueue")
+
+    position: int | None = Field(description="How many queued jobs come before it as things stand.")
+    waiting_for: str | None = Field(description="Why it waits, in one sentence for people.")
+    estimated_wait_seconds: float | None = Field(description="Roughly; null where nobody knows.")
+
+
 class QueuedJobModel(BaseModel):
     """A job that waits to be claimed."""
 
@@ -104,6 +114,15 @@ class SubmittedModel(BaseModel):
     model_config = ConfigDict(title="Submitted")
 
     job_id: str
+
+
+class EnqueuedModel(BaseModel):
+    """How to find jobs again that were queued together."""
+
+    model_config = ConfigDict(title="Enqueued")
+
+    job_id: str = Field(description="The first one.")
+    job_ids: list[str] = Field(description="All of them, in the order asked.")
 
 
 class MissingModel(BaseModel):

@@ -52,7 +52,7 @@ class Submissions:
 
         A repetition under the same idempotency key returns the first one's job and leaves nothing of its own.
         """
-        _check_idempotency_key(idempotency_key)
+        check_idempotency_key(idempotency_key)
         if not is_small(request) and not await self._is_repetition(caller.user.id, idempotency_key):
             await self.check_room(caller)  # before sending everything; creating the job tells it of little
         await require_room(request, self._settings)
@@ -67,7 +67,7 @@ class Submissions:
         self, request: Request, caller: Caller, idempotency_key: str | None, read: ReadTree
     ) -> Job:
         """The same of a tree whose contents came apart; raises MissingBlobs where some did not, and nothing is left."""
-        _check_idempotency_key(idempotency_key)
+        check_idempotency_key(idempotency_key)
         if not await self._is_repetition(caller.user.id, idempotency_key):
             await self.check_room(caller)
         await require_room(request, self._settings)
@@ -147,7 +147,8 @@ class Submissions:
         return await self._repository.find_idempotent(user_id, idempotency_key) is not None
 
 
-def _check_idempotency_key(key: str | None) -> None:
+def check_idempotency_key(key: str | None) -> None:
+    """The key, if there is one, has the documented form; raises InvalidRequest."""
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from fastapi import Request
@@ -25,6 +26,10 @@ _VALUES_PER_FILE: Final = 10
 _OTHER_VALUES: Final = 10_000
 _HEAD_BYTES: Final = 256 * 1024
 _LENGTH_BYTES: Final = 4
+# What a document calls an option, and what we do.
+_OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {"pytest_args": "pytest_args", "timeout": "timeout_seconds", "fresh": "fresh", "priority": "priority"}
+)
 
 
 class SavedTree(NamedTuple):
@@ -115,6 +120,11 @@ async def _chained(first: bytes, chunks: AsyncGenerator[bytes, None]) -> AsyncGe
 
 
 def _options(document: dict[str, Any], settings: ServerSettings) -> JobOptions:
+    return JobOptions(**options_named(document, settings))
+
+
+def options_named(document: dict[str, Any], settings: ServerSettings) -> dict[str, Any]:
+    """Return the options of a job that the document names, by their names in `JobOptions`; raises InvalidRequest."""
     arguments = as_list(document.get("pytest_args", []))
     timeout: Any = document.get("timeout")
     fresh: Any = document.get("fresh", False)
@@ -125,4 +135,5 @@ def _options(document: dict[str, Any], settings: ServerSettings) -> JobOptions:
     if type(fresh) is not bool:
         raise InvalidRequest("'fresh' must be true or false.")
     priority = priority_named(document.get("priority", Priority.NORMAL))
-    return job_options(arguments, timeout, settings, fresh=fresh, priority=priority)
+    options = job_options(arguments, timeout, settings, fresh=fresh, priority=priority)
+    return {name: getattr(options, name) for said, name in _OPTIONS.items() if said in document}

@@ -7,26 +7,23 @@ from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import urlencode
 
-import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from ci_common.errors import InvalidOffset, InvalidRequest, JobFinished, JobNotFound, TooManyRequests
+from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, TooManyRequests
 from ci_common.job_terms import JobStatus
-from ci_common.models import AuditAction, DocumentPage, JobFilter
-from ci_server.api_description import event_stream, example, problems
-from ci_server.dependencies import CurrentUser, JobId, MaySubmit, OwnedJob, Reader, Server, unknown_job
+from ci_common.models import DocumentPage, JobFilter
+from ci_server.api_description import cancel_responses, event_stream, example, problems
+from ci_server.cancels import cancel
+from ci_server.dependencies import CurrentUser, JobId, MaySubmit, OwnedJob, Reader, Server
 from ci_server.listings import Listings
 from ci_server.log_stream import start_position
-from ci_server.problems import request_id_of
 from ci_server.rendering import event_document, job_document, json_response
 from ci_server.routes.streaming import open_stream
 from ci_server.schemas import JobEventModel, JobModel, MomentModel
 from ci_server.timeline import EVENTS_BYTES, attempts_of, timeline
 
 router = APIRouter(tags=["jobs"])
-
-_audit = structlog.stdlib.get_logger("ci_server.audit")  # the request id is in its context
 
 _PAGE = 1000
 _LARGEST_INDEX = 2**63 - 1  # what a database can be asked for
@@ -94,26 +91,10 @@ async def get_job(job: OwnedJob) -> Response:
     "it end. Asking again meanwhile changes nothing.",
     response_model=JobModel,
     response_description="The job was queued and is cancelled.",
-    responses={
-        **example("cancelled_job"),
-        **example(
-            "cancelling_job",
-            status=202,
-            model=JobModel,
-            description="The job is under way; it will end soon as cancelled.",
-        ),
-        **problems(JobNotFound, JobFinished, InvalidRequest),
-    },
+    responses=cancel_responses(),
 )
 async def cancel_job(request: Request, job_id: JobId, caller: MaySubmit, server: Server) -> Response:
-    user, now = caller.user, server.clock.now()
-    try:
-        job = await server.repository.request_cancel(job_id, user.id, user.email, now, request_id_of(request))
-    except JobNotFound:
-        raise unknown_job(job_id) from None
-    if job.cancel_requested_at == now:  # not for who asks again
-        _audit.info("audit", action=AuditAction.JOB_CANCEL.value, actor=user.email, subject=job_id)
-    return json_response(job_document(job), status=200 if job.status.is_terminal else 202)
+    return await cancel(request, server, job_id, caller.user.id, caller.user)
 
 
 @router.get(

@@ -5,9 +5,9 @@ The body is not a parameter of these functions: FastAPI would read it before it 
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from ci_common.errors import InvalidBlob, MissingBlobs, QueueFull, TooManyRequests
 from ci_common.events import JobIdEvent, Position
@@ -22,7 +22,7 @@ from ci_server.api_description import (
     submit_problems,
 )
 from ci_server.auth import Caller
-from ci_server.dependencies import MaySubmit, Resources, Server, Submitter
+from ci_server.dependencies import IdempotencyKey, MaySubmit, Resources, Server, Submitter
 from ci_server.event_stream import JobStream
 from ci_server.rendering import json_response
 from ci_server.routes.streaming import open_stream
@@ -31,13 +31,6 @@ from ci_server.schemas import CapacityModel, SubmittedModel
 router = APIRouter(tags=["submit"])
 
 _LOCATION: dict[str, Any] = {"Location": {"schema": {"type": "string"}, "description": "The job's path."}}
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        description="Any text of your choice: submissions under the same one are one job, so retries are safe.",
-        examples=["5f0c1c9b-2b0d-4a5e-8a3f-0d9c7b6a5e4d"],
-    ),
-]
 
 
 @router.post(

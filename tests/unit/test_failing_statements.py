@@ -29,6 +29,7 @@ from ci_common.models import (
     JobEvent,
     LimitChange,
     QueueLimits,
+    Repeat,
 )
 from ci_common.repository import JobRepository
 from ci_common.verdict import verdict
@@ -130,6 +131,12 @@ WRITES: dict[str, Write] = {
         cast.queued.id, None, Priority.HIGH, "somebody", at(50)
     ),
     "add_event": lambda cast: cast.repository.add_event(cast.queued.id, JobEvent("note", at(50))),
+    "repeat_jobs": lambda cast: cast.repository.repeat_jobs(
+        cast.story.user.id,
+        [Repeat(cast.queued.id, "new", {}), Repeat(cast.running.job.id, "newer", {"fresh": True})],
+        at(50),
+        QueueLimits(10, 10),
+    ),
     "requeue_dead": lambda cast: cast.repository.requeue_dead({cast.running.job.id: "new"}, at(50)),
     "pause_queue": lambda cast: cast.repository.pause_queue("why", at(50)),
     "resume_queue": lambda cast: cast.repository.resume_queue(at(50)),

@@ -19,9 +19,11 @@ from ci_server.problems import install_handlers, problem_response
 from ci_server.request_context import RequestContext
 from ci_server.schemas import (
     CapacityModel,
+    EnqueuedModel,
     HealthModel,
     InfoModel,
     JobEventModel,
+    JobInQueueModel,
     JobModel,
     MissingModel,
     MomentModel,
@@ -38,9 +40,11 @@ MODELS: dict[str, type[BaseModel]] = {
     model.__name__: model
     for model in (
         CapacityModel,
+        EnqueuedModel,
         HealthModel,
         InfoModel,
         JobEventModel,
+        JobInQueueModel,
         JobModel,
         MissingModel,
         MomentModel,
@@ -95,6 +99,9 @@ def test_the_routes_are_those_of_the_documents() -> None:
         "GET /jobs/{job_id}/log",
         "HEAD /jobs/{job_id}/log",
         "GET /api/queue/jobs",
+        "POST /api/queue/jobs",
+        "GET /api/queue/jobs/{job_id}",
+        "DELETE /api/queue/jobs/{job_id}",
         "GET /api/queue/stats",
         "PATCH /api/queue/jobs/{job_id}/priority",
         "GET /health",
@@ -240,7 +247,7 @@ def test_every_code_that_streams_send_belongs_to_an_error_class() -> None:
 
 def test_openapi_names_no_operation_twice() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
-    assert len(names) == len(set(names)) == 22
+    assert len(names) == len(set(names)) == 25
 
 
 # -- what nobody has a word for ------------------------------------------------------------------------

@@ -158,6 +158,11 @@ async def test_submissions_have_a_limit_of_their_own(http: httpx.AsyncClient) ->
     assert (await http.get("/jobs")).status_code == 200
 
 
+async def test_each_job_of_a_batch_is_a_submission(http: httpx.AsyncClient) -> None:
+    batch = {"jobs": [{"from_job": "nobody"}] * 3}
+    assert_limited(await http.post("/api/queue/jobs", json=batch), 2)
+
+
 async def test_an_address_that_asks_too_often_is_refused_but_may_watch(http: httpx.AsyncClient) -> None:
     for _ in range(30):
         assert (await http.get("/nowhere")).status_code == 404

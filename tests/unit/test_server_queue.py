@@ -158,3 +158,70 @@ async def test_the_statistics_tell_of_everybodys_jobs(site: Site, ada: Account) 
     assert (shown["failure_rate"], shown["tests_failed_rate"]) == (0.0, 0.0)
     assert shown["p95_wait_seconds"] >= 0
     assert wrong == [422, 422, 422]
+
+
+async def test_a_tree_that_is_here_is_queued_again(site: Site, ada: Account, http: httpx.AsyncClient) -> None:
+    source = await site.queue_job(ada, options=JobOptions(("-x",), 60.0))
+    answer = await http.post("/api/queue/jobs", json={"from_job": source.id, "fresh": True})
+    assert answer.status_code == 200
+    job_id = answer.json()["job_id"]
+    assert answer.json() == {"job_id": job_id, "job_ids": [job_id]}
+    assert answer.headers["location"] == f"/jobs/{job_id}"
+    shown = (await http.get(f"/jobs/{job_id}")).json()
+    assert (shown["pytest_args"], shown["timeout"], shown["fresh"]) == (["-x"], 60.0, True)
+    queued = (await http.get(f"/api/queue/jobs/{job_id}")).json()
+    why = queued["waiting_for"]
+    assert queued == {**shown, "position": 1, "waiting_for": why, "estimated_wait_seconds": None}
+    assert "no controller" in why
+
+
+async def test_a_batch_is_queued_whole_or_not_at_all(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    bob = await site.account("bob")
+    source, theirs = await site.queue_job(ada), await site.queue_job(bob)
+    good = [{"from_job": source.id, "pytest_args": ["-k", str(n)]} for n in range(3)]
+    refused: list[tuple[object, int, str]] = [
+        ([*good, {"from_job": theirs.id}], 404, "job_not_found"),
+        ([*good, {"from_job": source.id, "priority": "high"}], 403, "priority_not_allowed"),
+        ([*good, {"from_job": source.id, "timeout": -1}], 422, "invalid_request"),
+        ([*good, {}], 422, "invalid_request"),
+        ([*good, "text"], 422, "invalid_request"),
+        ([*good, {"from_job": "\0"}], 422, "invalid_request"),
+        ([], 422, "invalid_request"),
+        (good * 34, 422, "invalid_request"),
+        ("text", 422, "invalid_request"),
+    ]
+    for jobs, status, code in refused:
+        answer = await http.post("/api/queue/jobs", json={"jobs": jobs})
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert len((await http.get("/jobs")).json()) == 1
+    ids = (await http.post("/api/queue/jobs", json={"jobs": good})).json()["job_ids"]
+    shown = [(await http.get(f"/jobs/{job_id}")).json()["pytest_args"] for job_id in ids]
+    assert shown == [["-k", "0"], ["-k", "1"], ["-k", "2"]]
+
+
+async def test_a_batch_under_one_key_is_one_batch(site: Site, ada: Account, http: httpx.AsyncClient) -> None:
+    source, headers = await site.queue_job(ada), {"Idempotency-Key": "mine"}
+    batch = {"jobs": [{"from_job": source.id}, {"from_job": source.id, "fresh": True}]}
+    first, again = [await http.post("/api/queue/jobs", json=batch, headers=headers) for _ in range(2)]
+    assert first.json() == again.json()
+    other = await http.post("/api/queue/jobs", json={"from_job": source.id}, headers=headers)
+    assert other.json()["code"] == "idempotency_conflict"
+    assert len((await http.get("/jobs")).json()) == 3
+
+
+async def test_an_operator_cancels_any_job_and_others_their_own(site: Site, ada: Account) -> None:
+    jobs = [await site.queue_job(ada) for _ in range(2)]
+    bob, eve = await site.account("bob"), await site.account("eve", frozenset({Scope.ADMIN}))
+    with serving(site.settings) as url:
+        async with client(url, bob) as http:
+            assert (await http.delete(f"/api/queue/jobs/{jobs[0].id}")).status_code == 404
+        async with client(url, ada) as http:
+            own = await http.delete(f"/api/queue/jobs/{jobs[0].id}")
+            place = (await http.get(f"/api/queue/jobs/{jobs[0].id}")).json()
+        async with client(url, eve) as http:
+            theirs = await http.delete(f"/api/queue/jobs/{jobs[1].id}")
+    assert [(one.status_code, one.json()["status"]) for one in (own, theirs)] == [(200, "cancelled")] * 2
+    assert theirs.json()["cancel_requested_by"] == "eve@example.org"
+    assert (place["position"], place["waiting_for"]) == (None, None)

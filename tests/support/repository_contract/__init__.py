@@ -20,6 +20,7 @@ from tests.support.repository_contract.jobs import JobsContract
 from tests.support.repository_contract.pausing import PausingContract
 from tests.support.repository_contract.priorities import PrioritiesContract
 from tests.support.repository_contract.queue_stats import QueueStatsContract
+from tests.support.repository_contract.repeats import RepeatsContract
 from tests.support.repository_contract.retention import RetentionContract
 from tests.support.repository_contract.story import Backend, Story, make_user
 
@@ -33,6 +34,7 @@ class RepositoryContract(
     PausingContract,
     QueueStatsContract,
     DeadLettersContract,
+    RepeatsContract,
     AttemptsContract,
     CancellationContract,
     RetentionContract,
