@@ -75,6 +75,8 @@ def dead_with_history(dead: DeadLetter) -> dict[str, Any]:
         "timeout": options.timeout_seconds,
         "fresh": options.fresh,
         "priority": options.priority.value,
+        "max_attempts": options.max_attempts,
+        "queue_timeout": options.queue_timeout_seconds,
         "attempts": [_attempt_fields(one) for one in dead.attempts],
     }
 

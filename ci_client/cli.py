@@ -17,7 +17,7 @@ from ci_client.console import Console, ReaderGone
 from ci_client.exit_codes import ClientExit, exit_code_of_error, exit_code_table
 from ci_common import __version__
 from ci_common.errors import CIError
-from ci_common.job_terms import JobStatus, Priority
+from ci_common.job_terms import MOST_ATTEMPTS, JobStatus, Priority
 
 _EXAMPLES = """\
 Examples:
@@ -115,6 +115,17 @@ def submit() -> None:
     help="The class to queue in; all jobs of a better one come first. An operator says who may use which.",
 )
 @click.option(
+    "--max-attempts",
+    type=click.IntRange(1, MOST_ATTEMPTS),
+    help="How often infrastructure may lose the job once its tests began, instead of the operator's default.",
+)
+@click.option(
+    "--queue-timeout",
+    type=_duration,
+    metavar="DURATION",
+    help="Fail the job if it waits longer in the queue (90, 90s, 10m, 1h); the operator's limit holds as well.",
+)
+@click.option(
     "--wait-for-capacity", is_flag=True, help="Wait for room in a full queue instead of giving up (75)."
 )
 @click.option("--dry-run", is_flag=True, help="List what would be sent, and what not and why; send nothing.")
@@ -138,6 +149,8 @@ def submit_test(
     timeout: float | None,
     fresh: bool,
     priority: str,
+    max_attempts: int | None,
+    queue_timeout: float | None,
     wait_for_capacity: bool,
     dry_run: bool,
     include_ignored: bool,
@@ -169,6 +182,8 @@ def submit_test(
         fresh,
         verbose,
         Priority(priority),
+        max_attempts,
+        queue_timeout,
     )
     if dry_run:
         return following.dry_run(Console(), options)

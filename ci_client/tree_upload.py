@@ -200,6 +200,10 @@ class TreeUpload:
             asked["fresh"] = True
         if self._options.priority is not Priority.NORMAL:
             asked["priority"] = self._options.priority.value
+        if self._options.max_attempts is not None:
+            asked["max_attempts"] = self._options.max_attempts
+        if self._options.queue_timeout_seconds is not None:
+            asked["queue_timeout"] = self._options.queue_timeout_seconds
         head = json_body(asked)
         records = pack(self._inline, compress=self._compress)
         self._told.detail(f"Sending {records.length} bytes with the submission.")

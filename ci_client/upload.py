@@ -105,3 +105,7 @@ def _form_fields(options: JobOptions | None) -> Iterator[tuple[str, str]]:
             yield "fresh", "true"
         if options.priority is not Priority.NORMAL:
             yield "priority", options.priority.value
+        if options.max_attempts is not None:
+            yield "max_attempts", str(options.max_attempts)
+        if options.queue_timeout_seconds is not None:
+            yield "queue_timeout", f"{options.queue_timeout_seconds:g}"

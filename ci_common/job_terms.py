@@ -113,6 +113,9 @@ class Priority(StrEnum):
 _RANKED: tuple[Priority, ...] = tuple(Priority)
 
 
+MOST_ATTEMPTS = 10  # that a submitter may ask for
+
+
 @dataclass(frozen=True, slots=True)
 class JobOptions:
     """What the submitter asked for beside the tree itself."""
@@ -121,6 +124,8 @@ class JobOptions:
     timeout_seconds: float | None = None  # None: the controller's default
     fresh: bool = False  # everything is installed anew, whatever is kept of earlier jobs
     priority: Priority = Priority.NORMAL  # the only one that may be changed afterwards
+    max_attempts: int | None = None  # of those whose tests began; None: the controller's default
+    queue_timeout_seconds: float | None = None  # None: the controller's, which holds in any case
 
 
 @dataclass(frozen=True, slots=True)

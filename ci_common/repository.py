@@ -363,9 +363,16 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def expire_queued(
-        self, lease: ControllerLease, queue_timeout: timedelta, now: datetime
+        self,
+        lease: ControllerLease,
+        queue_timeout: timedelta,
+        now: datetime,
+        lenience: timedelta = timedelta(0),
     ) -> list[str]:
-        """Jobs queued for longer than that are failed with `queue_timeout`; returns their ids. None while paused."""
+        """Jobs queued for longer than that, or than they were to wait themselves, are failed with `queue_timeout`.
+
+        Returns their ids. All have so much longer as the lenience says; none is failed while the queue is paused.
+        """
 
     # -- writes of an attempt's holder, all fenced ---------------------------------------------------------
 
@@ -407,7 +414,8 @@ class JobRepository(ABC):
     ) -> JobStatus | None:
         """The attempt has ended without a verdict, and the job is what is returned: queued again (not
         before that time); cancelled, if a cancel was requested; dead-lettered with `reason`, when this
-        attempt had begun and so used up the last of `max_attempts`. None: the fence is stale."""
+        attempt had begun and so used up the last of `max_attempts`, or of as many as its submitter said.
+        None: the fence is stale."""
 
     # -- pruning -----------------------------------------------------------------------------------------
 

@@ -200,7 +200,7 @@ class RepositoryJobSource:
         return self._logs.writer(fence.job_id, fence.attempt)
 
     async def keep_house(self, now: datetime, lenience: timedelta) -> list[str]:
-        expired = await self._repository.expire_queued(self._lease, self._queue_timeout + lenience, now)
+        expired = await self._repository.expire_queued(self._lease, self._queue_timeout, now, lenience)
         await self._repository.maintain()
         return expired
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
@@ -63,13 +63,22 @@ def scopes_text(scopes: frozenset[Scope]) -> str:
 
 def options_text(options: JobOptions) -> str:
     """Return the stored form of a job's options but for the priority, which has a column of its own."""
-    return json.dumps(
-        {
-            "pytest_args": options.pytest_args,
-            "timeout_seconds": options.timeout_seconds,
-            "fresh": options.fresh,
-        }
-    )
+    always = {
+        "pytest_args": options.pytest_args,
+        "timeout_seconds": options.timeout_seconds,
+        "fresh": options.fresh,
+    }
+    seldom = {
+        "max_attempts": options.max_attempts,
+        "queue_timeout_seconds": options.queue_timeout_seconds,
+    }
+    return json.dumps({**always, **{name: value for name, value in seldom.items() if value is not None}})
+
+
+def deadline_text(options: JobOptions, since: datetime) -> str | None:
+    """Return the stored form of the time until which such a job may wait that waits since then; None: as any."""
+    seconds = options.queue_timeout_seconds
+    return None if seconds is None else to_text(since + timedelta(seconds=seconds))
 
 
 def data_text(data: Mapping[str, Any]) -> str:
@@ -109,8 +118,14 @@ def api_key_from(row: Row) -> APIKey:
 def options_from(text: str, rank: int) -> JobOptions:
     """Return the options that `options_text` stored, with the priority of that rank."""
     raw: dict[str, Any] = json.loads(text)
-    fresh = bool(raw.get("fresh"))  # jobs of the first releases have no such option
-    return JobOptions(tuple(raw["pytest_args"]), raw["timeout_seconds"], fresh, Priority.of_rank(rank))
+    return JobOptions(
+        pytest_args=tuple(raw["pytest_args"]),
+        timeout_seconds=raw["timeout_seconds"],
+        fresh=bool(raw.get("fresh")),  # jobs of the first releases have no such option
+        priority=Priority.of_rank(rank),
+        max_attempts=raw.get("max_attempts"),
+        queue_timeout_seconds=raw.get("queue_timeout_seconds"),
+    )
 
 
 def job_from(row: Row) -> Job:

@@ -2,11 +2,11 @@
 
 from datetime import datetime
 
-from ci_common.job_terms import JobStatus, JobVerdict, Reason
+from ci_common.job_terms import JobOptions, JobStatus, JobVerdict, Reason
 from ci_common.models import Fence, ImageUse, Job, JobEvent, LogSeal, StopIntent
 from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
-from ci_persistence.rows import from_text, job_from, optional_text, stop_from, to_text
+from ci_persistence.rows import deadline_text, from_text, job_from, optional_text, stop_from, to_text
 from ci_persistence.sql_connection import Connection, Row
 from ci_persistence.sql_timeline import end, lock_job, move
 
@@ -128,10 +128,10 @@ def release_attempt(
     if job.cancel_requested_at is not None:
         by = job.cancel_requested_by or "someone"
         ended = end(db, job.id, verdict(Reason.CANCELLED, f"Cancelled by {by}. {message}"), now, log)
-    elif begun and _charged_attempts(db, job.id) >= max_attempts:
+    elif begun and _charged_attempts(db, job.id) >= (job.options.max_attempts or max_attempts):
         ended = end(db, job.id, verdict(reason, message), now, log)
     else:
-        ended = _queue_again(db, fence, reason, message, not_before, now, fresh_wait=begun)
+        ended = _queue_again(db, fence, job.options, reason, message, not_before, now, fresh_wait=begun)
     assert ended is not None, f"every open job may be released, {job.status} too"
     _end_attempt(db, fence, reason, message, None, log, now)
     return ended.status
@@ -140,6 +140,7 @@ def release_attempt(
 def _queue_again(
     db: Connection,
     fence: Fence,
+    options: JobOptions,
     reason: Reason,
     message: str,
     not_before: datetime | None,
@@ -156,7 +157,7 @@ def _queue_again(
         "image_cached": None,
     }
     if fresh_wait:
-        columns["queued_since"] = to_text(now)
+        columns |= {"queued_since": to_text(now), "queue_deadline": deadline_text(options, now)}
     event = JobEvent("released", now, {"attempt": fence.attempt, "reason": reason, "message": message})
     return move(db, fence.job_id, JobStatus.QUEUED, columns, event)
 

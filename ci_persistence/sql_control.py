@@ -8,7 +8,7 @@ from ci_common.job_terms import Reason
 from ci_common.models import Attempt, ControllerLease, ControllerState, JobEvent
 from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
-from ci_persistence.rows import attempt_from, from_text, job_from, to_text
+from ci_persistence.rows import attempt_from, from_text, job_from, options_from, to_text
 from ci_persistence.sql_connection import Connection
 from ci_persistence.sql_pause import queue_pause
 from ci_persistence.sql_queue import CLAIM, COUNT_QUEUED, TAKE_TURN, times
@@ -19,6 +19,10 @@ OPEN_ATTEMPTS = f"""
     WHERE attempts.ended_at IS NULL AND jobs.status IN {OPEN} ORDER BY attempts.claimed_at, attempts.job_id
 """  # noqa: S608
 EXPIRED = "SELECT id FROM jobs WHERE status = 'queued' AND queued_since < ? ORDER BY queued_since"
+OVERDUE = (
+    "SELECT id, options, priority FROM jobs WHERE status = 'queued' AND queue_deadline < ? "
+    "AND queue_deadline IS NOT NULL ORDER BY queue_deadline"
+)
 
 
 def new_token() -> str:
@@ -117,12 +121,18 @@ def ended_attempts(db: Connection, containers: Collection[str]) -> dict[str, tup
 
 
 def expire_queued(
-    db: Connection, lease: ControllerLease, queue_timeout: timedelta, now: datetime
+    db: Connection, lease: ControllerLease, queue_timeout: timedelta, now: datetime, lenience: timedelta
 ) -> list[str]:
-    """Jobs that have waited longer than that are failed; returns their ids."""
+    """Jobs that have waited longer than that, or than they were to wait, are failed; returns their ids."""
     if not holds(db, lease) or queue_pause(db):
         return []
-    minutes = queue_timeout.total_seconds() / 60
-    message = f"It waited in the queue for more than {minutes:g} minutes."
-    late = [row["id"] for row in db.execute(EXPIRED, (to_text(now - queue_timeout),))]
-    return [job_id for job_id in late if end(db, job_id, verdict(Reason.QUEUE_TIMEOUT, message), now)]
+    limit = to_text(now - lenience - queue_timeout)
+    late = {row["id"]: queue_timeout.total_seconds() for row in db.execute(EXPIRED, (limit,))}
+    for row in db.execute(OVERDUE, (to_text(now - lenience),)):
+        late[row["id"]] = options_from(row["options"], row["priority"]).queue_timeout_seconds or 0.0
+    return [job_id for job_id, seconds in late.items() if _expire(db, job_id, seconds, now)]
+
+
+def _expire(db: Connection, job_id: str, seconds: float, now: datetime) -> bool:
+    message = f"It waited in the queue for more than {seconds / 60:g} minutes."
+    return end(db, job_id, verdict(Reason.QUEUE_TIMEOUT, message), now) is not None

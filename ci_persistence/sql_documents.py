@@ -71,6 +71,8 @@ def _document(
         "timeout": asked.timeout_seconds,
         "fresh": asked.fresh,
         "priority": asked.priority.value,
+        "max_attempts": asked.max_attempts,
+        "queue_timeout": asked.queue_timeout_seconds,
         "not_before": not_before and _shown(not_before),
         "cancel_requested_at": cancel_requested_at and _shown(cancel_requested_at),
         "cancel_requested_by": cancel_requested_by,

@@ -17,7 +17,7 @@ from ci_common.job_terms import JobStatus, Priority, Reason
 from ci_common.models import AuditAction, AuditEvent, Idempotency, Job, JobEvent, QueueLimits
 from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
-from ci_persistence.rows import event_from, job_from, options_text, to_text
+from ci_persistence.rows import deadline_text, event_from, job_from, options_text, to_text
 from ci_persistence.sql_audit import append_audit
 from ci_persistence.sql_connection import Connection
 from ci_persistence.sql_timeline import append_event, end, lock_job
@@ -101,7 +101,8 @@ def _insert(db: Connection, job: Job, idempotency: Idempotency | None) -> None:
     created_at = to_text(job.created_at)
     db.execute(
         "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, priority, queued_since, "
-        "repeat_of, idempotency_key, idempotency_fingerprint) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "queue_deadline, repeat_of, idempotency_key, idempotency_fingerprint) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.id,
             job.user_id,
@@ -111,6 +112,7 @@ def _insert(db: Connection, job: Job, idempotency: Idempotency | None) -> None:
             options_text(job.options),
             job.options.priority.rank,
             created_at,
+            deadline_text(job.options, job.created_at),
             job.repeat_of,
             idempotency.key if idempotency else None,
             idempotency.fingerprint if idempotency else None,

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from ci_common.models import AuditAction, AuditEvent, QueuePause
 from ci_persistence.dialect import NO_CLAIM_MEANWHILE
-from ci_persistence.rows import from_text, to_text
+from ci_persistence.rows import deadline_text, from_text, options_from, to_text
 from ci_persistence.sql_audit import append_audit
 from ci_persistence.sql_connection import Connection
 
@@ -33,5 +33,14 @@ def resume_queue(db: Connection, now: datetime, by: str) -> bool:
     if not db.execute("DELETE FROM queue_pause").rowcount:
         return False
     db.execute("UPDATE jobs SET queued_since = ? WHERE status = 'queued'", (to_text(now),))
+    db.executemany("UPDATE jobs SET queue_deadline = ? WHERE id = ?", _new_deadlines(db, now))
     append_audit(db, AuditEvent(now, by, AuditAction.QUEUE_RESUME, _SUBJECT))
     return True
+
+
+def _new_deadlines(db: Connection, now: datetime) -> list[tuple[str | None, str]]:
+    query = "SELECT id, options, priority FROM jobs WHERE status = 'queued' AND queue_deadline IS NOT NULL"
+    return [
+        (deadline_text(options_from(row["options"], row["priority"]), now), row["id"])
+        for row in db.execute(query)
+    ]

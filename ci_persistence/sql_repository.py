@@ -290,9 +290,15 @@ class SQLJobRepository(JobRepository):
         return await self._db.read(lambda db: sql_control.ended_attempts(db, containers))
 
     async def expire_queued(
-        self, lease: ControllerLease, queue_timeout: timedelta, now: datetime
+        self,
+        lease: ControllerLease,
+        queue_timeout: timedelta,
+        now: datetime,
+        lenience: timedelta = timedelta(0),
     ) -> list[str]:
-        return await self._db.write(lambda db: sql_control.expire_queued(db, lease, queue_timeout, now))
+        return await self._db.write(
+            lambda db: sql_control.expire_queued(db, lease, queue_timeout, now, lenience)
+        )
 
     # -- writes of an attempt's holder, all fenced ---------------------------------------------------------
 

@@ -24,7 +24,7 @@ from ci_common.errors import (
     Unauthorized,
     Unavailable,
 )
-from ci_common.job_terms import Priority
+from ci_common.job_terms import MOST_ATTEMPTS, Priority
 from ci_server import api_examples
 from ci_server.problems import MEDIA_TYPE
 from ci_server.schemas import JobModel, ProblemModel
@@ -50,6 +50,20 @@ TAGS = [
 ]
 
 _PRIORITY: dict[str, Any] = {"type": "string", "enum": [word.value for word in Priority]}
+
+_LIMITS: dict[str, Any] = {
+    "max_attempts": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MOST_ATTEMPTS,
+        "description": "How often infrastructure may lose it once its tests began; else as the controller is set.",
+    },
+    "queue_timeout": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "description": "Seconds the job may wait in the queue; never longer than the controller's setting.",
+    },
+}
 
 UPLOAD_FORM: dict[str, Any] = {
     "requestBody": {
@@ -85,6 +99,7 @@ UPLOAD_FORM: dict[str, Any] = {
                             "default": Priority.NORMAL.value,
                             "description": "All queued jobs of a class come before any of the next.",
                         },
+                        **_LIMITS,
                     },
                 },
                 "encoding": {"pytest_args": {"style": "form", "explode": True}},
@@ -103,6 +118,7 @@ _OPTIONS: dict[str, Any] = {
         "default": Priority.NORMAL.value,
         "description": "As in the form of `/submit`.",
     },
+    **{name: {**limit, "type": [limit["type"], "null"]} for name, limit in _LIMITS.items()},
 }
 _FILE: dict[str, Any] = {
     "type": "object",

@@ -31,6 +31,8 @@ FINISHED_JOB: Document = {
     "timeout": None,
     "fresh": False,
     "priority": "normal",
+    "max_attempts": None,
+    "queue_timeout": None,
     "not_before": None,
     "cancel_requested_at": None,
     "cancel_requested_by": None,

@@ -30,6 +30,12 @@ class JobModel(BaseModel):
     )
     fresh: bool = Field(description="Whether everything was to be installed anew.")
     priority: Priority = Field(description="All queued jobs of a class come before any of the next.")
+    max_attempts: int | None = Field(
+        description="How often infrastructure may lose it once its tests began; null: as the controller is set."
+    )
+    queue_timeout: float | None = Field(
+        description="Seconds that it may wait in the queue; null: as the controller is set."
+    )
     not_before: datetime | None = Field(description="The next attempt begins no earlier.")
     cancel_requested_at: datetime | None
     cancel_requested_by: str | None

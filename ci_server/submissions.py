@@ -161,4 +161,8 @@ def _promise(key: str | None, sha256: str, options: JobOptions) -> Idempotency |
         same.append("fresh")
     if options.priority is not Priority.NORMAL:
         same.append(options.priority.value)
+    if options.max_attempts is not None:
+        same.append(f"max_attempts={options.max_attempts}")
+    if options.queue_timeout_seconds is not None:
+        same.append(f"queue_timeout={options.queue_timeout_seconds!r}")
     return Idempotency(key, hashlib.sha256(json.dumps(same).encode()).hexdigest())

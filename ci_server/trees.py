@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, Final, NamedTuple
 
 from fastapi import Request
@@ -18,7 +18,7 @@ from ci_server.auth import Caller
 from ci_server.blobs import Blobs
 from ci_server.bodies import JsonBodies, as_list, json_object, split_body
 from ci_server.settings import ServerSettings
-from ci_server.uploads import check_declared_length, guarded_body, job_options, priority_named
+from ci_server.uploads import check_declared_length, checked_options, guarded_body, priority_named
 
 TREE_MEDIA_TYPE: Final = "application/vnd.ci.submission"
 _MANIFEST_BYTES: Final = 32 * 1024 * 1024  # 100 000 files with paths of 150 bytes
@@ -28,7 +28,14 @@ _HEAD_BYTES: Final = 256 * 1024
 _LENGTH_BYTES: Final = 4
 # What a document calls an option, and what we do.
 _OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
-    {"pytest_args": "pytest_args", "timeout": "timeout_seconds", "fresh": "fresh", "priority": "priority"}
+    {
+        "pytest_args": "pytest_args",
+        "timeout": "timeout_seconds",
+        "fresh": "fresh",
+        "priority": "priority",
+        "max_attempts": "max_attempts",
+        "queue_timeout": "queue_timeout_seconds",
+    }
 )
 
 
@@ -126,14 +133,17 @@ def _options(document: dict[str, Any], settings: ServerSettings) -> JobOptions:
 def options_named(document: dict[str, Any], settings: ServerSettings) -> dict[str, Any]:
     """Return the options of a job that the document names, by their names in `JobOptions`; raises InvalidRequest."""
     arguments = as_list(document.get("pytest_args", []))
-    timeout: Any = document.get("timeout")
-    fresh: Any = document.get("fresh", False)
     if arguments is None or not all(type(one) is str for one in arguments):
         raise InvalidRequest("'pytest_args' must be a list of texts.")
-    if timeout is not None and type(timeout) not in (int, float):
-        raise InvalidRequest("'timeout' must be a number of seconds.")
-    if type(fresh) is not bool:
+    for name in ("timeout", "queue_timeout"):
+        if type(document.get(name)) not in (int, float, NoneType):
+            raise InvalidRequest(f"'{name}' must be a number of seconds.")
+    if type(document.get("max_attempts")) not in (int, NoneType):
+        raise InvalidRequest("'max_attempts' must be a whole number.")
+    if type(document.get("fresh", False)) is not bool:
         raise InvalidRequest("'fresh' must be true or false.")
     priority = priority_named(document.get("priority", Priority.NORMAL))
-    options = job_options(arguments, timeout, settings, fresh=fresh, priority=priority)
-    return {name: getattr(options, name) for said, name in _OPTIONS.items() if said in document}
+    named = {name: document[said] for said, name in _OPTIONS.items() if said in document}
+    asked = replace(JobOptions(**named), pytest_args=tuple(arguments), priority=priority)
+    options = checked_options(asked, settings)
+    return {name: getattr(options, name) for name in named}

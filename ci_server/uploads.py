@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterable
+from dataclasses import dataclass, field, replace
 
 from fastapi import Request
 
 from ci_common.crash_points import crash_point
 from ci_common.errors import ArchiveTooLarge, InvalidRequest, Unavailable, UploadTooSlow
-from ci_common.job_terms import JobOptions, Priority
+from ci_common.job_terms import MOST_ATTEMPTS, JobOptions, Priority
 from ci_common.stores import ArchiveStore, StoredArchive
 from ci_server.multipart import PartBegins, PartEnds, Piece, boundary_of, read_pieces
 from ci_server.settings import ServerSettings
@@ -19,6 +19,9 @@ from ci_server.settings import ServerSettings
 _FIELDS_LIMIT = 128 * 1024  # bytes of all fields but the file, and of what frames them
 _FRAME_BYTES = 64  # what a field costs at least beside its name and value, so that empty ones are not free
 _MAX_ARGUMENTS = 1_000
+_FIELDS = frozenset({"timeout", "fresh", "priority", "max_attempts", "queue_timeout"})
+_LONGEST_WAIT = 30 * 86_400.0  # seconds; whatever is asked for, the controller's limit holds as well
+_DIGITS = 5
 _SMALL = 64 * 1024  # bytes of a body that is received before anything is done with it
 _RATE_GRACE = 30.0  # seconds before the average says something about the line
 
@@ -35,9 +38,7 @@ class Submission:
 class _Form:
     archive: StoredArchive | None = None
     pytest_args: list[str] = field(default_factory=list[str])
-    timeout: str | None = None
-    fresh: str | None = None
-    priority: str | None = None
+    said: dict[str, str] = field(default_factory=dict[str, str])  # the other fields, as they came
 
 
 async def receive_submission(
@@ -99,34 +100,34 @@ def _set_field(form: _Form, name: str, value: bytes) -> None:
         if len(form.pytest_args) >= _MAX_ARGUMENTS:
             raise InvalidRequest(f"The form has more than {_MAX_ARGUMENTS} fields 'pytest_args'.")
         form.pytest_args.append(text)
-    elif name == "timeout":
-        form.timeout = text
-    elif name == "fresh":
-        form.fresh = text
-    elif name == "priority":
-        form.priority = text
+    elif name in _FIELDS:
+        form.said[name] = text
     # Fields of later releases are skipped, as readers of our answers skip what they do not know.
 
 
-def job_options(
-    arguments: Sequence[str],
-    timeout: float | None,
-    settings: ServerSettings,
-    *,
-    fresh: bool,
-    priority: Priority,
-) -> JobOptions:
+def checked_options(asked: JobOptions, settings: ServerSettings) -> JobOptions:
     """Return what was asked for beside the tree, however it was said; raises InvalidRequest."""
-    if len(arguments) > _MAX_ARGUMENTS:
+    if len(asked.pytest_args) > _MAX_ARGUMENTS:
         raise InvalidRequest(f"There are more than {_MAX_ARGUMENTS} arguments for pytest.")
-    if any("\0" in argument for argument in arguments):
+    if any("\0" in argument for argument in asked.pytest_args):
         raise InvalidRequest("An argument for pytest holds a NUL character.")
-    if not all(_is_text(argument) for argument in arguments):
+    if not all(_is_text(argument) for argument in asked.pytest_args):
         raise InvalidRequest("An argument for pytest is no Unicode text.")
-    longest = settings.max_job_timeout
-    if timeout is not None and not 0 < timeout <= longest:  # also false for NaN
-        raise InvalidRequest(f"The field 'timeout' must be seconds, more than 0 and at most {longest:g}.")
-    return JobOptions(tuple(arguments), None if timeout is None else float(timeout), fresh, priority)
+    if asked.max_attempts is not None and not 0 < asked.max_attempts <= MOST_ATTEMPTS:
+        raise InvalidRequest(f"The field 'max_attempts' must be a whole number from 1 to {MOST_ATTEMPTS}.")
+    return replace(
+        asked,
+        timeout_seconds=_within("timeout", asked.timeout_seconds, settings.max_job_timeout),
+        queue_timeout_seconds=_within("queue_timeout", asked.queue_timeout_seconds, _LONGEST_WAIT),
+    )
+
+
+def _within(name: str, seconds: float | None, longest: float) -> float | None:
+    if seconds is None:
+        return None
+    if not 0 < seconds <= longest:  # also true for NaN
+        raise InvalidRequest(f"The field '{name}' must be seconds, more than 0 and at most {longest:g}.")
+    return float(seconds)
 
 
 def priority_named(word: object) -> Priority:
@@ -141,13 +142,23 @@ def _is_text(argument: str) -> bool:
 
 
 def _options(form: _Form, settings: ServerSettings) -> JobOptions:
-    return job_options(
-        form.pytest_args,
-        _seconds(form.timeout),
-        settings,
-        fresh=_fresh(form.fresh),
-        priority=priority_named(form.priority or Priority.NORMAL),
+    asked = JobOptions(
+        pytest_args=tuple(form.pytest_args),
+        timeout_seconds=_seconds(form.said.get("timeout")),
+        fresh=_fresh(form.said.get("fresh")),
+        priority=priority_named(form.said.get("priority") or Priority.NORMAL),
+        max_attempts=_count(form.said.get("max_attempts")),
+        queue_timeout_seconds=_seconds(form.said.get("queue_timeout")),
     )
+    return checked_options(asked, settings)
+
+
+def _count(text: str | None) -> int | None:
+    if not text:
+        return None
+    return (
+        int(text) if text.isdecimal() and len(text) < _DIGITS else 0
+    )  # which is refused like any wrong number
 
 
 def _fresh(text: str | None) -> bool:

@@ -35,6 +35,8 @@ class SubmitOptions:
     fresh: bool = False
     verbose: bool = False
     priority: Priority = Priority.NORMAL
+    max_attempts: int | None = None
+    queue_timeout: float | None = None
 
 
 def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
@@ -44,7 +46,14 @@ def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
     from ci_client.tree_upload import Told, TreeUpload
 
     compress = not is_loopback(connection.server_url)  # on one machine, packing costs more than it saves
-    wanted = JobOptions(options.pytest_args, options.timeout, options.fresh, options.priority)
+    wanted = JobOptions(
+        options.pytest_args,
+        options.timeout,
+        options.fresh,
+        options.priority,
+        options.max_attempts,
+        options.queue_timeout,
+    )
     told = Told(console.warn, console.note if options.verbose else lambda _: None, upload_progress(console))
     on_full = _tell_waiting(console) if options.wait_for_capacity else None
     with (

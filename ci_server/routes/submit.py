@@ -99,7 +99,7 @@ async def submit_manifest(
     description="For a tree whose directories are blobs too, so that a small change is a small request. The listing of "
     "a directory is a JSON array of `[name, kind, size, SHA-256]`: `f` a file, `x` an executable one, `d` a directory "
     "(the hash is its listing's), `p` (with an empty name) a part of the same listing. The body is the length of a "
-    "JSON object (4 bytes, big-endian), that object (`root`, `pytest_args`, `timeout`, `fresh`, `priority`), then any "
+    "JSON object (4 bytes, big-endian), that object (`root`, and the options as in `/submit-manifest`), then any "
     "records as in `PUT /blobs`, which are stored first. 409 `missing_blobs` lists contents to send; below a listing "
     "that is missing it knows nothing. With `Accept: text/event-stream` the answer is that of `/submit-stream`.",
     response_model=SubmittedModel,

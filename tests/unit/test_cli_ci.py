@@ -10,6 +10,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,13 +76,21 @@ def test_a_submission_streams_the_output_and_says_the_verdict(peer: HttpPeer, ci
     assert peer.shelf.files(asked["root"]) == {"test_a.py": (b"def test_a(): pass\n", False)}
 
 
-@pytest.mark.parametrize(("flags", "sent"), [(("--priority", "high"), "high"), ((), None)])
-def test_a_priority_is_asked_for_by_an_option(
-    peer: HttpPeer, forked: Ci, flags: tuple[str, ...], sent: str | None
+@pytest.mark.parametrize(
+    ("flags", "sent"),
+    [
+        (("--priority", "high"), {"priority": "high"}),
+        (("--max-attempts", "1", "--queue-timeout", "10m"), {"max_attempts": 1, "queue_timeout": 600}),
+        ((), {}),
+    ],
+)
+def test_what_a_job_may_take_of_the_queue_is_asked_for_by_options(
+    peer: HttpPeer, forked: Ci, flags: tuple[str, ...], sent: dict[str, Any]
 ) -> None:
     forked("submit", "test", "--async", *flags)
     (request,) = peer.requests("POST", "/submit-tree")
-    assert request.submission.asked.get("priority") == sent
+    asked = request.submission.asked
+    assert {name: asked[name] for name in asked.keys() - {"root", "pytest_args"}} == sent
 
 
 def test_the_queue_says_why_each_job_waits(peer: HttpPeer, forked: Ci) -> None:

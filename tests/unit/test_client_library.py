@@ -5,6 +5,7 @@ import io
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,7 @@ def test_what_is_sent(peer: HttpPeer, client: CIClient, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"\x00zip\r\n\xff")
     progress: list[tuple[int, int]] = []
     options = JobOptions(("-k", "one two", "-x"), 90.0, fresh=True, priority=Priority.HIGH)
+    options = replace(options, max_attempts=1, queue_timeout_seconds=600.0)
     job_id = client.submit(
         tmp_path / "a.zip",
         options,
@@ -90,6 +92,8 @@ def test_what_is_sent(peer: HttpPeer, client: CIClient, tmp_path: Path) -> None:
         "timeout": [b"90"],
         "fresh": [b"true"],
         "priority": [b"high"],
+        "max_attempts": [b"1"],
+        "queue_timeout": [b"600"],
     }
     assert request.headers["idempotency-key"] == "mine"
     assert request.headers["authorization"] == f"Bearer {KEY}"

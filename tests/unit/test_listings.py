@@ -38,7 +38,12 @@ async def one_of_each_kind(site: Site, ada: Account) -> None:
         now=now,
         log=site.hands.seal(lost),
     )
-    await site.queue_job(ada, options=JobOptions(("-k", 'né "x"\n\u2028\0'), 0.1 + 0.2, fresh=True))
+    await site.queue_job(
+        ada,
+        options=JobOptions(
+            ("-k", 'né "x"\n\u2028\0'), 0.1 + 0.2, fresh=True, max_attempts=7, queue_timeout_seconds=0.7
+        ),
+    )
     running = await site.hands.start()
     await site.repository.request_cancel(running.fence.job_id, ada.user.id, ada.user.email, utcnow())
     on_the_second = utcnow().replace(microsecond=0)

@@ -184,7 +184,15 @@ def test_openapi_describes_the_upload_and_the_shapes() -> None:
     for route in ("/submit", "/submit-stream", "/submit-async"):
         operation = document["paths"][route]["post"]
         form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
-        assert form["properties"].keys() == {"file", "pytest_args", "timeout", "fresh", "priority"}
+        assert form["properties"].keys() == {
+            "file",
+            "pytest_args",
+            "timeout",
+            "fresh",
+            "priority",
+            "max_attempts",
+            "queue_timeout",
+        }
         assert "Idempotency-Key".lower() in [parameter["name"] for parameter in operation["parameters"]]
     for parameter in (
         parameter for _, _, operation in operations() for parameter in operation.get("parameters", [])

@@ -208,6 +208,7 @@ FREQUENT: list[tuple[tuple[str, Parameters], str]] = [
     ((sql_control.COUNT_QUEUED, {"now": "", "unbelievable": ""}), "jobs_queued"),
     ((sql_control.OPEN_ATTEMPTS, {}), "attempts_open"),
     ((sql_control.EXPIRED, ("",)), "jobs_queued_since"),
+    ((sql_control.OVERDUE, ("",)), "jobs_queue_deadline"),
     ((sql_repeats.DEAD_LETTERS, [100]), "jobs_dead"),
     ((sql_queue_stats.ENDED, ("",)), "jobs_by_end"),
     ((sql_queue_stats.MEASURED, ("",)), "jobs_by_end"),

@@ -225,3 +225,45 @@ async def test_an_operator_cancels_any_job_and_others_their_own(site: Site, ada:
     assert [(one.status_code, one.json()["status"]) for one in (own, theirs)] == [(200, "cancelled")] * 2
     assert theirs.json()["cancel_requested_by"] == "eve@example.org"
     assert (place["position"], place["waiting_for"]) == (None, None)
+
+
+async def test_a_submission_says_how_often_it_may_be_lost_and_how_long_it_may_wait(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    form = {"max_attempts": "1", "queue_timeout": "90.5"}
+    answer = await http.post("/submit-async", data=form, files=upload())
+    shown = (await http.get(f"/jobs/{answer.json()['job_id']}")).json()
+    assert (shown["max_attempts"], shown["queue_timeout"]) == (1, 90.5)
+    assert (await http.get("/jobs")).json() == [shown]
+    again = {"from_job": shown["job_id"], "max_attempts": 2, "queue_timeout": None}
+    answer = await http.post("/api/queue/jobs", json=again)
+    shown = (await http.get(f"/jobs/{answer.json()['job_id']}")).json()
+    assert (shown["max_attempts"], shown["queue_timeout"]) == (2, None)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{"max_attempts": word} for word in ("0", "11", "-1", "2.0", "many", "9" * 5000)]
+    + [{"queue_timeout": word} for word in ("0", "-1", "nan", "inf", "soon", "2592001")],
+)
+async def test_such_limits_are_bounded(http: httpx.AsyncClient, form: dict[str, str]) -> None:
+    answer = await http.post("/submit-async", data=form, files=upload())
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert next(iter(form)) in answer.json()["detail"]
+
+
+async def test_such_limits_are_bounded_in_json_too(site: Site, ada: Account, http: httpx.AsyncClient) -> None:
+    source = await site.queue_job(ada)
+    wrong = [{"max_attempts": value} for value in (0, 11, 1.5, True, "1")]
+    wrong += [{"queue_timeout": value} for value in (0, 1e9, True, "1")]
+    for limit in wrong:
+        answer = await http.post("/api/queue/jobs", json={"from_job": source.id, **limit})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), limit
+
+
+async def test_other_limits_are_another_submission(http: httpx.AsyncClient) -> None:
+    headers, file = {"Idempotency-Key": "mine"}, upload()
+    assert (await http.post("/submit-async", files=file, headers=headers)).status_code == 200
+    for form in ({"max_attempts": "1"}, {"queue_timeout": "60"}):
+        again = await http.post("/submit-async", data=form, files=file, headers=headers)
+        assert again.json()["code"] == "idempotency_conflict"

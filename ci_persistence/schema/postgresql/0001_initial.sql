@@ -86,6 +86,7 @@ CREATE TABLE jobs (
     log_pruned_at text COLLATE "C",
     priority integer NOT NULL DEFAULT 2 CHECK (priority BETWEEN 0 AND 3), -- 0 is critical
     pool text COLLATE "C" NOT NULL DEFAULT 'default', -- of the agents that may run it
+    queue_deadline text COLLATE "C", -- where the submitter said how long it may wait; the controller's limit holds for all
     repeat_of text COLLATE "C", -- no foreign key, since a job may be pruned before the one that repeats it
     UNIQUE (user_id, idempotency_key),
     CHECK ((success IS NULL) = (end_time IS NULL)), -- both are set exactly when the job is terminal
@@ -99,6 +100,7 @@ CREATE INDEX jobs_by_end ON jobs (end_time, id) WHERE end_time IS NOT NULL;
 CREATE INDEX jobs_queued ON jobs (created_at, id) WHERE status = 'queued';
 CREATE INDEX jobs_queued_since ON jobs (queued_since) WHERE status = 'queued';
 CREATE INDEX jobs_queued_by_user ON jobs (user_id, priority, created_at, id) WHERE status = 'queued';
+CREATE INDEX jobs_queue_deadline ON jobs (queue_deadline) WHERE status = 'queued' AND queue_deadline IS NOT NULL;
 CREATE INDEX jobs_by_repeated ON jobs (repeat_of) WHERE repeat_of IS NOT NULL;
 CREATE INDEX jobs_dead ON jobs (end_time, id) WHERE status = 'dead_lettered';
 CREATE INDEX jobs_open_by_user ON jobs (user_id) WHERE status IN ('claimed', 'running');

@@ -7,7 +7,7 @@ import pytest
 from ci_common.errors import (
     Conflict,
 )
-from ci_common.job_terms import TRANSITIONS, JobStatus, Reason
+from ci_common.job_terms import TRANSITIONS, JobOptions, JobStatus, Reason
 from ci_common.models import ImageUse
 from ci_common.verdict import ENDINGS, Ending, verdict
 from tests.support.repository_contract.story import SEAL, Story, all_fenced_writes, at
@@ -160,6 +160,14 @@ class AttemptsContract:
         dead = await story.job(job.id)
         assert (dead.reason, dead.success, dead.message) == (Reason.INFRA, False, "The engine lost it.")
         assert (dead.attempt, dead.log_size, dead.end_time) == (8, SEAL.size, at(3))
+
+    @pytest.mark.parametrize("own", [1, 3])
+    async def test_the_submitter_says_how_many_attempts_there_are(self, story: Story, own: int) -> None:
+        await story.queue(options=JobOptions(max_attempts=own))
+        for n in range(own - 1):
+            assert await story.release((await story.run(f"c{n}")).fence, max_attempts=2) is JobStatus.QUEUED
+        last = (await story.run("last")).fence
+        assert await story.release(last, max_attempts=2) is JobStatus.DEAD_LETTERED
 
     async def test_a_released_job_with_a_cancel_request_is_cancelled(self, story: Story) -> None:
         job = await story.queue()

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from ci_common.job_terms import JobStatus, Reason
+from ci_common.job_terms import JobOptions, JobStatus, Reason
 from ci_common.models import ControllerLease
 from ci_common.repository import JobRepository
 from ci_common.verdict import verdict
@@ -224,3 +224,25 @@ class ControlContract:
         await story.release((await story.run(seconds=50)).fence, seconds=100)
         assert await story.repository.expire_queued(story.lease, timedelta(minutes=2), at(219)) == []
         assert await story.repository.expire_queued(story.lease, timedelta(minutes=2), at(221)) == [job.id]
+
+    async def test_a_job_waits_no_longer_than_its_submitter_said(self, story: Story) -> None:
+        day = timedelta(days=1)
+        short = await story.queue(0, options=JobOptions(queue_timeout_seconds=60.0))
+        long = await story.queue(0, options=JobOptions(queue_timeout_seconds=90_000.0))
+        assert await story.repository.expire_queued(story.lease, day, at(60)) == []
+        assert await story.repository.expire_queued(story.lease, day, at(70), timedelta(seconds=20)) == []
+        assert await story.repository.expire_queued(story.lease, day, at(61)) == [short.id]
+        assert (await story.job(short.id)).message == "It waited in the queue for more than 1 minutes."
+        assert (await story.job(short.id)).reason is Reason.QUEUE_TIMEOUT
+        assert await story.repository.expire_queued(story.lease, day, at(86_401)) == [long.id]
+
+    async def test_that_wait_starts_anew_like_any_other(self, story: Story) -> None:
+        job = await story.queue(0, options=JobOptions(queue_timeout_seconds=60.0))
+        await story.release((await story.run(seconds=50)).fence, seconds=100)
+        assert await story.repository.expire_queued(story.lease, timedelta(days=1), at(159)) == []
+        await story.repository.pause_queue(None, at(159))
+        assert await story.repository.expire_queued(story.lease, timedelta(days=1), at(500)) == []
+        await story.repository.resume_queue(at(500))
+        assert await story.repository.expire_queued(story.lease, timedelta(days=1), at(559)) == []
+        await story.release((await story.claim(559)).fence, seconds=560)  # it had not begun: the wait goes on
+        assert await story.repository.expire_queued(story.lease, timedelta(days=1), at(561)) == [job.id]
