@@ -5,7 +5,7 @@ import pytest
 from ci_common.dead_letters import DeadLetter
 from ci_common.errors import ArchivePruned, Conflict, JobNotFound
 from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
-from ci_common.models import AuditAction, AuditEvent, Job, UserLimits
+from ci_common.models import AuditAction, AuditEvent, Job, LimitChange
 from ci_common.repository import JobRepository
 from tests.support.repository_contract.blobs import ONE, a_pack
 from tests.support.repository_contract.story import Story, at, make_job
@@ -49,10 +49,10 @@ class DeadLettersContract:
     async def test_requeued_it_is_a_new_job_and_the_old_one_stays(
         self, story: Story, other: JobRepository
     ) -> None:
-        await story.repository.set_user_limits(story.user.id, UserLimits(Priority.HIGH), at(0))
+        await story.repository.set_user_limits(story.user.id, LimitChange(Priority.HIGH), at(0))
         options = JobOptions(("-x",), 60.0, fresh=True, priority=Priority.HIGH)
         dead = await a_dead_job(story, archive_ref="the tree", options=options)
-        await story.repository.set_user_limits(story.user.id, UserLimits(Priority.LOW), at(5))
+        await story.repository.set_user_limits(story.user.id, LimitChange(Priority.LOW), at(5))
         [again] = await other.requeue_dead({dead.id: "new"}, at(6), BY)
         assert (
             again
