@@ -17,7 +17,7 @@ from ci_client.console import Console, ReaderGone
 from ci_client.exit_codes import ClientExit, exit_code_of_error, exit_code_table
 from ci_common import __version__
 from ci_common.errors import CIError
-from ci_common.job_terms import MOST_ATTEMPTS, JobStatus, Priority
+from ci_common.job_terms import DEFAULT_POOL, MOST_ATTEMPTS, JobStatus, Priority
 
 _EXAMPLES = """\
 Examples:
@@ -114,6 +114,7 @@ def submit() -> None:
     default=Priority.NORMAL.value,
     help="The class to queue in; all jobs of a better one come first. An operator says who may use which.",
 )
+@click.option("--pool", default=DEFAULT_POOL, help="The pool of agents to run in.")
 @click.option(
     "--max-attempts",
     type=click.IntRange(1, MOST_ATTEMPTS),
@@ -151,6 +152,7 @@ def submit_test(
     priority: str,
     max_attempts: int | None,
     queue_timeout: float | None,
+    pool: str,
     wait_for_capacity: bool,
     dry_run: bool,
     include_ignored: bool,
@@ -184,6 +186,7 @@ def submit_test(
         Priority(priority),
         max_attempts,
         queue_timeout,
+        pool,
     )
     if dry_run:
         return following.dry_run(Console(), options)

@@ -18,7 +18,7 @@ from ci_client.selection import LookAhead, select_files
 from ci_client.sender import Sender
 from ci_client.upload import Progress, ZipUpload
 from ci_common.errors import MethodNotAllowed, MissingBlobs, NotFound
-from ci_common.job_terms import JobOptions, Priority
+from ci_common.job_terms import DEFAULT_POOL, JobOptions, Priority
 
 T = TypeVar("T")
 _CONTENT_TYPE = "application/vnd.ci.submission"
@@ -204,6 +204,8 @@ class TreeUpload:
             asked["max_attempts"] = self._options.max_attempts
         if self._options.queue_timeout_seconds is not None:
             asked["queue_timeout"] = self._options.queue_timeout_seconds
+        if self._options.pool != DEFAULT_POOL:
+            asked["pool"] = self._options.pool
         head = json_body(asked)
         records = pack(self._inline, compress=self._compress)
         self._told.detail(f"Sending {records.length} bytes with the submission.")

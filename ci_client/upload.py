@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from ci_client._http import Body, Http, ServerEvent
 from ci_client.blobs import Packed
-from ci_common.job_terms import JobOptions, Priority
+from ci_common.job_terms import DEFAULT_POOL, JobOptions, Priority
 
 Progress = Callable[[int, int], None]  # bytes sent, bytes in all
 _CHUNK = 1 << 16
@@ -109,3 +109,5 @@ def _form_fields(options: JobOptions | None) -> Iterator[tuple[str, str]]:
             yield "max_attempts", str(options.max_attempts)
         if options.queue_timeout_seconds is not None:
             yield "queue_timeout", f"{options.queue_timeout_seconds:g}"
+        if options.pool != DEFAULT_POOL:
+            yield "pool", options.pool

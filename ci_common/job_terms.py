@@ -86,6 +86,10 @@ class Reason(StrEnum):
     AGENT_LOST = "agent_lost"
 
 
+DEFAULT_POOL = "default"  # of a job that asks for none; the local runner's own
+POOL_NAME = r"[a-z0-9][a-z0-9_-]{0,49}"
+
+
 class Priority(StrEnum):
     """Which queued jobs come before which: all of a class before any of the next, the most urgent class first."""
 
@@ -126,6 +130,7 @@ class JobOptions:
     priority: Priority = Priority.NORMAL  # the only one that may be changed afterwards
     max_attempts: int | None = None  # of those whose tests began; None: the controller's default
     queue_timeout_seconds: float | None = None  # None: the controller's, which holds in any case
+    pool: str = DEFAULT_POOL  # of the agents that may run it
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
+from ci_common.job_terms import DEFAULT_POOL, JobOptions, JobStatus, Priority, Reason
 
 
 class Role(StrEnum):
@@ -44,6 +44,9 @@ class AuditAction(StrEnum):
     JOB_CANCEL = "job.cancel"
     JOB_PRIORITY = "job.priority"
     JOB_REQUEUE = "job.requeue"
+    AGENT_DRAIN = "agent.drain"
+    AGENT_RESUME = "agent.resume"
+    AGENT_REMOVE = "agent.remove"
     QUEUE_PAUSE = "queue.pause"
     QUEUE_RESUME = "queue.resume"
     BACKUP = "database.backup"
@@ -224,6 +227,73 @@ class ControllerLease:
 CONTROLLER_GONE_AFTER = timedelta(seconds=15)
 
 
+# How long an agent is believed to hold its jobs without a heartbeat, where the operator says nothing else.
+AGENT_LEASE = timedelta(seconds=30)
+MAX_ATTEMPTS = 3  # likewise: how often infrastructure may lose a job that had begun
+
+
+class AgentState(StrEnum):
+    """What was decided about an agent."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"  # finishes what it holds and claims no more
+    REMOVED = "removed"  # holds nothing; its attempts are lost
+
+
+class AgentHealth(StrEnum):
+    """What is seen of an agent."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"  # says that something is wrong, or has been silent for longer than it should be
+    LOST = "lost"  # silent for longer than its lease
+
+
+@dataclass(frozen=True, slots=True)
+class AgentProfile:
+    """What an agent says of itself when it registers."""
+
+    name: str
+    pool: str = DEFAULT_POOL
+    slots: int = 1  # jobs that it runs at the same time
+    labels: tuple[str, ...] = ()
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLease:
+    """The right to act as that agent: the epoch rises with every registration."""
+
+    agent_id: str  # the id of the key that it registered with
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A runner on another host."""
+
+    lease: AgentLease
+    profile: AgentProfile
+    registered_at: datetime
+    last_heartbeat: datetime
+    state: AgentState = AgentState.ACTIVE
+    beats: int = 0  # rises with every heartbeat: what its lease is judged by, since clocks step
+    note: str | None = None  # its own word on what is wrong
+    disk_free: int | None = None  # bytes, where its containers write
+    jobs_completed: int = 0
+    jobs_running: int = 0  # attempts that it holds
+
+    @property
+    def id(self) -> str:
+        return self.lease.agent_id
+
+    def health(self, now: datetime, lease: timedelta) -> AgentHealth:
+        """Return how it looks at that time; a silence of a third of the lease is one heartbeat too many."""
+        silence = now - self.last_heartbeat
+        if self.state is AgentState.REMOVED or silence > lease:
+            return AgentHealth.LOST
+        return AgentHealth.DEGRADED if self.note or silence > lease / 3 else AgentHealth.HEALTHY
+
+
 @dataclass(frozen=True, slots=True)
 class ControllerState:
     """What others may know about the controller; the heartbeat is how they see it live."""
@@ -322,6 +392,9 @@ class QueueView:
     run_seconds: float | None  # the median run of the jobs that ended last; None: none did
     pause: QueuePause | None = None
     controller: ControllerState | None = None
+    pools: Mapping[str, datetime] = field(
+        default_factory=lambda: MappingProxyType({})
+    )  # as `pool_heartbeats`
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,13 @@ from datetime import date, datetime, timedelta
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
 from ci_common.dead_letters import DeadLetter
-from ci_common.job_terms import JobStatus, JobVerdict, Priority, Reason
+from ci_common.job_terms import DEFAULT_POOL, JobStatus, JobVerdict, Priority, Reason
 from ci_common.models import (
     OPERATOR,
+    Agent,
+    AgentLease,
+    AgentProfile,
+    AgentState,
     APIKey,
     Attempt,
     AuditedCancel,
@@ -315,8 +319,8 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def take_over(self, holder: str, now: datetime) -> ControllerLease:
-        """The caller is the controller: the epoch rose and every open attempt got a *new token*, so its
-        predecessor's writes affect nothing and it can finish what its predecessor claimed."""
+        """The caller is the controller: the epoch rose and every open attempt that no agent holds got a *new token*,
+        so its predecessor's writes affect nothing and it can finish what its predecessor claimed."""
 
     @abstractmethod
     async def heartbeat(self, lease: ControllerLease, now: datetime, note: str | None = None) -> bool:
@@ -339,13 +343,14 @@ class JobRepository(ABC):
         """Return the pause in force."""
 
     @abstractmethod
-    async def count_queued(self, now: datetime) -> int:
-        """Return how many jobs could be claimed now (queued, their back-off over, within the users' `max_running`):
-        none while the queue is paused."""
+    async def count_queued(self, now: datetime, pool: str = DEFAULT_POOL) -> int:
+        """Return how many jobs of the pool could be claimed now (queued, their back-off over, within the users'
+        `max_running`): none while the queue is paused."""
 
     @abstractmethod
     async def claim_jobs(self, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
-        """Up to `limit` queued jobs are claimed: attempt + 1, a fresh random token. The most urgent class comes first.
+        """Up to `limit` queued jobs of the default pool are claimed: attempt + 1, a fresh random token. The most urgent
+        class comes first.
         Within it users take turns: first those with the fewest open attempts, then who was claimed from longest ago;
         of each the oldest job. Nobody gets more than `max_running` open attempts.
 
@@ -353,13 +358,16 @@ class JobRepository(ABC):
         """
 
     @abstractmethod
-    async def open_attempts(self) -> list[Attempt]:
-        """Return every attempt that is claimed or running, with the job as it is now (cancel requests
-        included), in one consistent read."""
+    async def open_attempts(self, agent_id: str | None = None) -> list[Attempt]:
+        """Return every attempt that is claimed or running and that this agent holds (None: that the controller does),
+        with the job as it is now (cancel requests included), in one consistent read."""
 
     @abstractmethod
-    async def ended_attempts(self, containers: Collection[str]) -> Mapping[str, tuple[str, int]]:
-        """Return the attempts (job id, number) that were recorded in these containers and have ended, by container."""
+    async def ended_attempts(
+        self, containers: Collection[str], agent_id: str | None = None
+    ) -> Mapping[str, tuple[str, int]]:
+        """Return the attempts (job id, number) of that holder (as in `open_attempts`) that were recorded in these
+        containers and have ended, by container."""
 
     @abstractmethod
     async def expire_queued(
@@ -373,6 +381,55 @@ class JobRepository(ABC):
 
         Returns their ids. All have so much longer as the lenience says; none is failed while the queue is paused.
         """
+
+    # -- agents ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def register_agent(self, key_id: str, profile: AgentProfile, now: datetime) -> Agent:
+        """The key's agent is there as it describes itself, under a new epoch, and its open attempts have *new tokens*:
+        whoever used the key before writes nothing any more. What an operator decided about it stays.
+
+        Raises NotFound for an unknown key.
+        """
+
+    @abstractmethod
+    async def find_agent(self, agent_id: str) -> Agent | None:
+        """Return the agent that registered with the key of that id."""
+
+    @abstractmethod
+    async def list_agents(self) -> list[Agent]:
+        """Return every agent, by pool and name."""
+
+    @abstractmethod
+    async def pool_heartbeats(self) -> Mapping[str, datetime]:
+        """Return when an agent that claims was last heard of, by pool; a pool without one is not in it."""
+
+    @abstractmethod
+    async def heartbeat_agent(
+        self, lease: AgentLease, note: str | None, disk_free: int | None, now: datetime
+    ) -> Agent | None:
+        """The leases of all that the agent holds are renewed; None: it is removed, or was registered anew."""
+
+    @abstractmethod
+    async def set_agent_state(
+        self, agent_id: str, state: AgentState, now: datetime, by: str = OPERATOR
+    ) -> Agent | None:
+        """An operator's decision about the agent stands, which is returned. Removing it revokes its key."""
+
+    @abstractmethod
+    async def deregister_agent(self, lease: AgentLease, now: datetime) -> bool:
+        """The agent is removed until it registers again; False: it was. Raises Conflict while it holds a job."""
+
+    @abstractmethod
+    async def claim_for_agent(self, lease: AgentLease, limit: int, now: datetime) -> list[Attempt]:
+        """As `claim_jobs`, of the agent's pool and no more than it has slots. Empty unless it is active."""
+
+    @abstractmethod
+    async def expire_agent(
+        self, lease: ControllerLease, agent: Agent, max_attempts: int, now: datetime
+    ) -> list[str]:
+        """What the agent holds is given back with `agent_lost`, as by `release_attempt`; returns the ids of the jobs.
+        Empty and no change: it was heard of since (its beats or its epoch are others), or the lease is stale."""
 
     # -- writes of an attempt's holder, all fenced ---------------------------------------------------------
 
@@ -476,8 +533,9 @@ class JobRepository(ABC):
         """Return those of the names that are packs."""
 
     @abstractmethod
-    async def image_uses(self) -> Mapping[str, ImageUse]:
-        """Return when containers were last made from which image, by its id; of jobs that were pruned nothing."""
+    async def image_uses(self, agent_id: str | None = None) -> Mapping[str, ImageUse]:
+        """Return when that holder (as in `open_attempts`) last made containers from which image, by its id; of jobs
+        that were pruned nothing."""
 
     @abstractmethod
     async def daily_totals(self, since: date | None = None) -> list[DailyTotal]:

@@ -9,6 +9,10 @@ from typing import Any
 from ci_common.dead_letters import PastAttempt
 from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
 from ci_common.models import (
+    Agent,
+    AgentLease,
+    AgentProfile,
+    AgentState,
     APIKey,
     Attempt,
     AuditAction,
@@ -62,7 +66,7 @@ def scopes_text(scopes: frozenset[Scope]) -> str:
 
 
 def options_text(options: JobOptions) -> str:
-    """Return the stored form of a job's options but for the priority, which has a column of its own."""
+    """Return the stored form of a job's options but for priority and pool, which have columns of their own."""
     always = {
         "pytest_args": options.pytest_args,
         "timeout_seconds": options.timeout_seconds,
@@ -115,8 +119,8 @@ def api_key_from(row: Row) -> APIKey:
     )
 
 
-def options_from(text: str, rank: int) -> JobOptions:
-    """Return the options that `options_text` stored, with the priority of that rank."""
+def options_from(text: str, rank: int, pool: str) -> JobOptions:
+    """Return the options that `options_text` stored, with the priority of that rank and the pool."""
     raw: dict[str, Any] = json.loads(text)
     return JobOptions(
         pytest_args=tuple(raw["pytest_args"]),
@@ -125,6 +129,7 @@ def options_from(text: str, rank: int) -> JobOptions:
         priority=Priority.of_rank(rank),
         max_attempts=raw.get("max_attempts"),
         queue_timeout_seconds=raw.get("queue_timeout_seconds"),
+        pool=pool,
     )
 
 
@@ -136,7 +141,7 @@ def job_from(row: Row) -> Job:
         created_at=from_text(row["created_at"]),
         archive_ref=row["archive_ref"],
         status=JobStatus(row["status"]),
-        options=options_from(row["options"], row["priority"]),
+        options=options_from(row["options"], row["priority"], row["pool"]),
         attempt=row["attempt"],
         success=_optional_bool(row["success"]),
         exit_code=row["exit_code"],
@@ -189,6 +194,29 @@ def past_attempt_from(row: Row) -> PastAttempt:
         ended_at=_optional_time(row["ended_at"]),
         reason=_optional_reason(row["reason"]),
         message=row["message"],
+    )
+
+
+def agent_from(row: Row) -> Agent:
+    """Return the agent in a row of `agents`, with `jobs_running` beside it."""
+    profile = AgentProfile(
+        name=row["name"],
+        pool=row["pool"],
+        slots=row["slots"],
+        labels=tuple(row["labels"].split()),
+        version=row["version"],
+    )
+    return Agent(
+        lease=AgentLease(row["id"], row["epoch"]),
+        profile=profile,
+        registered_at=from_text(row["registered_at"]),
+        last_heartbeat=from_text(row["last_heartbeat"]),
+        state=AgentState(row["state"]),
+        beats=row["beats"],
+        note=row["note"],
+        disk_free=row["disk_free"],
+        jobs_completed=row["jobs_completed"],
+        jobs_running=row["jobs_running"],
     )
 
 

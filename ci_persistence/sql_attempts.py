@@ -8,12 +8,12 @@ from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import deadline_text, from_text, job_from, optional_text, stop_from, to_text
 from ci_persistence.sql_connection import Connection, Row
-from ci_persistence.sql_timeline import end, lock_job, move
+from ci_persistence.sql_timeline import HELD_BY, NO_AGENT, end, lock_job, move
 
-IMAGE_USES = (
-    "SELECT image_id, max(started_at) AS last_at, count(*) > count(ended_at) AS is_open FROM attempts "
-    "WHERE image_id IS NOT NULL AND started_at IS NOT NULL GROUP BY image_id"
-)
+IMAGE_USES = f"""
+    SELECT image_id, max(started_at) AS last_at, count(*) > count(ended_at) AS is_open FROM attempts
+    WHERE image_id IS NOT NULL AND started_at IS NOT NULL AND {HELD_BY} GROUP BY image_id
+"""  # noqa: S608
 _FENCED = "job_id = :job AND number = :attempt AND token = :token AND ended_at IS NULL"
 
 
@@ -66,11 +66,11 @@ def mark_started(
     return True
 
 
-def image_uses(db: Connection) -> dict[str, ImageUse]:
-    """Return the last use of every image that an attempt was started in, by its id."""
+def image_uses(db: Connection, agent_id: str | None) -> dict[str, ImageUse]:
+    """Return the last use of every image that an attempt of that holder was started in, by its id."""
     return {
         row["image_id"]: ImageUse(from_text(row["last_at"]), bool(row["is_open"]))
-        for row in db.execute(IMAGE_USES)
+        for row in db.execute(IMAGE_USES, {"agent": agent_id or NO_AGENT})
     }
 
 
@@ -102,8 +102,11 @@ def finish_attempt(
     db: Connection, fence: Fence, final: JobVerdict, log: LogSeal | None, now: datetime
 ) -> bool:
     """The attempt has ended, the job is terminal; False also where the table of transitions forbids it."""
-    if _held(db, fence) is None or end(db, fence.job_id, final, now, log) is None:
+    held = _held(db, fence)
+    if held is None or end(db, fence.job_id, final, now, log) is None:
         return False
+    if held["agent_id"] is not None:
+        db.execute("UPDATE agents SET jobs_completed = jobs_completed + 1 WHERE id = ?", (held["agent_id"],))
     _end_attempt(db, fence, final.reason, final.message, final.exit_code, log, now)
     return True
 

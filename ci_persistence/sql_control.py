@@ -2,9 +2,10 @@
 
 import secrets
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ci_common.job_terms import Reason
+from ci_common.job_terms import DEFAULT_POOL, Reason
 from ci_common.models import Attempt, ControllerLease, ControllerState, JobEvent
 from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
@@ -12,15 +13,19 @@ from ci_persistence.rows import attempt_from, from_text, job_from, options_from,
 from ci_persistence.sql_connection import Connection
 from ci_persistence.sql_pause import queue_pause
 from ci_persistence.sql_queue import CLAIM, COUNT_QUEUED, TAKE_TURN, times
-from ci_persistence.sql_timeline import OPEN, append_event, end
+from ci_persistence.sql_timeline import HELD_BY, NO_AGENT, OPEN, append_event, end
 
 OPEN_ATTEMPTS = f"""
     SELECT attempts.* FROM attempts JOIN jobs ON jobs.id = attempts.job_id
-    WHERE attempts.ended_at IS NULL AND jobs.status IN {OPEN} ORDER BY attempts.claimed_at, attempts.job_id
+    WHERE attempts.ended_at IS NULL AND jobs.status IN {OPEN} AND {HELD_BY}
+    ORDER BY attempts.claimed_at, attempts.job_id
+"""  # noqa: S608
+ENDED = f"""
+    SELECT job_id, number FROM attempts WHERE container_id = :container AND ended_at IS NOT NULL AND {HELD_BY}
 """  # noqa: S608
 EXPIRED = "SELECT id FROM jobs WHERE status = 'queued' AND queued_since < ? ORDER BY queued_since"
 OVERDUE = (
-    "SELECT id, options, priority FROM jobs WHERE status = 'queued' AND queue_deadline < ? "
+    "SELECT id, options, priority, pool FROM jobs WHERE status = 'queued' AND queue_deadline < ? "
     "AND queue_deadline IS NOT NULL ORDER BY queue_deadline"
 )
 
@@ -36,19 +41,25 @@ def instance_id(db: Connection) -> str:
 
 
 def take_over(db: Connection, holder: str, now: datetime) -> ControllerLease:
-    """The holder is the controller and every open attempt has a new token."""
+    """The holder is the controller and every open attempt that no agent holds has a new token."""
     epoch = db.execute(
         "INSERT INTO controller (id, epoch, holder, heartbeat_at) VALUES (1, 1, :holder, :now) "
         "ON CONFLICT (id) DO UPDATE SET epoch = controller.epoch + 1, holder = :holder, heartbeat_at = :now, "
         "note = NULL RETURNING epoch",
         {"holder": holder, "now": to_text(now)},
     ).fetchone()[0]
-    for row in db.execute("SELECT job_id, number FROM attempts WHERE ended_at IS NULL").fetchall():
+    renew_tokens(db, None, holder)
+    return ControllerLease(epoch, holder)
+
+
+def renew_tokens(db: Connection, agent_id: str | None, holder: str) -> None:
+    """Whoever held the agent's open attempts (None: the controller's) until now can write nothing about them."""
+    held = f"SELECT job_id, number FROM attempts WHERE ended_at IS NULL AND {HELD_BY}"  # noqa: S608
+    for row in db.execute(held, {"agent": agent_id or NO_AGENT}).fetchall():
         db.execute(
             "UPDATE attempts SET token = ?, holder = ? WHERE job_id = ? AND number = ?",
             (new_token(), holder, row["job_id"], row["number"]),
         )
-    return ControllerLease(epoch, holder)
 
 
 def heartbeat(db: Connection, lease: ControllerLease, now: datetime, note: str | None) -> bool:
@@ -74,49 +85,69 @@ def holds(db: Connection, lease: ControllerLease) -> bool:
     return db.execute(query, (lease.epoch, lease.holder)).fetchone() is not None
 
 
-def count_queued(db: Connection, now: datetime) -> int:
-    """Return how many jobs could be claimed now."""
-    return int(db.execute(COUNT_QUEUED, times(now)).fetchone()[0])
+def count_queued(db: Connection, now: datetime, pool: str = DEFAULT_POOL) -> int:
+    """Return how many jobs of the pool could be claimed now."""
+    return int(db.execute(COUNT_QUEUED, times(now, pool)).fetchone()[0])
 
 
 def claim_jobs(db: Connection, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
     """Up to `limit` jobs are claimed, as users take turns; none when the lease is stale."""
-    claimed: list[Attempt] = []
     if not holds(db, lease):  # once: within a transaction it stays as it is
-        return claimed
-    while len(claimed) < limit and (attempt := _claim_one(db, lease, now)):
+        return []
+    return claim_for(db, Claimant(lease.holder), limit, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """Who claims, and from which pool."""
+
+    holder: str
+    agent_id: str | None = None
+    pool: str = DEFAULT_POOL
+
+
+def claim_for(db: Connection, claimant: Claimant, limit: int, now: datetime) -> list[Attempt]:
+    """Up to `limit` jobs are the claimant's, whose right to it was looked at."""
+    claimed: list[Attempt] = []
+    while len(claimed) < limit and (attempt := _claim_one(db, claimant, now)):
         claimed.append(attempt)
     return claimed
 
 
-def _claim_one(db: Connection, lease: ControllerLease, now: datetime) -> Attempt | None:
-    row = db.execute(CLAIM, times(now)).fetchone()
+def _claim_one(db: Connection, claimant: Claimant, now: datetime) -> Attempt | None:
+    row = db.execute(CLAIM, times(now, claimant.pool)).fetchone()
     if row is None:
         return None
-    job = job_from(row)
+    job, holder = job_from(row), claimant.holder
     db.execute(TAKE_TURN, (job.user_id,))
     inserted = db.execute(
-        "INSERT INTO attempts (job_id, number, holder, token, claimed_at) VALUES (?, ?, ?, ?, ?) RETURNING *",
-        (job.id, job.attempt, lease.holder, new_token(), to_text(now)),
+        "INSERT INTO attempts (job_id, number, holder, token, claimed_at, agent_id) "
+        "VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
+        (job.id, job.attempt, holder, new_token(), to_text(now), claimant.agent_id),
     ).fetchone()
-    append_event(db, job.id, JobEvent("claimed", now, {"attempt": job.attempt, "holder": lease.holder}))
+    append_event(db, job.id, JobEvent("claimed", now, {"attempt": job.attempt, "holder": holder}))
     return attempt_from(inserted, job)
 
 
-def open_attempts(db: Connection) -> list[Attempt]:
-    """Return every claimed or running attempt with its job."""
+def open_attempts(db: Connection, agent_id: str | None = None) -> list[Attempt]:
+    """Return every claimed or running attempt of that holder with its job."""
     return [
         attempt_from(
             row, job_from(db.execute("SELECT * FROM jobs WHERE id = ?", (row["job_id"],)).fetchone())
         )
-        for row in db.execute(OPEN_ATTEMPTS).fetchall()
+        for row in db.execute(OPEN_ATTEMPTS, {"agent": agent_id or NO_AGENT}).fetchall()
     ]
 
 
-def ended_attempts(db: Connection, containers: Collection[str]) -> dict[str, tuple[str, int]]:
-    """Return the attempts that were recorded in these containers and have ended, by container."""
-    query = "SELECT job_id, number FROM attempts WHERE container_id = ? AND ended_at IS NOT NULL"
-    rows = {container: db.execute(query, (container,)).fetchone() for container in containers}
+def ended_attempts(
+    db: Connection, containers: Collection[str], agent_id: str | None
+) -> dict[str, tuple[str, int]]:
+    """Return the attempts of that holder that were recorded in these containers and have ended, by container."""
+    holder = agent_id or NO_AGENT
+    rows = {
+        container: db.execute(ENDED, {"container": container, "agent": holder}).fetchone()
+        for container in containers
+    }
     return {container: (row["job_id"], row["number"]) for container, row in rows.items() if row}
 
 
@@ -129,7 +160,9 @@ def expire_queued(
     limit = to_text(now - lenience - queue_timeout)
     late = {row["id"]: queue_timeout.total_seconds() for row in db.execute(EXPIRED, (limit,))}
     for row in db.execute(OVERDUE, (to_text(now - lenience),)):
-        late[row["id"]] = options_from(row["options"], row["priority"]).queue_timeout_seconds or 0.0
+        late[row["id"]] = (
+            options_from(row["options"], row["priority"], row["pool"]).queue_timeout_seconds or 0.0
+        )
     return [job_id for job_id, seconds in late.items() if _expire(db, job_id, seconds, now)]
 
 

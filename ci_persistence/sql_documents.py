@@ -17,7 +17,8 @@ from ci_persistence.sql_listing import cursor_after, listing_query
 # In the order in which `_document` takes them.
 _COLUMNS = (
     "id, status, success, start_time, end_time, created_at, exit_code, reason, message, attempt, options, priority, "
-    "not_before, cancel_requested_at, cancel_requested_by, image_id, image_cached, log_size, log_sha256, log_truncated"
+    "pool, not_before, cancel_requested_at, cancel_requested_by, image_id, image_cached, log_size, log_sha256, "
+    "log_truncated"
 )
 
 
@@ -46,6 +47,7 @@ def _document(
     attempt: int,
     options: str,
     priority: int,
+    pool: str,
     not_before: str | None,
     cancel_requested_at: str | None,
     cancel_requested_by: str | None,
@@ -55,7 +57,7 @@ def _document(
     log_sha256: str | None,
     log_truncated: int | None,
 ) -> dict[str, Any]:
-    asked = _options(options, priority)
+    asked = _options(options, priority, pool)
     return {
         "job_id": job_id,
         "status": status,
@@ -73,6 +75,7 @@ def _document(
         "priority": asked.priority.value,
         "max_attempts": asked.max_attempts,
         "queue_timeout": asked.queue_timeout_seconds,
+        "pool": asked.pool,
         "not_before": not_before and _shown(not_before),
         "cancel_requested_at": cancel_requested_at and _shown(cancel_requested_at),
         "cancel_requested_by": cancel_requested_by,
@@ -90,5 +93,5 @@ def _shown(stored: str) -> str:
 
 
 @lru_cache(maxsize=64)  # most jobs ask for the same; a large one is at most what an upload form may hold
-def _options(stored: str, rank: int) -> JobOptions:
-    return options_from(stored, rank)
+def _options(stored: str, rank: int, pool: str) -> JobOptions:
+    return options_from(stored, rank, pool)

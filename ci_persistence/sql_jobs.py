@@ -100,9 +100,9 @@ def insert_job(
 def _insert(db: Connection, job: Job, idempotency: Idempotency | None) -> None:
     created_at = to_text(job.created_at)
     db.execute(
-        "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, priority, queued_since, "
+        "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, priority, pool, queued_since, "
         "queue_deadline, repeat_of, idempotency_key, idempotency_fingerprint) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.id,
             job.user_id,
@@ -111,6 +111,7 @@ def _insert(db: Connection, job: Job, idempotency: Idempotency | None) -> None:
             job.status,
             options_text(job.options),
             job.options.priority.rank,
+            job.options.pool,
             created_at,
             deadline_text(job.options, job.created_at),
             job.repeat_of,

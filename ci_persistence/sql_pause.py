@@ -39,8 +39,10 @@ def resume_queue(db: Connection, now: datetime, by: str) -> bool:
 
 
 def _new_deadlines(db: Connection, now: datetime) -> list[tuple[str | None, str]]:
-    query = "SELECT id, options, priority FROM jobs WHERE status = 'queued' AND queue_deadline IS NOT NULL"
+    query = (
+        "SELECT id, options, priority, pool FROM jobs WHERE status = 'queued' AND queue_deadline IS NOT NULL"
+    )
     return [
-        (deadline_text(options_from(row["options"], row["priority"]), now), row["id"])
+        (deadline_text(options_from(row["options"], row["priority"], row["pool"]), now), row["id"])
         for row in db.execute(query)
     ]

@@ -7,7 +7,7 @@ however many those have queued.
 
 from datetime import datetime, timedelta
 
-from ci_common.job_terms import JobStatus
+from ci_common.job_terms import DEFAULT_POOL, JobStatus
 from ci_persistence.dialect import UNLOCKED_HEAD
 from ci_persistence.rows import to_text
 from ci_persistence.sql_connection import Connection
@@ -17,7 +17,7 @@ from ci_persistence.turns import Foresight, UserQueue
 # Longer than any job backs off: what is to wait beyond that was written before the wall clock was set back.
 _LONGEST_BACKOFF = timedelta(minutes=10)
 CLAIMABLE = (
-    "status = 'queued' AND cancel_requested_at IS NULL"
+    "status = 'queued' AND pool = :pool AND cancel_requested_at IS NULL"
     " AND (not_before IS NULL OR not_before <= :now OR not_before > :unbelievable)"
 )
 
@@ -62,38 +62,38 @@ CLAIM = f"""
 """  # noqa: S608  (constants of this package)
 TAKE_TURN = "UPDATE users SET last_claim = (SELECT max(last_claim) FROM users) + 1 WHERE id = ?"
 
-# Up to a class, for every user and class: what decides on the user's turns.
+# Of a pool, up to a class, for every user and class: what decides on the user's turns.
 _QUEUES = f"""
     SELECT users.id, queued.priority, {_HELD} AS held, users.last_claim, queued.jobs, queued.since,
         users.max_running
     FROM (
         SELECT user_id, priority, count(*) AS jobs, min(created_at) AS since FROM jobs
-        WHERE status = 'queued' AND priority <= ? GROUP BY user_id, priority
+        WHERE status = 'queued' AND pool = ? AND priority <= ? GROUP BY user_id, priority
     ) AS queued JOIN users ON users.id = queued.user_id
 """  # noqa: S608  (constants of this package)
 
 
-def times(now: datetime) -> dict[str, str]:
+def times(now: datetime, pool: str = DEFAULT_POOL) -> dict[str, str]:
     """Return the parameters of CLAIMABLE."""
-    return {"now": to_text(now), "unbelievable": to_text(now + _LONGEST_BACKOFF)}
+    return {"now": to_text(now), "unbelievable": to_text(now + _LONGEST_BACKOFF), "pool": pool}
 
 
 def queue_position(db: Connection, job_id: str) -> int | None:
-    """Return how many queued jobs come before this one as things stand, None if it is not queued."""
+    """Return how many queued jobs of its pool come before this one as things stand, None if it is not queued."""
     row = db.execute(
-        "SELECT user_id, priority, created_at FROM jobs WHERE id = ? AND status = 'queued'", (job_id,)
+        "SELECT user_id, pool, priority, created_at FROM jobs WHERE id = ? AND status = 'queued'", (job_id,)
     ).fetchone()
     if row is None:
         return None
     ahead = db.execute(
-        "SELECT count(*) FROM jobs WHERE user_id = ? AND priority = ? AND status = 'queued' "
+        "SELECT count(*) FROM jobs WHERE user_id = ? AND pool = ? AND priority = ? AND status = 'queued' "
         "AND (created_at, id) < (?, ?)",
-        (row["user_id"], row["priority"], row["created_at"], job_id),
+        (row["user_id"], row["pool"], row["priority"], row["created_at"], job_id),
     ).fetchone()[0]
-    foresight = Foresight(row["user_id"], user_queues(db, row["priority"]))
+    foresight = Foresight(row["user_id"], user_queues(db, row["pool"], row["priority"]))
     return foresight.claims_before(row["priority"], ahead)
 
 
-def user_queues(db: Connection, rank: int) -> list[UserQueue]:
-    """Return what is queued, by user and class, up to the class of that rank."""
-    return [UserQueue(*found) for found in db.execute(_QUEUES, (rank,))]
+def user_queues(db: Connection, pool: str, rank: int) -> list[UserQueue]:
+    """Return what is queued in the pool, by user and class, up to the class of that rank."""
+    return [UserQueue(*found) for found in db.execute(_QUEUES, (pool, rank))]

@@ -7,6 +7,7 @@ from statistics import median
 from ci_common.job_terms import JobStatus
 from ci_common.models import Job, QueuePlace, QueueView
 from ci_persistence.rows import from_text, job_from
+from ci_persistence.sql_agents import pool_heartbeats
 from ci_persistence.sql_connection import Connection
 from ci_persistence.sql_control import controller_state
 from ci_persistence.sql_pause import queue_pause
@@ -41,18 +42,18 @@ def queue_view(db: Connection, user_id: str, limit: int) -> QueueView:
         run_seconds=_median_run(db),
         pause=queue_pause(db),
         controller=controller_state(db),
+        pools=pool_heartbeats(db),
     )
 
 
 def _places(db: Connection, user_id: str, jobs: Sequence[Job]) -> Iterator[QueuePlace]:
-    if not jobs:
-        return
-    foresight = Foresight(user_id, user_queues(db, jobs[-1].options.priority.rank))
-    ahead = Counter[int]()  # of the user's own jobs, by class
+    last_ranks = {job.options.pool: job.options.priority.rank for job in jobs}  # of each pool the last one's
+    foresights = {pool: Foresight(user_id, user_queues(db, pool, rank)) for pool, rank in last_ranks.items()}
+    ahead = Counter[tuple[str, int]]()  # of the user's own jobs, by pool and class
     for job in jobs:
-        rank = job.options.priority.rank
-        yield QueuePlace(job, foresight.claims_before(rank, ahead[rank]))
-        ahead[rank] += 1
+        pool, rank = job.options.pool, job.options.priority.rank
+        yield QueuePlace(job, foresights[pool].claims_before(rank, ahead[pool, rank]))
+        ahead[pool, rank] += 1
 
 
 def _median_run(db: Connection) -> float | None:

@@ -8,9 +8,13 @@ from typing import Protocol, TypeVar
 
 from ci_common.blobs import BlobPlace, Pack, PackUse
 from ci_common.dead_letters import DeadLetter
-from ci_common.job_terms import JobStatus, JobVerdict, Priority, Reason
+from ci_common.job_terms import DEFAULT_POOL, JobStatus, JobVerdict, Priority, Reason
 from ci_common.models import (
     OPERATOR,
+    Agent,
+    AgentLease,
+    AgentProfile,
+    AgentState,
     APIKey,
     Attempt,
     AuditedCancel,
@@ -40,6 +44,7 @@ from ci_common.queue_stats import QueueFigures
 from ci_common.repository import JobRepository
 from ci_persistence import (
     sql_accounts,
+    sql_agents,
     sql_attempts,
     sql_blobs,
     sql_control,
@@ -277,17 +282,19 @@ class SQLJobRepository(JobRepository):
     async def queue_pause(self) -> QueuePause | None:
         return await self._db.read(sql_pause.queue_pause)
 
-    async def count_queued(self, now: datetime) -> int:
-        return await self._db.read(lambda db: sql_control.count_queued(db, now))
+    async def count_queued(self, now: datetime, pool: str = DEFAULT_POOL) -> int:
+        return await self._db.read(lambda db: sql_control.count_queued(db, now, pool))
 
     async def claim_jobs(self, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
         return await self._db.write(lambda db: sql_control.claim_jobs(db, lease, limit, now))
 
-    async def open_attempts(self) -> list[Attempt]:
-        return await self._db.read(sql_control.open_attempts)
+    async def open_attempts(self, agent_id: str | None = None) -> list[Attempt]:
+        return await self._db.read(lambda db: sql_control.open_attempts(db, agent_id))
 
-    async def ended_attempts(self, containers: Collection[str]) -> Mapping[str, tuple[str, int]]:
-        return await self._db.read(lambda db: sql_control.ended_attempts(db, containers))
+    async def ended_attempts(
+        self, containers: Collection[str], agent_id: str | None = None
+    ) -> Mapping[str, tuple[str, int]]:
+        return await self._db.read(lambda db: sql_control.ended_attempts(db, containers, agent_id))
 
     async def expire_queued(
         self,
@@ -299,6 +306,41 @@ class SQLJobRepository(JobRepository):
         return await self._db.write(
             lambda db: sql_control.expire_queued(db, lease, queue_timeout, now, lenience)
         )
+
+    # -- agents ------------------------------------------------------------------------------------------
+
+    async def register_agent(self, key_id: str, profile: AgentProfile, now: datetime) -> Agent:
+        return await self._db.write(lambda db: sql_agents.register_agent(db, key_id, profile, now))
+
+    async def find_agent(self, agent_id: str) -> Agent | None:
+        return await self._db.read(lambda db: sql_agents.find_agent(db, agent_id))
+
+    async def list_agents(self) -> list[Agent]:
+        return await self._db.read(sql_agents.list_agents)
+
+    async def pool_heartbeats(self) -> Mapping[str, datetime]:
+        return await self._db.read(sql_agents.pool_heartbeats)
+
+    async def heartbeat_agent(
+        self, lease: AgentLease, note: str | None, disk_free: int | None, now: datetime
+    ) -> Agent | None:
+        return await self._db.write(lambda db: sql_agents.heartbeat_agent(db, lease, note, disk_free, now))
+
+    async def set_agent_state(
+        self, agent_id: str, state: AgentState, now: datetime, by: str = OPERATOR
+    ) -> Agent | None:
+        return await self._db.write(lambda db: sql_agents.set_agent_state(db, agent_id, state, now, by))
+
+    async def deregister_agent(self, lease: AgentLease, now: datetime) -> bool:
+        return await self._db.write(lambda db: sql_agents.deregister_agent(db, lease, now))
+
+    async def claim_for_agent(self, lease: AgentLease, limit: int, now: datetime) -> list[Attempt]:
+        return await self._db.write(lambda db: sql_agents.claim_for_agent(db, lease, limit, now))
+
+    async def expire_agent(
+        self, lease: ControllerLease, agent: Agent, max_attempts: int, now: datetime
+    ) -> list[str]:
+        return await self._db.write(lambda db: sql_agents.expire_agent(db, lease, agent, max_attempts, now))
 
     # -- writes of an attempt's holder, all fenced ---------------------------------------------------------
 
@@ -384,8 +426,8 @@ class SQLJobRepository(JobRepository):
     async def known_packs(self, names: Collection[str]) -> set[str]:
         return await self._db.read(lambda db: sql_blobs.known_packs(db, names))
 
-    async def image_uses(self) -> Mapping[str, ImageUse]:
-        return await self._db.read(sql_attempts.image_uses)
+    async def image_uses(self, agent_id: str | None = None) -> Mapping[str, ImageUse]:
+        return await self._db.read(lambda db: sql_attempts.image_uses(db, agent_id))
 
     async def daily_totals(self, since: date | None = None) -> list[DailyTotal]:
         return await self._db.read(lambda db: sql_totals.daily_totals(db, since))

@@ -24,6 +24,10 @@ def status_list(statuses: tuple[JobStatus, ...]) -> str:
 
 
 OPEN = status_list((JobStatus.CLAIMED, JobStatus.RUNNING))
+# Whose attempts: those of `:agent`, of the controller where that is NO_AGENT. (SQLite and PostgreSQL compare nulls
+# differently.)
+HELD_BY = "coalesce(attempts.agent_id, '') = :agent"
+NO_AGENT = ""
 
 
 def lock_job(db: Connection, job_id: str) -> None:

@@ -24,7 +24,7 @@ from ci_common.errors import (
     Unauthorized,
     Unavailable,
 )
-from ci_common.job_terms import MOST_ATTEMPTS, Priority
+from ci_common.job_terms import DEFAULT_POOL, MOST_ATTEMPTS, POOL_NAME, Priority
 from ci_server import api_examples
 from ci_server.problems import MEDIA_TYPE
 from ci_server.schemas import JobModel, ProblemModel
@@ -50,6 +50,7 @@ TAGS = [
 ]
 
 _PRIORITY: dict[str, Any] = {"type": "string", "enum": [word.value for word in Priority]}
+_POOL: dict[str, Any] = {"type": "string", "pattern": f"^{POOL_NAME}$", "default": DEFAULT_POOL}
 
 _LIMITS: dict[str, Any] = {
     "max_attempts": {
@@ -100,6 +101,7 @@ UPLOAD_FORM: dict[str, Any] = {
                             "description": "All queued jobs of a class come before any of the next.",
                         },
                         **_LIMITS,
+                        "pool": {**_POOL, "description": "Of the agents that may run it."},
                     },
                 },
                 "encoding": {"pytest_args": {"style": "form", "explode": True}},
@@ -119,6 +121,7 @@ _OPTIONS: dict[str, Any] = {
         "description": "As in the form of `/submit`.",
     },
     **{name: {**limit, "type": [limit["type"], "null"]} for name, limit in _LIMITS.items()},
+    "pool": {**_POOL, "description": "As in the form of `/submit`."},
 }
 _FILE: dict[str, Any] = {
     "type": "object",

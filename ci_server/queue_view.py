@@ -5,7 +5,7 @@ from datetime import datetime
 
 from ci_common.models import QueuePlace, QueueView, UserLimits
 from ci_server.rendering import timestamp
-from ci_server.waiting import controller_trouble, limit_reached
+from ci_server.waiting import controller_trouble, limit_reached, pool_trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Waiting:
 
 def waiting(place: QueuePlace, view: QueueView, limits: UserLimits, now: datetime) -> Waiting:
     """Return what the job waits for: of several obstacles the one that has to go first."""
-    obstacle = _obstacle(view, now)
+    obstacle = _obstacle(place.job.options.pool, view, now)
     if obstacle is not None:
         return Waiting(obstacle, None)  # how long that lasts is a person's to decide
     not_before = place.job.not_before
@@ -28,9 +28,11 @@ def waiting(place: QueuePlace, view: QueueView, limits: UserLimits, now: datetim
     return Waiting(_turn(place, view, limits), _estimate(place, view, limits))
 
 
-def _obstacle(view: QueueView, now: datetime) -> str | None:
-    """Return what keeps every job from being claimed."""
-    return str(view.pause) if view.pause else controller_trouble(view.controller, now)
+def _obstacle(pool: str, view: QueueView, now: datetime) -> str | None:
+    """Return what keeps every job of the pool from being claimed."""
+    if view.pause:
+        return str(view.pause)
+    return pool_trouble(pool, view.pools, now) or controller_trouble(view.controller, now)
 
 
 def _turn(place: QueuePlace, view: QueueView, limits: UserLimits) -> str:

@@ -37,6 +37,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "priority": job.options.priority.value,
         "max_attempts": job.options.max_attempts,
         "queue_timeout": job.options.queue_timeout_seconds,
+        "pool": job.options.pool,
         "not_before": _optional(job.not_before),
         "cancel_requested_at": _optional(job.cancel_requested_at),
         "cancel_requested_by": job.cancel_requested_by,

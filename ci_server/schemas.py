@@ -36,6 +36,7 @@ class JobModel(BaseModel):
     queue_timeout: float | None = Field(
         description="Seconds that it may wait in the queue; null: as the controller is set."
     )
+    pool: str = Field(description="Of the agents that may run it.")
     not_before: datetime | None = Field(description="The next attempt begins no earlier.")
     cancel_requested_at: datetime | None
     cancel_requested_by: str | None
@@ -69,6 +70,7 @@ class QueuedJobModel(BaseModel):
     job_id: str
     status: JobStatus
     priority: Priority
+    pool: str
     created_at: datetime
     position: int = Field(description="How many queued jobs come before it as things stand.")
     waiting_for: str = Field(description="Why it waits, in one sentence for people.")

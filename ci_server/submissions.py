@@ -12,7 +12,7 @@ from fastapi import Request
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
 from ci_common.errors import InvalidRequest, MissingBlobs
-from ci_common.job_terms import JobOptions, Priority, new_id
+from ci_common.job_terms import DEFAULT_POOL, JobOptions, Priority, new_id
 from ci_common.models import Idempotency, Job, QueueLimits
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore
@@ -165,4 +165,6 @@ def _promise(key: str | None, sha256: str, options: JobOptions) -> Idempotency |
         same.append(f"max_attempts={options.max_attempts}")
     if options.queue_timeout_seconds is not None:
         same.append(f"queue_timeout={options.queue_timeout_seconds!r}")
+    if options.pool != DEFAULT_POOL:
+        same.append(("pool", options.pool))
     return Idempotency(key, hashlib.sha256(json.dumps(same).encode()).hexdigest())

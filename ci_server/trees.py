@@ -12,13 +12,13 @@ from fastapi import Request
 
 from ci_common.blobs import Manifest, as_digest
 from ci_common.errors import InvalidRequest, MissingBlobs
-from ci_common.job_terms import JobOptions, Priority
+from ci_common.job_terms import DEFAULT_POOL, JobOptions, Priority
 from ci_common.stores import ArchiveStore, StoredArchive
 from ci_server.auth import Caller
 from ci_server.blobs import Blobs
 from ci_server.bodies import JsonBodies, as_list, json_object, split_body
 from ci_server.settings import ServerSettings
-from ci_server.uploads import check_declared_length, checked_options, guarded_body, priority_named
+from ci_server.uploads import check_declared_length, checked_options, guarded_body, pool_named, priority_named
 
 TREE_MEDIA_TYPE: Final = "application/vnd.ci.submission"
 _MANIFEST_BYTES: Final = 32 * 1024 * 1024  # 100 000 files with paths of 150 bytes
@@ -35,6 +35,7 @@ _OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "priority": "priority",
         "max_attempts": "max_attempts",
         "queue_timeout": "queue_timeout_seconds",
+        "pool": "pool",
     }
 )
 
@@ -144,6 +145,7 @@ def options_named(document: dict[str, Any], settings: ServerSettings) -> dict[st
         raise InvalidRequest("'fresh' must be true or false.")
     priority = priority_named(document.get("priority", Priority.NORMAL))
     named = {name: document[said] for said, name in _OPTIONS.items() if said in document}
-    asked = replace(JobOptions(**named), pytest_args=tuple(arguments), priority=priority)
+    pool = pool_named(document.get("pool", DEFAULT_POOL))
+    asked = replace(JobOptions(**named), pytest_args=tuple(arguments), priority=priority, pool=pool)
     options = checked_options(asked, settings)
     return {name: getattr(options, name) for name in named}

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from fastapi import Request
 
 from ci_common.crash_points import crash_point
 from ci_common.errors import ArchiveTooLarge, InvalidRequest, Unavailable, UploadTooSlow
-from ci_common.job_terms import MOST_ATTEMPTS, JobOptions, Priority
+from ci_common.job_terms import DEFAULT_POOL, MOST_ATTEMPTS, POOL_NAME, JobOptions, Priority
 from ci_common.stores import ArchiveStore, StoredArchive
 from ci_server.multipart import PartBegins, PartEnds, Piece, boundary_of, read_pieces
 from ci_server.settings import ServerSettings
@@ -19,7 +20,7 @@ from ci_server.settings import ServerSettings
 _FIELDS_LIMIT = 128 * 1024  # bytes of all fields but the file, and of what frames them
 _FRAME_BYTES = 64  # what a field costs at least beside its name and value, so that empty ones are not free
 _MAX_ARGUMENTS = 1_000
-_FIELDS = frozenset({"timeout", "fresh", "priority", "max_attempts", "queue_timeout"})
+_FIELDS = frozenset({"timeout", "fresh", "priority", "max_attempts", "queue_timeout", "pool"})
 _LONGEST_WAIT = 30 * 86_400.0  # seconds; whatever is asked for, the controller's limit holds as well
 _DIGITS = 5
 _SMALL = 64 * 1024  # bytes of a body that is received before anything is done with it
@@ -137,6 +138,13 @@ def priority_named(word: object) -> Priority:
     return Priority(word)
 
 
+def pool_named(word: object) -> str:
+    """Return the pool of that name, whether or not there is one; raises InvalidRequest."""
+    if not isinstance(word, str) or not re.fullmatch(POOL_NAME, word):
+        raise InvalidRequest("The field 'pool' must be a name of at most 50 characters: a-z, 0-9, - and _.")
+    return word
+
+
 def _is_text(argument: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in argument)  # JSON can say half a pair
 
@@ -149,6 +157,7 @@ def _options(form: _Form, settings: ServerSettings) -> JobOptions:
         priority=priority_named(form.said.get("priority") or Priority.NORMAL),
         max_attempts=_count(form.said.get("max_attempts")),
         queue_timeout_seconds=_seconds(form.said.get("queue_timeout")),
+        pool=pool_named(form.said.get("pool") or DEFAULT_POOL),
     )
     return checked_options(asked, settings)
 

@@ -1,9 +1,10 @@
 """What a job that produces nothing waits for, in words; also how /ready judges the controller."""
 
+from collections.abc import Mapping
 from datetime import datetime
 
-from ci_common.job_terms import JobStatus
-from ci_common.models import ControllerState, Job, UserLimits
+from ci_common.job_terms import DEFAULT_POOL, JobStatus
+from ci_common.models import AGENT_LEASE, ControllerState, Job, UserLimits
 from ci_common.repository import JobRepository
 from ci_server.rendering import timestamp
 
@@ -21,14 +22,28 @@ def controller_trouble(state: ControllerState | None, now: datetime) -> str | No
     return state.note
 
 
+def pool_trouble(pool: str, heartbeats: Mapping[str, datetime], now: datetime) -> str | None:
+    """Return one sentence where nobody runs the pool's jobs; the default pool's are the controller's, too."""
+    if pool == DEFAULT_POOL or (pool in heartbeats and now - heartbeats[pool] <= AGENT_LEASE):
+        return None
+    return f"no healthy agent in pool {pool}"
+
+
 async def waiting_for(repository: JobRepository, job: Job, now: datetime) -> str | None:
     """Return what a job that is not terminal waits for; None for one that simply runs."""
     parts = [await _place_in_queue(repository, job, now), _cancellation(job)]
     pause = await repository.queue_pause() if job.status is JobStatus.QUEUED else None
     parts.append(str(pause) if pause else None)
+    parts.append(await _nobody_there(repository, job, now))
     parts.append(controller_trouble(await repository.controller_state(), now))
     said = [part for part in parts if part]
     return "; ".join(said) or None
+
+
+async def _nobody_there(repository: JobRepository, job: Job, now: datetime) -> str | None:
+    if job.status is not JobStatus.QUEUED or job.options.pool == DEFAULT_POOL:
+        return None  # a look less at nearly every job
+    return pool_trouble(job.options.pool, await repository.pool_heartbeats(), now)
 
 
 async def _place_in_queue(repository: JobRepository, job: Job, now: datetime) -> str | None:

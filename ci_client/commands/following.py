@@ -13,7 +13,7 @@ from ci_client.interrupt import run_interruptible
 from ci_client.render import JsonRenderer, Renderer, TextRenderer, upload_progress
 from ci_common.errors import InternalError, QueueFull, TooManyRequests
 from ci_common.events import CompleteEvent, JobIdEvent, StreamEvent
-from ci_common.job_terms import JobOptions, Priority
+from ci_common.job_terms import DEFAULT_POOL, JobOptions, Priority
 from ci_common.terminal import one_line
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class SubmitOptions:
     priority: Priority = Priority.NORMAL
     max_attempts: int | None = None
     queue_timeout: float | None = None
+    pool: str = DEFAULT_POOL
 
 
 def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
@@ -53,6 +54,7 @@ def submit(console: Console, flags: Flags, options: SubmitOptions) -> int:
         options.priority,
         options.max_attempts,
         options.queue_timeout,
+        options.pool,
     )
     told = Told(console.warn, console.note if options.verbose else lambda _: None, upload_progress(console))
     on_full = _tell_waiting(console) if options.wait_for_capacity else None

@@ -188,6 +188,7 @@ def queued_document(place: QueuePlace, waits: Waiting) -> dict[str, Any]:
         "job_id": place.job.id,
         "status": place.job.status.value,
         "priority": place.job.options.priority.value,
+        "pool": place.job.options.pool,
         "created_at": timestamp(place.job.created_at),
         **_place(place.before, waits),
     }

@@ -79,7 +79,7 @@ def test_a_submission_streams_the_output_and_says_the_verdict(peer: HttpPeer, ci
 @pytest.mark.parametrize(
     ("flags", "sent"),
     [
-        (("--priority", "high"), {"priority": "high"}),
+        (("--priority", "high", "--pool", "gpu"), {"priority": "high", "pool": "gpu"}),
         (("--max-attempts", "1", "--queue-timeout", "10m"), {"max_attempts": 1, "queue_timeout": 600}),
         ((), {}),
     ],

@@ -18,8 +18,10 @@ import pytest
 
 from ci_common.blobs import Blob, Pack
 from ci_common.errors import CIError
-from ci_common.job_terms import Priority, Reason
+from ci_common.job_terms import JobOptions, Priority, Reason
 from ci_common.models import (
+    Agent,
+    AgentState,
     APIKey,
     Attempt,
     AuditAction,
@@ -37,7 +39,7 @@ from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 from tests.support.database import new_database
 from tests.support.in_memory import home
-from tests.support.repository_contract.story import SEAL, Story, at, make_job, make_key, make_user
+from tests.support.repository_contract.story import PROFILE, SEAL, Story, at, make_job, make_key, make_user
 
 __all__ = ["home"]
 
@@ -82,6 +84,8 @@ class Cast:
     ended: Job
     key: APIKey
     cancel: int  # its row in the audit trail
+    agent: Agent  # holds a job, and could claim another one
+    idle_agent: Agent
 
     @property
     def fence(self) -> Fence:
@@ -144,6 +148,14 @@ WRITES: dict[str, Write] = {
     "heartbeat": lambda cast: cast.repository.heartbeat(cast.story.lease, at(50), "note"),
     "claim_jobs": lambda cast: cast.repository.claim_jobs(cast.story.lease, 2, at(50)),
     "expire_queued": lambda cast: cast.repository.expire_queued(cast.story.lease, timedelta(0), at(50)),
+    "register_agent": lambda cast: cast.repository.register_agent("key-rack", PROFILE, at(50)),
+    "heartbeat_agent": lambda cast: cast.repository.heartbeat_agent(cast.agent.lease, "note", 7, at(50)),
+    "set_agent_state": lambda cast: cast.repository.set_agent_state(
+        cast.agent.id, AgentState.REMOVED, at(50)
+    ),
+    "deregister_agent": lambda cast: cast.repository.deregister_agent(cast.idle_agent.lease, at(50)),
+    "claim_for_agent": lambda cast: cast.repository.claim_for_agent(cast.agent.lease, 2, at(50)),
+    "expire_agent": lambda cast: cast.repository.expire_agent(cast.story.lease, cast.agent, 3, at(50)),
     "mark_started": lambda cast: cast.repository.mark_started(cast.claimed.fence, "c9", "image", at(50)),
     "mark_begun": lambda cast: cast.repository.mark_begun(cast.fence, at(50)),
     "record_stop": lambda cast: cast.repository.record_stop(cast.fence, Reason.TIMEOUT, None, at(50)),
@@ -186,7 +198,11 @@ async def cast_in(repository: JobRepository, write: str = "") -> Cast:
     [cancel] = await repository.audited_cancels()
     await repository.add_pack(story.user.id, PACK, at(16))
     queued, ended = await story.job("queued"), await story.job("ended")
-    cast = Cast(repository, story, queued, claimed, running, ended, key, cancel.id)
+    for name in ("agent1", "agent2"):
+        await story.queue(17, id=name, options=JobOptions(pool="gpu"))
+    agent, idle_agent = await story.agent("rack"), await story.agent("idle", pool="other")
+    await repository.claim_for_agent(agent.lease, 1, at(18))
+    cast = Cast(repository, story, queued, claimed, running, ended, key, cancel.id, agent, idle_agent)
     if write in BEFORE:
         await BEFORE[write](cast)
     return cast

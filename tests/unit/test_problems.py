@@ -192,6 +192,7 @@ def test_openapi_describes_the_upload_and_the_shapes() -> None:
             "priority",
             "max_attempts",
             "queue_timeout",
+            "pool",
         }
         assert "Idempotency-Key".lower() in [parameter["name"] for parameter in operation["parameters"]]
     for parameter in (

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ci_common.job_terms import JobOptions
 from ci_common.models import ControllerState, QueuePause, QueuePlace, QueueView, UserLimits
 from ci_server.queue_view import waiting
 from tests.support.repository_contract.story import at, make_job, make_user
@@ -13,6 +14,7 @@ from tests.support.repository_contract.story import at, make_job, make_user
 NOW = at(100)
 ALIVE = ControllerState(1, "controller", NOW)
 JOB = make_job(make_user())
+GPU = make_job(make_user(), options=JobOptions(pool="gpu"))
 UNLIMITED = UserLimits()
 TWO = UserLimits(max_running=2)
 
@@ -57,6 +59,9 @@ NOTE = ControllerState(1, "controller", NOW, "docker engine does not answer")
         ),
         (QueuePlace(JOB, 3), view(controller=None), TWO, "no controller has run", None),
         (QueuePlace(JOB, 3), view(controller=GONE), TWO, "the controller is not running", None),
+        (QueuePlace(GPU, 0), view(pools={"cpu": NOW}), TWO, "no healthy agent in pool gpu", None),
+        (QueuePlace(GPU, 0), view(pools={"gpu": at(60)}), TWO, "no healthy agent in pool gpu", None),
+        (QueuePlace(GPU, 1), view(pools={"gpu": at(80)}), TWO, "1 job is before it", 30.0),
         (QueuePlace(JOB, 3), view(controller=NOTE), TWO, "docker engine does not answer", None),
     ],
 )

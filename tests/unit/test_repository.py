@@ -205,8 +205,8 @@ def test_connections_are_set_up_by_our_rules(path: Path) -> None:
 
 Parameters = tuple[str, ...] | dict[str, str] | list[str | int]
 FREQUENT: list[tuple[tuple[str, Parameters], str]] = [
-    ((sql_control.COUNT_QUEUED, {"now": "", "unbelievable": ""}), "jobs_queued"),
-    ((sql_control.OPEN_ATTEMPTS, {}), "attempts_open"),
+    ((sql_control.COUNT_QUEUED, {"now": "", "unbelievable": "", "pool": ""}), "jobs_queued"),
+    ((sql_control.OPEN_ATTEMPTS, {"agent": ""}), "attempts_open"),
     ((sql_control.EXPIRED, ("",)), "jobs_queued_since"),
     ((sql_control.OVERDUE, ("",)), "jobs_queue_deadline"),
     ((sql_repeats.DEAD_LETTERS, [100]), "jobs_dead"),

@@ -52,6 +52,19 @@ async def test_another_priority_is_another_submission(http: httpx.AsyncClient) -
     assert again.json()["code"] == "idempotency_conflict"
 
 
+async def test_a_submission_names_its_pool(http: httpx.AsyncClient) -> None:
+    headers, file = {"Idempotency-Key": "mine"}, upload()
+    answer = await http.post("/submit-async", data={"pool": "gpu-2"}, files=file, headers=headers)
+    job_id = answer.json()["job_id"]
+    assert (await http.get(f"/jobs/{job_id}")).json()["pool"] == "gpu-2"
+    [queued] = (await http.get("/api/queue/jobs")).json()
+    assert (queued["pool"], queued["waiting_for"]) == ("gpu-2", "no healthy agent in pool gpu-2")
+    again = await http.post("/submit-async", files=file, headers=headers)
+    assert again.json()["code"] == "idempotency_conflict"
+    refused = await http.post("/submit-async", data={"pool": "GPU 2"}, files=file)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+
+
 async def test_an_owner_changes_the_priority_within_what_is_allowed(
     site: Site, ada: Account, http: httpx.AsyncClient
 ) -> None:

@@ -57,6 +57,24 @@ CREATE INDEX api_keys_by_user ON api_keys (user_id);
 -- Keys are looked up by their public part; the hash is compared afterwards, in constant time.
 CREATE UNIQUE INDEX api_keys_by_prefix ON api_keys (prefix);
 
+-- Runners on other hosts, each known by the key it registered with. A row stays when its agent is gone: attempts name it.
+CREATE TABLE agents (
+    id text COLLATE "C" PRIMARY KEY REFERENCES api_keys (id) ON DELETE CASCADE,
+    name text COLLATE "C" NOT NULL,
+    pool text COLLATE "C" NOT NULL,
+    slots integer NOT NULL CHECK (slots > 0),
+    labels text COLLATE "C" NOT NULL, -- separated by blanks
+    version text COLLATE "C" NOT NULL,
+    state text COLLATE "C" NOT NULL CHECK (state IN ('active', 'draining', 'removed')),
+    epoch bigint NOT NULL DEFAULT 1, -- rises with each registration
+    beats bigint NOT NULL DEFAULT 0, -- rises with each heartbeat: leases are judged by it, since clocks step
+    registered_at text COLLATE "C" NOT NULL,
+    last_heartbeat text COLLATE "C" NOT NULL,
+    note text COLLATE "C",
+    disk_free bigint,
+    jobs_completed bigint NOT NULL DEFAULT 0
+) WITH (fillfactor = 50); -- written every few seconds, as the controller's row
+
 CREATE TABLE jobs (
     id text COLLATE "C" PRIMARY KEY,
     user_id text COLLATE "C" NOT NULL REFERENCES users (id) ON DELETE CASCADE,
@@ -99,7 +117,7 @@ CREATE INDEX jobs_by_archive ON jobs (archive_ref);
 CREATE INDEX jobs_by_end ON jobs (end_time, id) WHERE end_time IS NOT NULL;
 CREATE INDEX jobs_queued ON jobs (created_at, id) WHERE status = 'queued';
 CREATE INDEX jobs_queued_since ON jobs (queued_since) WHERE status = 'queued';
-CREATE INDEX jobs_queued_by_user ON jobs (user_id, priority, created_at, id) WHERE status = 'queued';
+CREATE INDEX jobs_queued_by_user ON jobs (user_id, pool, priority, created_at, id) WHERE status = 'queued';
 CREATE INDEX jobs_queue_deadline ON jobs (queue_deadline) WHERE status = 'queued' AND queue_deadline IS NOT NULL;
 CREATE INDEX jobs_by_repeated ON jobs (repeat_of) WHERE repeat_of IS NOT NULL;
 CREATE INDEX jobs_dead ON jobs (end_time, id) WHERE status = 'dead_lettered';
@@ -126,6 +144,7 @@ CREATE TABLE attempts (
     log_size bigint,
     log_sha256 text COLLATE "C",
     log_truncated integer CHECK (log_truncated IN (0, 1)),
+    agent_id text COLLATE "C" REFERENCES agents (id), -- who holds it; null: the controller
     PRIMARY KEY (job_id, number)
 );
 

@@ -10,6 +10,7 @@ import pytest
 
 from ci_common.repository import JobRepository
 from tests.support.repository_contract.accounts import AccountsContract
+from tests.support.repository_contract.agents import AgentsContract
 from tests.support.repository_contract.attempts import AttemptsContract
 from tests.support.repository_contract.audit import AuditContract
 from tests.support.repository_contract.blobs import BlobsContract
@@ -36,6 +37,7 @@ class RepositoryContract(
     DeadLettersContract,
     RepeatsContract,
     AttemptsContract,
+    AgentsContract,
     CancellationContract,
     RetentionContract,
     BlobsContract,

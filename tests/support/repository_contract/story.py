@@ -7,7 +7,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ci_common.job_terms import JobStatus, Reason, new_id
-from ci_common.models import APIKey, Attempt, ControllerLease, Fence, Job, LogSeal, User
+from ci_common.models import (
+    Agent,
+    AgentProfile,
+    APIKey,
+    Attempt,
+    ControllerLease,
+    Fence,
+    Job,
+    LogSeal,
+    Scope,
+    User,
+)
 from ci_common.repository import JobRepository
 from ci_common.verdict import verdict
 
@@ -60,6 +71,9 @@ def claim_all(open_: Callable[[str], JobRepository], location: str, lease: Contr
     return asyncio.run(_claim_all(open_, location, lease))
 
 
+PROFILE = AgentProfile("rack-1", "gpu", slots=2, labels=("cuda", "big"), version="1.0")
+
+
 class Story:
     """The usual cast and the usual steps, so that a test says only what it is about."""
 
@@ -78,6 +92,14 @@ class Story:
     async def claim(self, seconds: float = 1) -> Attempt:
         (attempt,) = await self.repository.claim_jobs(self.lease, 1, at(seconds))
         return attempt
+
+    async def agent(self, name: str = "rack-1", seconds: float = 1, **fields: Any) -> Agent:
+        """An agent with a key of its own is registered."""
+        known = {"id": f"key-{name}", "name": name, "key_hash": f"hash-{name}", "prefix": f"prefix-{name}"}
+        key = make_key(self.user, **known, scopes=frozenset({Scope.AGENT}))
+        await self.repository.create_api_key(key)
+        profile = replace(PROFILE, name=name, **fields)
+        return await self.repository.register_agent(key.id, profile, at(seconds))
 
     async def run(self, container_id: str = "container", seconds: float = 2) -> Attempt:
         """A queued job is claimed, started and begun."""
