@@ -144,6 +144,13 @@ class JobFinished(Conflict):
     title = "Job already finished"
 
 
+class StaleClaim(Conflict):
+    """The job is not the agent's, or not any more: whatever of it still runs there is to be removed."""
+
+    code = "stale_claim"
+    title = "Not your claim"
+
+
 class IdempotencyConflict(Conflict):
     """The Idempotency-Key was used before for something else."""
 

@@ -426,10 +426,13 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def expire_agent(
-        self, lease: ControllerLease, agent: Agent, max_attempts: int, now: datetime
+        self, lease: ControllerLease | None, agent: Agent, max_attempts: int, now: datetime
     ) -> list[str]:
         """What the agent holds is given back with `agent_lost`, as by `release_attempt`; returns the ids of the jobs.
-        Empty and no change: it was heard of since (its beats or its epoch are others), or the lease is stale."""
+        Empty and no change: it was heard of since (its beats or its epoch are others), or the lease is stale.
+
+        Without a lease it is an operator's own doing.
+        """
 
     # -- writes of an attempt's holder, all fenced ---------------------------------------------------------
 

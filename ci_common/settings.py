@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ci_common.errors import InvalidRequest
+from ci_common.models import AGENT_LEASE, MAX_ATTEMPTS
 
 _SQLITE: Final = "sqlite:///"
 _POSTGRESQL: Final = ("postgresql://", "postgres://")
@@ -18,10 +19,31 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
 
 
-class StorageSettings(BaseSettings):
-    """Where the database and the data directory are; environment variables begin with `CI_`."""
+class CISettings(BaseSettings):
+    """How all settings are read; environment variables begin with `CI_`."""
 
     model_config = SettingsConfigDict(env_prefix="CI_", extra="ignore", frozen=True)
+
+
+class ArchiveSettings(CISettings):
+    """What an archive may hold, for whoever judges one."""
+
+    archive_max_entries: int = Field(default=100_000, gt=0, description="Files in one archive.")
+    archive_max_ratio: int = Field(default=200, gt=0, description="Unpacked bytes per packed byte, per file.")
+    archive_max_bytes: int = Field(default=2 * 1024**3, gt=0, description="Unpacked bytes of one archive.")
+
+
+class LogSettings(CISettings):
+    """What every process that runs for long has: a log."""
+
+    log_level: LogLevel = Field(default="info", description="The least important messages that are logged.")
+    log_format: LogFormat = Field(
+        default="auto", description="How log lines look; `auto`: `console` on a terminal, else `json`."
+    )
+
+
+class StorageSettings(ArchiveSettings):
+    """Where the database and the data directory are."""
 
     db_path: Path = Field(default=Path("ci_jobs.db"), description="SQLite database file.")
     database_url: SecretStr | None = Field(
@@ -33,10 +55,6 @@ class StorageSettings(BaseSettings):
         default=None,
         description="Archives, contents of files and logs; by default `<database file>.data` beside the database.",
     )
-
-    archive_max_entries: int = Field(default=100_000, gt=0, description="Files in one archive.")
-    archive_max_ratio: int = Field(default=200, gt=0, description="Unpacked bytes per packed byte, per file.")
-    archive_max_bytes: int = Field(default=2 * 1024**3, gt=0, description="Unpacked bytes of one archive.")
 
     @model_validator(mode="before")
     @classmethod
@@ -91,16 +109,22 @@ def _only(named: Path, other: str | Path | None) -> Path:
     return named
 
 
-class ServiceSettings(StorageSettings):
-    """What every process that runs for long has beside its storage: a log."""
+class ServiceSettings(LogSettings, StorageSettings):
+    """What every process of the control plane has beside its storage: a log, and the rules of losing jobs."""
 
-    log_level: LogLevel = Field(default="info", description="The least important messages that are logged.")
-    log_format: LogFormat = Field(
-        default="auto", description="How log lines look; `auto`: `console` on a terminal, else `json`."
+    max_attempts: int = Field(
+        default=MAX_ATTEMPTS,
+        gt=0,
+        description="How often infrastructure may lose a job whose tests had begun before it is given up.",
+    )
+    agent_lease: float = Field(
+        default=AGENT_LEASE.total_seconds(),
+        gt=0,
+        description="Seconds without a heartbeat after which what an agent holds is queued again.",
     )
 
 
-Settings = TypeVar("Settings", bound=StorageSettings)
+Settings = TypeVar("Settings", bound=CISettings)
 
 
 def read_settings(model: type[Settings], **given: Any) -> Settings:

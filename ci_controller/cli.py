@@ -35,6 +35,11 @@ _PATIENCE: Final = 4.0  # seconds from the signal to the end
     help="Seconds between two passes at most (CI_RECONCILE_INTERVAL).",
 )
 @click.option("--prefix", "container_prefix", help="In front of container names (CI_CONTAINER_PREFIX).")
+@click.option(
+    "--local-runner/--no-local-runner",
+    default=None,
+    help="Whether jobs run here, or only on agents (CI_LOCAL_RUNNER).",
+)
 @click.option("--max-running-jobs", type=int, help="Jobs that run at the same time (CI_MAX_RUNNING_JOBS).")
 @click.option(
     "--log-level",

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -51,7 +52,8 @@ async def open_controller(settings: ControllerSettings) -> AsyncGenerator[JobCon
             job_runtime=settings.job_runtime,
         )
         stack.push_async_callback(manager.close)
-        await _say_if_the_runtime_is_missing(manager)
+        if settings.local_runner:
+            await _say_if_the_runtime_is_missing(manager)
         yield JobController(
             repository,
             manager,
@@ -62,6 +64,8 @@ async def open_controller(settings: ControllerSettings) -> AsyncGenerator[JobCon
             policy=settings.policy,
             places={DATABASE: settings.db_path.parent, DATA: settings.data_path},
             reserve=Ballast(settings.db_path),
+            agent_lease=timedelta(seconds=settings.agent_lease),
+            local_runner=settings.local_runner,
         )
 
 

@@ -1,4 +1,6 @@
-"""JobController: the loop around observe, plan and execute, what wakes it, and its right to act.
+"""Runner and JobController: the loop around observe, plan and execute, what wakes it, and its right to act.
+
+A runner's jobs come from whoever enlists it: on this machine the repository, whose controller it then is.
 
 Every pass starts from what is, so any event may be lost: hints from the engine only make the next pass come sooner
 than the interval would. Hints from the database and the pumps are taken at once, beside a pass that still waits for
@@ -9,24 +11,29 @@ import asyncio
 import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from ci_common.clock import Clock, SystemClock
 from ci_common.crash_points import crash_point
 from ci_common.errors import CIError, ControllerRunning, EngineUnavailable
+from ci_common.job_terms import Reason
+from ci_common.models import AGENT_LEASE
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore, ChangeHub, LogStore
+from ci_controller.agent_leases import AgentLeases
 from ci_controller.container_runtime import ContainerRuntime, NetworkState
 from ci_controller.disk_watch import DiskWatch, Reserve
 from ci_controller.executor import Executor
-from ci_controller.job_source import RepositoryJobSource
-from ci_controller.lease import HEARTBEAT_INTERVAL, Lease, Superseded
+from ci_controller.job_source import JobSource, RepositoryJobSource
+from ci_controller.lease import Lease, Superseded
 from ci_controller.observed_state import Look, Observed, ghosts, look, observe
 from ci_controller.operations import Operation
 from ci_controller.planner import plan, stands_on_an_older_look
@@ -43,40 +50,33 @@ _ENGINE_DOWN: Final = "docker engine does not answer: start it, or let `ci-admin
 _STOPPED: Final = "the controller was stopped: start ci-controller"
 
 
-class JobController:
-    """The one process that makes Docker do what the database says.
+class Runner:
+    """Makes Docker do what its job source says.
 
     `reconcile_once()` is one pass, `take_hint()` a part of one; `run()` makes them until `stop()` is called or somebody
-    takes over.
+    takes over. `enlist` returns the source once it is ours and whoever was before us cannot write any more.
     """
 
     def __init__(
         self,
-        repository: JobRepository,
+        enlist: Callable[[], Awaitable[JobSource]],
         container_manager: ContainerRuntime,
         reconcile_interval: float = RECONCILE_INTERVAL,
         *,
-        logs: LogStore,
-        archives: ArchiveStore,
         changes: ChangeHub,
         policy: Policy | None = None,
         clock: Clock | None = None,
-        holder: str | None = None,
         places: Mapping[str, Path] | None = None,
         reserve: Reserve | None = None,
     ) -> None:
-        self._repository = repository
+        self._enlist = enlist
         self._runtime = container_manager
         self._interval = reconcile_interval
-        self._logs = logs
-        self._archives = archives
         self._changes = changes
         self._policy = policy or DEFAULTS
         self._clock = clock or SystemClock()
-        self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
         self._places = places or {}  # what is on which disk, beside the engine's
         self._reserve = reserve
-        self._lease = Lease(self._clock)
         self._jumps = JumpMeter(self._clock)
         self._changed = asyncio.Event()  # something on the engine, or there is no telling: a pass is due
         self._hinted = asyncio.Event()  # a row changed, or a container said its last word
@@ -91,21 +91,11 @@ class JobController:
     # -- life ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """We are the controller: whoever was before us cannot write any more. Nothing runs yet."""
+        """The jobs are ours: whoever was before us cannot write any more. Nothing runs yet."""
         asked_at = self._clock.monotonic()
-        lease = await self._repository.take_over(self._holder, self._clock.now())
-        crash_point("after_take_over")
+        self._jobs = await self._enlist()
+        self._lease = Lease(self._clock, self._jobs.lease.total_seconds())
         self._lease.renewed(asked_at)
-        self._jobs = RepositoryJobSource(
-            self._repository,
-            self._logs,
-            self._archives,
-            lease,
-            await self._repository.instance_id(),
-            max_attempts=self._policy.max_attempts,
-            queue_timeout=self._policy.queue_timeout,
-            retention=self._policy.retention,
-        )
         self._executor = Executor(
             self._jobs,
             self._runtime,
@@ -124,32 +114,13 @@ class JobController:
             self._disks_changed,
             self._reserve,
         )
-        log.info(
-            "controller started", epoch=lease.epoch, holder=self._holder, instance=self._jobs.instance_id
-        )
+        log.info("started", epoch=self._jobs.epoch, instance=self._jobs.instance_id)
 
     async def run(self) -> None:
         """Passes are made until `stop()`; raises ControllerRunning when somebody took over."""
         await self.start()
-        loop = asyncio.get_running_loop()
-
-        def changed() -> None:
-            loop.call_soon_threadsafe(self._changed.set)
-
-        with self._runtime.watch(self._jobs.instance_id, changed):
-            tasks = [
-                asyncio.create_task(work())
-                for work in (
-                    self._over.wait,
-                    self._make_passes,
-                    self._take_hints,
-                    self._heartbeats,
-                    self._follow_database,
-                    self._disks.run,
-                    partial(_every, _HOUSEKEEPING_INTERVAL, self.keep_house, self._house_now),
-                    partial(_every, _PRUNE_INTERVAL, self.prune),
-                )
-            ]
+        with ExitStack() as watching:
+            tasks = [asyncio.create_task(work()) for work in self._works(watching)]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -160,6 +131,31 @@ class JobController:
         await self._say_goodbye()
         if self._taken_over:
             raise ControllerRunning("Another controller took over; this one has stopped.")
+
+    def _works(self, watching: ExitStack) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
+        """Return what is done side by side until one of it ends; the engine is watched meanwhile."""
+        loop = asyncio.get_running_loop()
+
+        def changed() -> None:
+            loop.call_soon_threadsafe(self._changed.set)
+
+        watching.enter_context(self._runtime.watch(self._jobs.instance_id, changed))
+        return (
+            *self._duties(),
+            self._make_passes,
+            self._take_hints,
+            self._follow_database,
+            self._disks.run,
+        )
+
+    def _duties(self) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
+        """Return what has to be done whether or not jobs run here."""
+        return (
+            self._over.wait,
+            self._heartbeats,
+            partial(_every, _HOUSEKEEPING_INTERVAL, self.keep_house, self._house_now),
+            partial(_every, _PRUNE_INTERVAL, self.prune),
+        )
 
     async def _say_goodbye(self) -> None:
         """Whoever waits need not find out by our silence; a successor's first heartbeat takes the word back."""
@@ -294,7 +290,8 @@ class JobController:
 
     async def _heartbeats(self) -> None:
         while (renewed := await self.beat()) is not False:
-            await _set_within(self._beat_now, HEARTBEAT_INTERVAL if renewed else _HEARTBEAT_RETRY)
+            patience = self._lease.heartbeat_interval
+            await _set_within(self._beat_now, patience if renewed else min(_HEARTBEAT_RETRY, patience))
             self._beat_now.clear()
         self._taken_over = True
         self._over.set()
@@ -337,12 +334,99 @@ class JobController:
 
         It may be called at any time, beside the hourly turn.
         """
+        await self._prune_store(under_pressure=under_pressure)
+        await self._prune_images(under_pressure=under_pressure)
+
+    async def _prune_store(self, *, under_pressure: bool) -> None:
         gone = await self._jobs.prune(self._clock.now(), under_pressure=under_pressure)
         for one in gone:
             log.info("pruned", kind=one.kind, name=one.name, bytes=one.size, why=one.why)
+
+    async def _prune_images(self, *, under_pressure: bool) -> None:
         is_low = under_pressure and self._disks.engine_is_low
         for image in await self._executor.prune_images(under_pressure=is_low):
             log.info("pruned", kind="environment", name=image.image.reference, why=image.why)
+
+
+class JobController(Runner):
+    """The one process that serves a database: it makes Docker do what that says, and is the control plane."""
+
+    def __init__(
+        self,
+        repository: JobRepository,
+        container_manager: ContainerRuntime,
+        reconcile_interval: float = RECONCILE_INTERVAL,
+        *,
+        logs: LogStore,
+        archives: ArchiveStore,
+        changes: ChangeHub,
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+        holder: str | None = None,
+        places: Mapping[str, Path] | None = None,
+        reserve: Reserve | None = None,
+        agent_lease: timedelta = AGENT_LEASE,
+        local_runner: bool = True,
+    ) -> None:
+        super().__init__(
+            self._take_over,
+            container_manager,
+            reconcile_interval,
+            changes=changes,
+            policy=policy,
+            clock=clock,
+            places=places,
+            reserve=reserve,
+        )
+        self._repository = repository
+        self._logs = logs
+        self._archives = archives
+        self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
+        self._local_runner = local_runner
+        self._agents = AgentLeases(agent_lease.total_seconds())
+
+    async def _take_over(self) -> JobSource:
+        lease = await self._repository.take_over(self._holder, self._clock.now())
+        crash_point("after_take_over")
+        self._control = lease
+        return RepositoryJobSource(
+            self._repository,
+            self._logs,
+            self._archives,
+            lease,
+            await self._repository.instance_id(),
+            max_attempts=self._policy.max_attempts,
+            queue_timeout=self._policy.queue_timeout,
+            retention=self._policy.retention,
+        )
+
+    def _works(self, watching: ExitStack) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
+        if not self._local_runner:
+            return (*self._duties(), self._give_back)
+        return super()._works(watching)
+
+    def _duties(self) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
+        return (*super()._duties(), partial(_every, self._agents.seconds / 10, self.expire_agents))
+
+    async def expire_agents(self) -> None:
+        """What agents hold that were not heard of for their lease is queued again."""
+        agents = await self._repository.list_agents()
+        for agent in self._agents.lost(agents, self._clock.monotonic()):
+            attempts, now = self._policy.max_attempts, self._clock.now()
+            for job_id in await self._repository.expire_agent(self._control, agent, attempts, now):
+                log.warning("agent lost", agent=agent.profile.name, job=job_id)
+
+    async def _give_back(self) -> None:
+        """What was run here before is queued again: nobody looks after it any more. Never ends by itself."""
+        for attempt in await self._jobs.held():
+            said, now = "The controller runs no jobs any more.", self._clock.now()
+            await self._jobs.release(attempt.fence, Reason.INFRA, said, None, None, now)
+        await self._over.wait()
+
+    async def prune(self, *, under_pressure: bool = False) -> None:
+        await self._prune_store(under_pressure=under_pressure)
+        if self._local_runner:
+            await self._prune_images(under_pressure=under_pressure)
 
 
 def _haunted(observed: Observed) -> str | None:

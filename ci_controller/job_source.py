@@ -10,7 +10,15 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from ci_common.job_terms import JobStatus, JobVerdict, Reason
-from ci_common.models import Attempt, ControllerLease, Fence, ImageUse, LogSeal, StopIntent
+from ci_common.models import (
+    CONTROLLER_GONE_AFTER,
+    Attempt,
+    ControllerLease,
+    Fence,
+    ImageUse,
+    LogSeal,
+    StopIntent,
+)
 from ci_common.repository import JobRepository
 from ci_common.stores import Archive, ArchiveStore, LogStore, LogWriter
 from ci_controller.lease import Superseded
@@ -30,6 +38,11 @@ class JobSource(Protocol):
     @property
     def epoch(self) -> int:
         """The epoch of our right to act; only a label, fences decide."""
+        ...
+
+    @property
+    def lease(self) -> timedelta:
+        """How long after a heartbeat others count us as gone."""
         ...
 
     async def heartbeat(self, note: str | None, now: datetime) -> bool:
@@ -125,21 +138,22 @@ class RepositoryJobSource:
         self._repository = repository
         self._logs = logs
         self._archives = archives
-        self._lease = lease
+        self._control = lease
         self._max_attempts = max_attempts
         self._queue_timeout = queue_timeout
         self._pruner = Pruner(repository, logs, archives, retention, lease)
         self.instance_id = instance_id
         self.epoch = lease.epoch
+        self.lease = CONTROLLER_GONE_AFTER
 
     async def heartbeat(self, note: str | None, now: datetime) -> bool:
-        return await self._repository.heartbeat(self._lease, now, note)
+        return await self._repository.heartbeat(self._control, now, note)
 
     async def count_claimable(self, now: datetime) -> int:
         return await self._repository.count_queued(now)
 
     async def claim(self, slots: int, now: datetime) -> list[Attempt]:
-        return await self._repository.claim_jobs(self._lease, slots, now)
+        return await self._repository.claim_jobs(self._control, slots, now)
 
     async def held(self) -> list[Attempt]:
         attempts = await self._repository.open_attempts()
@@ -200,7 +214,7 @@ class RepositoryJobSource:
         return self._logs.writer(fence.job_id, fence.attempt)
 
     async def keep_house(self, now: datetime, lenience: timedelta) -> list[str]:
-        expired = await self._repository.expire_queued(self._lease, self._queue_timeout, now, lenience)
+        expired = await self._repository.expire_queued(self._control, self._queue_timeout, now, lenience)
         await self._repository.maintain()
         return expired
 

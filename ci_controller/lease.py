@@ -1,4 +1,4 @@
-"""Whether we may still act as the controller: a lease on our own monotonic clock, renewed by the heartbeat.
+"""Whether we may still act for our jobs: a lease on our own monotonic clock, renewed by the heartbeat.
 
 The fence of each write is what protects the database; the engine cannot check a fence, so before calls to it
 that matter we ask this lease. A process that was stopped for a minute finds it expired.
@@ -7,10 +7,10 @@ that matter we ask this lease. A process that was stopped for a minute finds it 
 from typing import Final
 
 from ci_common.clock import Clock
-from ci_common.models import CONTROLLER_GONE_AFTER
 
-_MARGIN: Final = 3.0  # we stop trusting ourselves that much earlier
-HEARTBEAT_INTERVAL: Final = 3.0
+_PARTS: Final = (
+    5  # of a lease: after each comes a heartbeat, and without the last one we stop trusting ourselves
+)
 
 
 class Superseded(Exception):
@@ -20,13 +20,19 @@ class Superseded(Exception):
 class Lease:
     """Trust in ourselves, for a while after each successful heartbeat."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.seconds = seconds  # after which others count us as gone
         self._clock = clock
         self._trusted_until = clock.monotonic()
 
+    @property
+    def heartbeat_interval(self) -> float:
+        """Seconds between two heartbeats."""
+        return self.seconds / _PARTS
+
     def renewed(self, asked_at: float) -> None:
         """We may act until a while after `asked_at`: when the heartbeat was asked for, not when it came back."""
-        self._trusted_until = asked_at + CONTROLLER_GONE_AFTER.total_seconds() - _MARGIN
+        self._trusted_until = asked_at + self.seconds * (_PARTS - 1) / _PARTS
 
     def require(self) -> None:
         """We may act now; raises Superseded."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal
 
-from ci_common.models import Job
+from ci_common.models import MAX_ATTEMPTS, Job
 from ci_controller.image_retention import DEFAULT_IMAGE_LIMITS, ImageLimits
 from ci_controller.retention import DEFAULT_RETENTION, Retention
 
@@ -35,7 +35,7 @@ class Policy:
     output_patience: timedelta = timedelta(seconds=10)
     log_limit: int = 100 * 1024**2
     max_running_jobs: int = os.cpu_count() or 1
-    max_attempts: int = 3  # of those whose tests began
+    max_attempts: int = MAX_ATTEMPTS  # of those whose tests began
     job_timeout: timedelta = timedelta(minutes=30)
     job_idle_timeout: timedelta = timedelta(minutes=10)
     queue_timeout: timedelta = timedelta(hours=24)

@@ -1,14 +1,16 @@
 """The settings of `ci-controller`: environment variables that begin with `CI_`, overridden by flags."""
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from ci_common.settings import ServiceSettings
+from ci_common.settings import LogSettings, ServiceSettings
 from ci_controller.image_retention import ImageLimits
 from ci_controller.job_network import NetworkOptions, bridge_for
 from ci_controller.network_rules import Destination
@@ -66,8 +68,8 @@ Addresses = Annotated[tuple[IPv4Address, ...], NoDecode, BeforeValidator(parse_a
 Destinations = Annotated[tuple[Destination, ...], NoDecode, BeforeValidator(parse_destinations)]
 
 
-class ControllerSettings(ServiceSettings):
-    """What an operator can decide about the controller, the jobs and their containers."""
+class RunnerSettings(LogSettings):
+    """What an operator can decide about jobs and their containers, wherever they run."""
 
     reconcile_interval: float = Field(
         default=RECONCILE_INTERVAL,
@@ -84,21 +86,12 @@ class ControllerSettings(ServiceSettings):
         gt=0,
         description="Jobs that run at the same time; by default one per core.",
     )
-    max_attempts: int = Field(
-        default=DEFAULTS.max_attempts,
-        gt=0,
-        description="How often infrastructure may lose a job whose tests had begun before it is given up.",
-    )
     job_timeout: Duration = Field(
         default=DEFAULTS.job_timeout,
         description="How long a job may run when its submitter names no time-out.",
     )
     job_idle_timeout: Duration = Field(
         default=DEFAULTS.job_idle_timeout, description="How long a job may run without writing anything."
-    )
-    queue_timeout: Duration = Field(
-        default=DEFAULTS.queue_timeout,
-        description="How long a job may wait in the queue before it fails.",
     )
     job_memory: Size = Field(
         default=DEFAULTS.memory_bytes, description="Memory of a job, swap included; bytes or `2GiB`."
@@ -152,6 +145,79 @@ class ControllerSettings(ServiceSettings):
         description="The engine's runtime for jobs, such as `runsc` (gVisor); by default the engine's own.",
     )
     runner_image: str = Field(default=DEFAULTS.runner_image, description="The image that jobs run in.")
+    environment_bytes: SizeOrNothing = Field(
+        default=DEFAULTS.environments.size,
+        description="Bytes that kept environments (what jobs install) may take beyond the runner image, in all; or"
+        " `10GiB`. `0`: none is kept.",
+    )
+    environment_bytes_per_user: SizeOrNothing = Field(
+        default=DEFAULTS.environments.size_per_user,
+        description="The same of one user's; the one used last stays whatever its size. `0`: none is kept.",
+    )
+    environment_age: Duration = Field(
+        default=DEFAULTS.environments.age,
+        description="How long after it was built an environment is used; then everything is installed anew.",
+    )
+    warm_containers: Count = Field(
+        default=DEFAULTS.warm_containers,
+        description="Containers that are started ahead of need, for what ran lately, at most; each holds memory."
+        " `0`: every job starts its own.",
+    )
+    warm_age: Duration = Field(
+        default=DEFAULTS.warm_age, description="How long one of them waits before another takes its place."
+    )
+
+    @property
+    def environments(self) -> ImageLimits:
+        """What is kept of environments, as the rules want it."""
+        return ImageLimits(self.environment_bytes, self.environment_bytes_per_user, self.environment_age)
+
+    def network_options_in(self, directory: Path) -> NetworkOptions:
+        """Return what was decided about the jobs' network; the directory is for the file that it needs."""
+        return NetworkOptions(
+            bridge=bridge_for(self.job_dns, self.job_network_allow),
+            dns=self.job_dns,
+            allowed=self.job_network_allow,
+            unguarded=self.job_network_unguarded,
+            guard_image=self.runner_image,
+            resolv_conf=directory / "resolv.conf",
+        )
+
+    @property
+    def policy(self) -> Policy:
+        """The same decisions as the core wants them."""
+        return Policy(
+            runner_image=self.runner_image,
+            container_prefix=self.container_prefix,
+            network=self.job_network,
+            memory_bytes=self.job_memory,
+            cpus=self.job_cpus,
+            pids=self.job_pids,
+            disk_bytes=self.job_disk,
+            disk_min_free=self.disk_min_free,
+            disk_min_free_inodes=self.disk_min_free_inodes,
+            docker_root=self.docker_root,
+            log_limit=self.log_limit,
+            max_running_jobs=self.max_running_jobs,
+            job_timeout=self.job_timeout,
+            job_idle_timeout=self.job_idle_timeout,
+            environments=self.environments,
+            warm_containers=self.warm_containers,
+            warm_age=self.warm_age,
+        )
+
+
+class ControllerSettings(RunnerSettings, ServiceSettings):
+    """What an operator can decide about the controller, the jobs and their containers."""
+
+    local_runner: bool = Field(
+        default=True,
+        description="`0`: no job runs here, agents run them all; no Docker is needed then.",
+    )
+    queue_timeout: Duration = Field(
+        default=DEFAULTS.queue_timeout,
+        description="How long a job may wait in the queue before it fails.",
+    )
     keep_archives: Duration = Field(
         default=DEFAULTS.retention.archives.age,
         description="How long the archive of a job is kept after its end.",
@@ -207,32 +273,6 @@ class ControllerSettings(ServiceSettings):
     keep_blobs_bytes_per_user: Size = Field(
         default=DEFAULT_BLOB_BYTES_PER_USER, description="The same of one user's."
     )
-    environment_bytes: SizeOrNothing = Field(
-        default=DEFAULTS.environments.size,
-        description="Bytes that kept environments (what jobs install) may take beyond the runner image, in all; or"
-        " `10GiB`. `0`: none is kept.",
-    )
-    environment_bytes_per_user: SizeOrNothing = Field(
-        default=DEFAULTS.environments.size_per_user,
-        description="The same of one user's; the one used last stays whatever its size. `0`: none is kept.",
-    )
-    environment_age: Duration = Field(
-        default=DEFAULTS.environments.age,
-        description="How long after it was built an environment is used; then everything is installed anew.",
-    )
-    warm_containers: Count = Field(
-        default=DEFAULTS.warm_containers,
-        description="Containers that are started ahead of need, for what ran lately, at most; each holds memory."
-        " `0`: every job starts its own.",
-    )
-    warm_age: Duration = Field(
-        default=DEFAULTS.warm_age, description="How long one of them waits before another takes its place."
-    )
-
-    @property
-    def environments(self) -> ImageLimits:
-        """What is kept of environments, as the rules want it."""
-        return ImageLimits(self.environment_bytes, self.environment_bytes_per_user, self.environment_age)
 
     @property
     def retention(self) -> Retention:
@@ -250,37 +290,14 @@ class ControllerSettings(ServiceSettings):
     @property
     def network_options(self) -> NetworkOptions:
         """What was decided about the jobs' network."""
-        return NetworkOptions(
-            bridge=bridge_for(self.job_dns, self.job_network_allow),
-            dns=self.job_dns,
-            allowed=self.job_network_allow,
-            unguarded=self.job_network_unguarded,
-            guard_image=self.runner_image,
-            resolv_conf=self.data_path / "resolv.conf",
-        )
+        return self.network_options_in(self.data_path)
 
     @property
     def policy(self) -> Policy:
         """The same decisions as the core wants them."""
-        return Policy(
-            runner_image=self.runner_image,
-            container_prefix=self.container_prefix,
-            network=self.job_network,
-            memory_bytes=self.job_memory,
-            cpus=self.job_cpus,
-            pids=self.job_pids,
-            disk_bytes=self.job_disk,
-            disk_min_free=self.disk_min_free,
-            disk_min_free_inodes=self.disk_min_free_inodes,
-            docker_root=self.docker_root,
-            log_limit=self.log_limit,
-            max_running_jobs=self.max_running_jobs,
+        return replace(
+            super().policy,
             max_attempts=self.max_attempts,
-            job_timeout=self.job_timeout,
-            job_idle_timeout=self.job_idle_timeout,
             queue_timeout=self.queue_timeout,
             retention=self.retention,
-            environments=self.environments,
-            warm_containers=self.warm_containers,
-            warm_age=self.warm_age,
         )

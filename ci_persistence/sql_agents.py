@@ -131,10 +131,10 @@ def claim_for_agent(db: Connection, lease: AgentLease, limit: int, now: datetime
 
 
 def expire_agent(
-    db: Connection, lease: ControllerLease, agent: Agent, max_attempts: int, now: datetime
+    db: Connection, lease: ControllerLease | None, agent: Agent, max_attempts: int, now: datetime
 ) -> list[str]:
     """What the agent holds is given back, unless it was heard of since it was looked at."""
-    if not holds(db, lease):
+    if lease is not None and not holds(db, lease):
         return []
     row = _locked(db, agent.lease)
     if row is None or row["beats"] != agent.beats:

@@ -338,7 +338,7 @@ class SQLJobRepository(JobRepository):
         return await self._db.write(lambda db: sql_agents.claim_for_agent(db, lease, limit, now))
 
     async def expire_agent(
-        self, lease: ControllerLease, agent: Agent, max_attempts: int, now: datetime
+        self, lease: ControllerLease | None, agent: Agent, max_attempts: int, now: datetime
     ) -> list[str]:
         return await self._db.write(lambda db: sql_agents.expire_agent(db, lease, agent, max_attempts, now))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from ci_common.errors import (
     ArchiveTooLarge,
@@ -46,6 +47,10 @@ TAGS = [
     {"name": "submit", "description": "Upload a project and have it tested."},
     {"name": "jobs", "description": "Follow, read, list and cancel your jobs."},
     {"name": "queue", "description": "What waits, and in which order."},
+    {
+        "name": "agents",
+        "description": "Runners on other hosts: their side of the queue, and their operators.",
+    },
     {"name": "service", "description": "The server itself."},
 ]
 
@@ -194,6 +199,20 @@ PRIORITY_BODY = _body(
     "application/json",
     {"type": "object", "required": ["priority"], "properties": {"priority": _PRIORITY}},
 )
+
+BYTES_BODY = _body("application/octet-stream", {"type": "string", "format": "binary"})
+ZIP_ANSWER: Responses = {
+    200: {
+        "description": "The zip.",
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}, "example": "PK"}},
+    }
+}
+
+
+def json_request(shape: type[BaseModel]) -> dict[str, Any]:
+    """Return the description of a request whose JSON has that shape."""
+    return _body("application/json", shape.model_json_schema())
+
 
 _READING = (Unauthorized, Forbidden, InternalError, Unavailable, SchemaMissing)
 _SUBMITTING = (

@@ -211,6 +211,55 @@ INFO: Document = {
 
 LOG = "Running 12 tests ...\r\n............\r\n12 passed in 3.21s\r\n"
 
+AGENT: Document = {
+    "agent_id": "7d9f2c4e-3b1a-4c55-9a7e-2f6d8b0c1e3a",
+    "name": "rack-1",
+    "pool": "gpu",
+    "labels": ["cuda"],
+    "slots": 4,
+    "version": "0.1.0",
+    "status": "HEALTHY",
+    "note": None,
+    "registered_at": "2025-10-13T09:00:00Z",
+    "last_heartbeat": "2025-10-13T10:30:14Z",
+    "disk_free": 21474836480,
+    "jobs_running": 1,
+    "jobs_completed": 245,
+}
+POOL: Document = {
+    "pool": "gpu",
+    "agents": 1,
+    "healthy": 1,
+    "slots": 4,
+    "jobs_running": 1,
+    "labels": ["cuda"],
+}
+STOP: Document = {"reason": "timeout", "at": "2025-10-13T11:00:00Z", "message": "It ran for 30 minutes."}
+ATTEMPT: Document = {
+    "id": _JOB_ID,
+    "attempt": 1,
+    "claim_token": "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+    "claimed_lease_expires_at": "2025-10-13T10:30:44Z",
+    "status": "claimed",
+    "owner": "a1b2c3d4",
+    "created_at": "2025-10-13T10:29:59Z",
+    "pytest_args": ["-x"],
+    "timeout": None,
+    "fresh": False,
+    "priority": "normal",
+    "pool": "gpu",
+    "cancel_requested_at": None,
+    "cancel_requested_by": None,
+    "claimed_at": "2025-10-13T10:30:00Z",
+    "container_id": None,
+    "image_id": None,
+    "started_at": None,
+    "begun_at": None,
+    "stop": None,
+}
+_ENDED: Document = {"job_id": _JOB_ID, "attempt": 1}
+_IMAGE_USE: Document = {"last_at": "2025-10-13T10:30:00Z", "is_open": True}
+
 # By the names under which OpenAPI holds them.
 EXAMPLES: dict[str, JsonValue] = {
     "submitted": SUBMITTED,
@@ -225,6 +274,21 @@ EXAMPLES: dict[str, JsonValue] = {
     "queued_jobs": QUEUED_JOBS,
     "job_in_queue": JOB_IN_QUEUE,
     "queue_stats": QUEUE_STATS,
+    "registered": {"agent_id": AGENT["agent_id"], "epoch": 1, "lease_seconds": 30.0},
+    "agent": AGENT,
+    "agents": [AGENT],
+    "pool": POOL,
+    "pools": [POOL],
+    "instructions": {"state": "active", "cancel": [_JOB_ID]},
+    "held": {"now": "2025-10-13T10:30:14Z", "attempts": [ATTEMPT], "claimable": 2},
+    "news": {"news": "9f86d081884c7d65"},
+    "ended": {"ended": {"4c01db0b339c": _ENDED}},
+    "images": {"images": {"sha256:1f2e3d": _IMAGE_USE}},
+    "claimed": {"job": ATTEMPT, "jobs": [ATTEMPT]},
+    "stop": STOP,
+    "released": {"status": "queued"},
+    "log_size": {"size": 18231},
+    "requeued": {"requeued": [_JOB_ID]},
     "timeline": TIMELINE,
     "moments": MOMENTS,
     "healthy": HEALTHY,

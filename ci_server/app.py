@@ -14,7 +14,7 @@ from ci_server.connections import STATE_KEY, ConnectionLimits
 from ci_server.dependencies import open_resources
 from ci_server.problems import install_handlers
 from ci_server.request_context import AddressLimit, RequestContext
-from ci_server.routes import blobs, jobs, logs, queue, service, submit
+from ci_server.routes import agents, attempts, blobs, jobs, logs, queue, service, submit
 from ci_server.settings import ServerSettings
 from ci_server.uvicorn_log import adopt_uvicorn
 
@@ -43,7 +43,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     app.add_middleware(AddressLimit)
     app.add_middleware(RequestContext)
     install_handlers(app)
-    for routes in (submit, blobs, jobs, logs, queue, service):
+    for routes in (submit, blobs, jobs, logs, queue, agents, attempts, service):
         app.include_router(routes.router)
     install_openapi(app)
     return app

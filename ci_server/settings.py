@@ -80,6 +80,9 @@ class ServerSettings(ServiceSettings):
     stream_send_timeout: float = Field(
         default=30.0, gt=0, description="Seconds after which a reader that takes nothing loses its stream."
     )
+    max_agent_log_bytes: int = Field(
+        default=1024 * MIB, gt=0, description="Bytes of log that an agent may send of one attempt."
+    )
     min_free_bytes: int = Field(
         default=1024 * MIB,
         ge=0,

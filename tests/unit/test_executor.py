@@ -245,7 +245,7 @@ async def test_closing_breaks_off_what_does_not_end(bench: Bench) -> None:
 
 def test_a_lease_is_trusted_only_for_a_while() -> None:
     clock = SetClock()
-    lease = Lease(clock)
+    lease = Lease(clock, 15)
     with pytest.raises(Superseded):
         lease.require()
     lease.renewed(asked_at=0)

@@ -14,6 +14,21 @@ from pydantic import BaseModel
 import ci_server
 from ci_common.errors import InvalidRequest, Unavailable, errors_by_code
 from ci_persistence.log_store import disk_full_as_storage_full
+from ci_server.agent_schemas import (
+    AgentModel,
+    ClaimedModel,
+    EndedModel,
+    HeldModel,
+    ImagesModel,
+    InstructionsModel,
+    LogSizeModel,
+    NewsModel,
+    PoolModel,
+    RegisteredModel,
+    ReleasedModel,
+    RequeuedModel,
+    StopModel,
+)
 from ci_server.app import create_app
 from ci_server.problems import install_handlers, problem_response
 from ci_server.request_context import RequestContext
@@ -39,6 +54,19 @@ MEMBERS = {"type", "title", "status", "detail", "code", "request_id"}
 MODELS: dict[str, type[BaseModel]] = {
     model.__name__: model
     for model in (
+        AgentModel,
+        ClaimedModel,
+        EndedModel,
+        HeldModel,
+        ImagesModel,
+        InstructionsModel,
+        LogSizeModel,
+        NewsModel,
+        PoolModel,
+        RegisteredModel,
+        ReleasedModel,
+        RequeuedModel,
+        StopModel,
         CapacityModel,
         EnqueuedModel,
         HealthModel,
@@ -61,6 +89,11 @@ KEYLESS = {"/health", "/ready"}
 def routes() -> list[tuple[str, str]]:
     """Return every (method, path) of the API."""
     return [(method, path) for path, operations in openapi()["paths"].items() for method in operations]
+
+
+def is_for_agents(method: str, path: str) -> bool:
+    """Tell whether agents use it, or those who look after them."""
+    return openapi()["paths"][path][method]["tags"] == ["agents"]
 
 
 def openapi() -> dict[str, Any]:
@@ -104,6 +137,29 @@ def test_the_routes_are_those_of_the_documents() -> None:
         "DELETE /api/queue/jobs/{job_id}",
         "GET /api/queue/stats",
         "PATCH /api/queue/jobs/{job_id}/priority",
+        "POST /api/agents/register",
+        "GET /api/agents",
+        "GET /api/agents/healthy",
+        "GET /api/agents/pools",
+        "GET /api/agents/pools/{pool}",
+        "GET /api/agents/{agent_id}",
+        "PATCH /api/agents/{agent_id}/status",
+        "POST /api/agents/{agent_id}/heartbeat",
+        "POST /api/agents/{agent_id}/deregister",
+        "GET /api/agents/{agent_id}/attempts",
+        "GET /api/agents/{agent_id}/news",
+        "POST /api/agents/{agent_id}/ended",
+        "GET /api/agents/{agent_id}/images",
+        "POST /api/queue/claim",
+        "PATCH /api/queue/jobs/{job_id}/start",
+        "PATCH /api/queue/jobs/{job_id}/begin",
+        "PATCH /api/queue/jobs/{job_id}/stop",
+        "PATCH /api/queue/jobs/{job_id}/complete",
+        "PATCH /api/queue/jobs/{job_id}/release",
+        "GET /api/queue/jobs/{job_id}/archive",
+        "PUT /api/queue/jobs/{job_id}/log",
+        "PUT /api/queue/jobs/{job_id}/events",
+        "POST /api/queue/maintenance/requeue-expired",
         "GET /health",
         "GET /ready",
         "GET /info",
@@ -118,9 +174,12 @@ async def test_every_route_refuses_in_the_one_shape(site: Site, subtests: pytest
                 if path in KEYLESS or method == "head":
                     continue
                 with subtests.test(f"{method} {path}"):
-                    target = path.replace("{job_id}", "nobody")
+                    target = path.format(job_id="nobody", agent_id="nobody", pool="nobody")
                     assert_problem(await http.request(method, target), 401, "unauthorized")
-                    if "{job_id}" in path:
+                    if is_for_agents(method, path):
+                        answer = await http.request(method, target, headers=ada.headers)
+                        assert_problem(answer, 403, "forbidden")
+                    elif "{job_id}" in path:
                         body = {"priority": "low"} if method == "patch" else None
                         answer = await http.request(method, target, headers=ada.headers, json=body)
                         assert_problem(answer, 404, "job_not_found")
@@ -159,7 +218,11 @@ def test_openapi_describes_every_route_and_each_of_its_errors(subtests: pytest.S
                 continue
             assert operation["security"] == [{"API key": []}]
             expected = {"401", "403", "500", "503"}
-            expected |= {"404", "422"} if "{job_id}" in path else set()
+            if operation["tags"] == ["agents"]:
+                expected |= {"409", "422"} if "{job_id}" in path else set()
+                expected |= {"404", "422"} if "{agent_id}" in path else set()
+            else:
+                expected |= {"404", "422"} if "{job_id}" in path else set()
             expected |= {"409", "413", "422", "429", "507"} if path.startswith("/submit") else set()
             expected |= {"416", "206"} if (method, path[-4:]) == ("get", "/log") else set()
             expected |= {"416", "429"} if path.endswith("/stream") else set()
@@ -256,7 +319,7 @@ def test_every_code_that_streams_send_belongs_to_an_error_class() -> None:
 
 def test_openapi_names_no_operation_twice() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
-    assert len(names) == len(set(names)) == 25
+    assert len(names) == len(set(names)) == 48
 
 
 # -- what nobody has a word for ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ci_common.api_keys import checksum, generate_api_key, key_prefix
 from ci_common.clock import SystemClock, utcnow
 from ci_common.errors import Unauthorized
 from ci_common.job_terms import new_id
-from ci_common.models import APIKey, Role, Scope, User
+from ci_common.models import AgentProfile, APIKey, Role, Scope, User
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 from ci_server.app import create_app
 from ci_server.auth import Authenticator, Caller
@@ -187,6 +187,29 @@ NEEDS: dict[tuple[str, str], Scope | str] = {
     ("GET", "/jobs/{job_id}/stream"): Scope.READ,
     ("GET", "/jobs/{job_id}/log"): Scope.READ,
     ("HEAD", "/jobs/{job_id}/log"): Scope.READ,
+    ("POST", "/api/agents/register"): Scope.AGENT,
+    ("GET", "/api/agents"): Scope.ADMIN,
+    ("GET", "/api/agents/healthy"): Scope.ADMIN,
+    ("GET", "/api/agents/pools"): Scope.ADMIN,
+    ("GET", "/api/agents/pools/{pool}"): Scope.ADMIN,
+    ("GET", "/api/agents/{agent_id}"): Scope.ADMIN,
+    ("PATCH", "/api/agents/{agent_id}/status"): Scope.ADMIN,
+    ("POST", "/api/agents/{agent_id}/heartbeat"): Scope.AGENT,
+    ("POST", "/api/agents/{agent_id}/deregister"): Scope.AGENT,
+    ("GET", "/api/agents/{agent_id}/attempts"): Scope.AGENT,
+    ("GET", "/api/agents/{agent_id}/news"): Scope.AGENT,
+    ("POST", "/api/agents/{agent_id}/ended"): Scope.AGENT,
+    ("GET", "/api/agents/{agent_id}/images"): Scope.AGENT,
+    ("POST", "/api/queue/claim"): Scope.AGENT,
+    ("PATCH", "/api/queue/jobs/{job_id}/start"): Scope.AGENT,
+    ("PATCH", "/api/queue/jobs/{job_id}/begin"): Scope.AGENT,
+    ("PATCH", "/api/queue/jobs/{job_id}/stop"): Scope.AGENT,
+    ("PATCH", "/api/queue/jobs/{job_id}/complete"): Scope.AGENT,
+    ("PATCH", "/api/queue/jobs/{job_id}/release"): Scope.AGENT,
+    ("GET", "/api/queue/jobs/{job_id}/archive"): Scope.AGENT,
+    ("PUT", "/api/queue/jobs/{job_id}/log"): Scope.AGENT,
+    ("PUT", "/api/queue/jobs/{job_id}/events"): Scope.AGENT,
+    ("POST", "/api/queue/maintenance/requeue-expired"): Scope.ADMIN,
     ("GET", "/info"): ANY,
     ("GET", "/health"): OPEN,
     ("GET", "/ready"): OPEN,
@@ -215,11 +238,14 @@ def all_routes(routes: Iterable[object]) -> Iterator[APIRoute]:
 async def test_a_key_may_do_what_its_scope_says_and_nothing_else(
     site: Site, http: httpx.AsyncClient, scope: Scope | None
 ) -> None:
-    """One scope at a time; `admin` opens what operators do with the queue, `agent` nothing by itself."""
+    """One scope at a time; `admin` opens what operators do with queue and agents."""
     account = await site.account("someone", frozenset({scope} if scope else ()))
     job = await site.finished_job(account, b"output")
+    agent = await site.repository.register_agent(account.key.id, AgentProfile("rack-1"), utcnow())
+    names = {"job_id": job.id, "agent_id": agent.id, "pool": "default"}
+    claims = {"Agent-Epoch": "1", "Claim-Token": "none"}
     for (method, path), needed in NEEDS.items():
-        response = await http.request(method, path.format(job_id=job.id), headers=account.headers)
+        response = await http.request(method, path.format(**names), headers={**account.headers, **claims})
         either = needed == EITHER and scope in (Scope.SUBMIT, Scope.ADMIN)
         allowed = either or needed in (OPEN, ANY, scope)
         assert (response.status_code == 403) is not allowed, (method, path, response.status_code)
@@ -230,7 +256,7 @@ async def test_a_key_may_do_what_its_scope_says_and_nothing_else(
 
 async def test_every_route_but_the_open_ones_needs_a_key(http: httpx.AsyncClient) -> None:
     for (method, path), needed in NEEDS.items():
-        response = await http.request(method, path.format(job_id="any"))
+        response = await http.request(method, path.format(job_id="any", agent_id="any", pool="any"))
         assert (response.status_code == 401) is (needed != OPEN), (method, path, response.status_code)
 
 

@@ -1,0 +1,82 @@
+"""Who may speak as an agent, and about which attempt: from key, epoch and a claim's token to what they open.
+
+An agent sees what it holds and nothing else: a job that is not there, another agent's, a user's and one that it has
+lost all get the same answer.
+"""
+
+import hmac
+from typing import Annotated
+
+from fastapi import Depends, Header, Path, Request
+
+from ci_common.errors import NotFound, StaleClaim
+from ci_common.models import Agent, AgentState, Attempt, Scope
+from ci_server.auth import Caller
+from ci_server.dependencies import AnyCaller, JobId, Server
+
+AgentId = Annotated[str, Path(description="As `/api/agents/register` returns it.", max_length=100)]
+Epoch = Annotated[
+    int, Header(alias="Agent-Epoch", ge=1, le=2**62, description="As `/api/agents/register` returns it.")
+]
+Token = Annotated[
+    str, Header(alias="Claim-Token", max_length=100, description="As the claim returns it, or `attempts`.")
+]
+
+
+async def _runner(caller: AnyCaller) -> Caller:
+    caller.require(Scope.AGENT)
+    return caller
+
+
+async def _operator(caller: AnyCaller) -> Caller:
+    caller.require(Scope.ADMIN)
+    return caller
+
+
+Runner = Annotated[Caller, Depends(_runner)]
+Operator = Annotated[Caller, Depends(_operator)]
+
+
+async def _calling_agent(caller: Runner, server: Server, epoch: Epoch) -> Agent:
+    agent = await server.repository.find_agent(caller.key.id)
+    if agent is None or agent.state is AgentState.REMOVED or agent.lease.epoch != epoch:
+        raise StaleClaim(
+            "The agent of this key is not registered, or was registered anew since: register, and see what it holds."
+        )
+    return agent
+
+
+CallingAgent = Annotated[Agent, Depends(_calling_agent)]
+
+
+async def _named_agent(agent: CallingAgent, agent_id: AgentId) -> Agent:
+    if agent.id != agent_id:
+        raise unknown_agent(agent_id)
+    return agent
+
+
+NamedAgent = Annotated[Agent, Depends(_named_agent)]
+
+
+def unknown_agent(agent_id: str) -> NotFound:
+    """Return the one answer for an agent that never was and for one that somebody else is."""
+    return NotFound(f"There is no agent {agent_id} here.")
+
+
+async def _held(
+    request: Request, agent: CallingAgent, server: Server, job_id: JobId, token: Token
+) -> Attempt:
+    for attempt in await server.repository.open_attempts(agent.id):
+        same = hmac.compare_digest(attempt.fence.token.encode(), token.encode())
+        if attempt.fence.job_id == job_id and same:
+            request.state.job_id = job_id
+            return attempt
+    raise stale_claim(job_id)
+
+
+HeldAttempt = Annotated[Attempt, Depends(_held)]
+
+
+def stale_claim(job_id: str) -> StaleClaim:
+    """Return the one answer to whoever speaks of a job that he does not hold."""
+    return StaleClaim(f"You do not hold job {job_id} by that token: leave it, and remove its container.")

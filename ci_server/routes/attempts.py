@@ -1,0 +1,297 @@
+"""`/api/queue`, the agents' side: a claim, and then everything about the attempt that it gave, fenced by its token."""
+
+import asyncio
+import time
+from contextlib import ExitStack, closing
+from datetime import timedelta
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header, Request, Response
+from starlette.responses import StreamingResponse
+
+from ci_common.errors import (
+    ArchiveTooLarge,
+    Conflict,
+    InvalidArchive,
+    InvalidOffset,
+    InvalidRequest,
+    StaleClaim,
+    StorageFull,
+    TooManyRequests,
+)
+from ci_common.job_terms import Reason
+from ci_common.models import Agent, Attempt, LogSeal
+from ci_common.verdict import verdict
+from ci_server.agent_access import CallingAgent, HeldAttempt, Operator, Runner, stale_claim
+from ci_server.agent_requests import place_of, said, small_body
+from ci_server.agent_schemas import (
+    ClaimedModel,
+    ClaimRequest,
+    CompleteRequest,
+    LogSizeModel,
+    ReleasedModel,
+    ReleaseRequest,
+    RequeuedModel,
+    SealRequest,
+    StartRequest,
+    StopModel,
+    StopRequest,
+)
+from ci_server.agents import attempt_document, reason_named, seal_of, stop_document
+from ci_server.api_description import BYTES_BODY, ZIP_ANSWER, example, json_request, problems
+from ci_server.archive_stream import sent_of
+from ci_server.dependencies import Server
+from ci_server.disk import require_room
+from ci_server.rendering import json_response
+
+router = APIRouter(prefix="/api/queue", tags=["agents"])
+
+_LOOK_AGAIN: Final = 1.0  # seconds: where commits are not heard of, and backing off ends without one
+FENCED: Final = (StaleClaim, InvalidRequest, ArchiveTooLarge, TooManyRequests)
+
+ContentRange = Annotated[
+    str | None, Header(description="`bytes FIRST-LAST/*`: where in the log the bytes belong.")
+]
+
+
+@router.post(
+    "/claim",
+    summary="Claim jobs of the agent's pool",
+    description="The ones that are next, within the agent's slots. 204: there was none within `wait` seconds.",
+    response_model=ClaimedModel,
+    response_description="They are the agent's, until it reports their ends or its lease passes.",
+    responses={
+        **example("claimed"),
+        204: {"description": "There is none."},
+        **problems(StaleClaim, *FENCED),
+    },
+    openapi_extra=json_request(ClaimRequest),
+)
+async def claim(request: Request, agent: CallingAgent, caller: Runner, server: Server) -> Response:
+    asked = await said(request, server.bodies, caller.user.id, ClaimRequest)
+    claimed = await _claimed(agent, asked, server)
+    if not claimed:
+        return Response(status_code=204)
+    expires_at = server.clock.now() + timedelta(seconds=server.settings.agent_lease)
+    documents = [attempt_document(one, expires_at) for one in claimed]
+    return json_response({"job": documents[0], "jobs": documents})
+
+
+async def _claimed(agent: Agent, asked: ClaimRequest, server: Server) -> list[Attempt]:
+    deadline = time.monotonic() + asked.wait
+    with server.hub.database() as changes:
+        while not (
+            claimed := await server.repository.claim_for_agent(agent.lease, asked.slots, server.clock.now())
+        ):
+            left = deadline - time.monotonic()
+            if left <= 0 or server.shutdown.has_begun:
+                break
+            await changes.wait(min(left, _LOOK_AGAIN))
+    return claimed
+
+
+@router.patch(
+    "/jobs/{job_id}/start",
+    summary="Report that a claimed job runs",
+    description="In that container; again with the same one: nothing changes.",
+    status_code=204,
+    response_class=Response,
+    responses=problems(*FENCED),
+    openapi_extra=json_request(StartRequest),
+)
+async def start(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
+    asked = await said(request, server.bodies, caller.user.id, StartRequest)
+    done = await server.repository.mark_started(
+        held.fence, asked.container_id, asked.image_id, server.clock.now(), asked.image_cached
+    )
+    return _no_content(held, done=done)
+
+
+@router.patch(
+    "/jobs/{job_id}/begin",
+    summary="Report that the user's own code begins",
+    description="From here on the attempt counts.",
+    status_code=204,
+    response_class=Response,
+    responses=problems(StaleClaim, InvalidRequest),
+)
+async def begin(held: HeldAttempt, server: Server) -> Response:
+    return _no_content(held, done=await server.repository.mark_begun(held.fence, server.clock.now()))
+
+
+@router.patch(
+    "/jobs/{job_id}/stop",
+    summary="Record why the attempt is to end",
+    description="Before the first signal. The first reason stands, and is the answer.",
+    response_model=StopModel,
+    response_description="What stands.",
+    responses={**example("stop"), **problems(*FENCED)},
+    openapi_extra=json_request(StopRequest),
+)
+async def stop(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
+    asked = await said(request, server.bodies, caller.user.id, StopRequest)
+    now = server.clock.now()
+    stands = await server.repository.record_stop(held.fence, _reason(asked.reason), asked.message, now)
+    if stands is None:
+        raise stale_claim(held.job.id)
+    return json_response(stop_document(stands))
+
+
+@router.patch(
+    "/jobs/{job_id}/complete",
+    summary="Report how the job ended",
+    description="The status follows from the reason. With the log's size and hash, which must be those of what was "
+    "sent: 416 says how much there is.",
+    status_code=204,
+    response_class=Response,
+    responses=problems(Conflict, InvalidOffset, StorageFull, *FENCED),
+    openapi_extra=json_request(CompleteRequest),
+)
+async def complete(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
+    asked = await said(request, server.bodies, caller.user.id, CompleteRequest)
+    final = verdict(_reason(asked.reason) if asked.reason else None, asked.message, asked.exit_code)
+    log = await _sealed(held, asked, server)
+    done = await server.repository.finish_attempt(held.fence, final, log, server.clock.now())
+    return _no_content(held, done=done)
+
+
+@router.patch(
+    "/jobs/{job_id}/release",
+    summary="Report that the attempt ended without a verdict",
+    description="The job is queued again, cancelled if that was asked for, or given up.",
+    response_model=ReleasedModel,
+    response_description="What became of it.",
+    responses={**example("released"), **problems(Conflict, InvalidOffset, StorageFull, *FENCED)},
+    openapi_extra=json_request(ReleaseRequest),
+)
+async def release(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
+    asked = await said(request, server.bodies, caller.user.id, ReleaseRequest)
+    now = server.clock.now()
+    status = await server.repository.release_attempt(
+        held.fence,
+        reason=_reason(asked.reason),
+        message=asked.message,
+        max_attempts=server.settings.max_attempts,
+        not_before=now + timedelta(seconds=asked.wait) if asked.wait else None,
+        now=now,
+        log=await _sealed(held, asked, server),
+    )
+    if status is None:
+        raise stale_claim(held.job.id)
+    return json_response({"status": status.value})
+
+
+@router.get(
+    "/jobs/{job_id}/archive",
+    summary="Read the job's tree",
+    description="As a plain zip, whatever it was submitted as.",
+    response_class=Response,
+    responses={**ZIP_ANSWER, **problems(StaleClaim, InvalidArchive)},
+)
+async def archive(held: HeldAttempt, server: Server) -> Response:
+    with ExitStack() as stack:
+        opened = server.archives.open(held.job.archive_ref)
+        tree = await asyncio.to_thread(stack.enter_context, opened)
+        kept = stack.pop_all()
+    return StreamingResponse(
+        sent_of(tree, kept), media_type="application/zip", headers={"Cache-Control": "no-store"}
+    )
+
+
+@router.put(
+    "/jobs/{job_id}/log",
+    summary="Send a piece of the attempt's log",
+    description="Bytes that are sent again are written again. 416: there is less than that before them, as `size` "
+    "says; go on from there.",
+    response_model=LogSizeModel,
+    response_description="It stands.",
+    responses={**example("log_size"), **problems(InvalidOffset, StorageFull, *FENCED)},
+    openapi_extra=BYTES_BODY,
+)
+async def put_log(
+    request: Request, held: HeldAttempt, server: Server, content_range: ContentRange = None
+) -> Response:
+    await require_room(request, server.settings)
+    data = await small_body(request, server.settings)
+    place, most = place_of(content_range, len(data)), server.settings.max_agent_log_bytes
+    if place + len(data) > most:
+        raise ArchiveTooLarge(f"The log would be larger than the {most} bytes that are kept.", limit=most)
+    return json_response({"size": await asyncio.to_thread(_write, server, held, place, data)})
+
+
+@router.put(
+    "/jobs/{job_id}/events",
+    summary="Send the attempt's events",
+    description="JSON lines, all of them; what was sent before is replaced.",
+    status_code=204,
+    response_class=Response,
+    responses=problems(StorageFull, *FENCED),
+    openapi_extra=BYTES_BODY,
+)
+async def put_events(request: Request, held: HeldAttempt, server: Server) -> Response:
+    await require_room(request, server.settings)
+    data = await small_body(request, server.settings)
+    await asyncio.to_thread(_write_events, server, held, data)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/maintenance/requeue-expired",
+    summary="Queue again what lost agents hold",
+    description="The controller does so by itself, by a clock that does not step; this is for where none runs.",
+    response_model=RequeuedModel,
+    response_description="The jobs.",
+    responses={**example("requeued"), **problems()},
+)
+async def requeue_expired(_: Operator, server: Server) -> Response:
+    repository, now = server.repository, server.clock.now()
+    lease, requeued = timedelta(seconds=server.settings.agent_lease), list[str]()
+    for agent in await repository.list_agents():
+        if agent.jobs_running and now - agent.last_heartbeat > lease:
+            requeued += await repository.expire_agent(None, agent, server.settings.max_attempts, now)
+    return json_response({"requeued": requeued})
+
+
+def _no_content(held: Attempt, *, done: bool) -> Response:
+    if not done:
+        raise stale_claim(held.job.id)
+    return Response(status_code=204)
+
+
+def _reason(word: str) -> Reason:
+    reason = reason_named(word)
+    if reason is None:
+        raise InvalidRequest(f"There is no reason {word!r}.")
+    return reason
+
+
+def _write(server: Server, held: Attempt, place: int, data: bytes) -> int:
+    with closing(server.logs.writer(held.fence.job_id, held.fence.attempt)) as writer:
+        if place > writer.size():
+            detail = f"The log has {writer.size()} bytes; send what comes behind them first."
+            raise InvalidOffset(detail, size=writer.size())
+        writer.write(place, data)
+        return writer.size()
+
+
+def _write_events(server: Server, held: Attempt, data: bytes) -> None:
+    with closing(server.logs.writer(held.fence.job_id, held.fence.attempt)) as writer:
+        writer.write_events([data])
+
+
+async def _sealed(held: Attempt, asked: SealRequest, server: Server) -> LogSeal | None:
+    """Return the log's seal once it is on disk for good and is what the agent has."""
+    told = seal_of(asked)
+    if told is None:
+        return None
+    found = await asyncio.to_thread(_seal, server, held, told.truncated)
+    if found.size < told.size:
+        raise InvalidOffset(f"Only {found.size} bytes of the log were sent.", size=found.size)
+    if found != told:
+        raise Conflict("The log that was sent is another one than that of this size and hash: send it again.")
+    return found
+
+
+def _seal(server: Server, held: Attempt, truncated: bool) -> LogSeal:
+    with closing(server.logs.writer(held.fence.job_id, held.fence.attempt)) as writer:
+        return writer.seal(truncated=truncated)

@@ -1,0 +1,367 @@
+"""Agents at a real server: what each may do with what it holds, and that nothing else is there for it."""
+
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ci_common.clock import utcnow
+from ci_common.job_terms import JobOptions, JobStatus, Reason
+from ci_common.models import Job, Scope
+from ci_persistence.archive_rules import ArchiveLimits
+from ci_persistence.archive_validator import open_archive
+from tests.support.server import PROJECT, Account, Site, client, serving, upload
+
+GPU = JobOptions(pool="gpu")
+PROFILE = {"name": "rack-1", "pool": "gpu", "slots": 2, "labels": ["cuda"], "version": "1"}
+
+
+@dataclass
+class Agent:
+    """An agent as a client of the API."""
+
+    http: httpx.AsyncClient
+    id: str
+    epoch: int
+
+    async def ask(self, method: str, what: str, **options: Any) -> httpx.Response:
+        headers = {"Agent-Epoch": str(self.epoch)}
+        return await self.http.request(method, f"/api/agents/{self.id}/{what}", headers=headers, **options)
+
+    async def claim(self, **asked: Any) -> httpx.Response:
+        headers = {"Agent-Epoch": str(self.epoch)}
+        return await self.http.post("/api/queue/claim", json=asked, headers=headers)
+
+    async def claimed(self) -> dict[str, Any]:
+        return (await self.claim()).json()["job"]
+
+    async def say(
+        self,
+        method: str,
+        job: dict[str, Any],
+        what: str,
+        *,
+        headers: dict[str, str] | None = None,
+        **options: Any,
+    ) -> httpx.Response:
+        """Say something of a job that was claimed."""
+        known = {"Agent-Epoch": str(self.epoch), "Claim-Token": job["claim_token"], **(headers or {})}
+        return await self.http.request(
+            method, f"/api/queue/jobs/{job['id']}/{what}", headers=known, **options
+        )
+
+    async def write(self, job: dict[str, Any], offset: int, data: bytes) -> httpx.Response:
+        place = {"Content-Range": f"bytes {offset}-{offset + len(data) - 1}/*"}
+        return await self.say("PUT", job, "log", headers=place, content=data)
+
+    async def started(self) -> dict[str, Any]:
+        """A job was claimed and runs."""
+        job = await self.claimed()
+        body = {"container_id": f"c-{job['id']}", "image_id": "image", "image_cached": None}
+        assert (await self.say("PATCH", job, "start", json=body)).status_code == 204
+        assert (await self.say("PATCH", job, "begin")).status_code == 204
+        return job
+
+
+@asynccontextmanager
+async def registered(url: str, account: Account, **changes: Any) -> AsyncGenerator[Agent, None]:
+    async with client(url, account) as http:
+        answer = await http.post("/api/agents/register", json={**PROFILE, **changes})
+        assert answer.status_code == 200, answer.text
+        document = answer.json()
+        assert document["lease_seconds"] == 30.0
+        yield Agent(http, document["agent_id"], document["epoch"])
+
+
+@pytest.fixture
+async def url(site: Site) -> AsyncGenerator[str, None]:
+    with serving(site.settings) as url:
+        await site.hands.arrive()
+        yield url
+
+
+@pytest.fixture
+async def rack(site: Site, url: str) -> AsyncGenerator[Agent, None]:
+    account = await site.account("rack", frozenset({Scope.AGENT}))
+    async with registered(url, account) as agent:
+        yield agent
+
+
+@pytest.fixture
+async def operator(site: Site, url: str) -> AsyncGenerator[httpx.AsyncClient, None]:
+    async with client(url, await site.account("root", frozenset({Scope.ADMIN}))) as http:
+        yield http
+
+
+async def job_of(site: Site, job: dict[str, Any]) -> Job:
+    found = await site.repository.get_job(job["id"])
+    assert found is not None
+    return found
+
+
+def sealed(data: bytes) -> dict[str, Any]:
+    return {"log_size": len(data), "log_sha256": hashlib.sha256(data).hexdigest(), "log_truncated": False}
+
+
+async def test_a_job_goes_from_its_claim_to_its_verdict(
+    site: Site, ada: Account, url: str, rack: Agent
+) -> None:
+    async with client(url, ada) as http:
+        submitted = await http.post("/submit-async", data={"pool": "gpu"}, files=upload())
+        job = await rack.started()
+        assert job["id"] == submitted.json()["job_id"]
+        assert (await rack.write(job, 0, b"hello ")).json() == {"size": 6}
+        assert (await rack.write(job, 6, b"world")).json() == {"size": 11}
+        assert (await rack.say("PUT", job, "events", content=b"{}\n")).status_code == 204
+        body = {"reason": None, "exit_code": 0, "message": "1 passed", **sealed(b"hello world")}
+        assert (await rack.say("PATCH", job, "complete", json=body)).status_code == 204
+        shown = (await http.get(f"/jobs/{job['id']}")).json()
+        assert (shown["status"], shown["success"], shown["message"]) == ("completed", True, "1 passed")
+        assert (await http.get(f"/jobs/{job['id']}/log")).content == b"hello world"
+    assert site.stores.logs.read_events(job["id"], 1, 99) == b"{}\n"
+
+
+async def test_the_tree_comes_as_a_zip_that_is_judged_good(
+    site: Site, ada: Account, url: str, rack: Agent, tmp_path: Path
+) -> None:
+    async with client(url, ada) as http:
+        await http.post("/submit-async", data={"pool": "gpu"}, files=upload())
+    job = await rack.claimed()
+    answer = await rack.say("GET", job, "archive")
+    assert answer.headers["content-type"] == "application/zip"
+    path = tmp_path / "archive.zip"
+    path.write_bytes(answer.content)
+    with open_archive(path, ArchiveLimits(100, 200, 10**6)) as archive:
+        archive.verify()
+        assert {one.path: archive.read(one.path, 999) for one in archive.entries} == {
+            name: text.encode() for name, text in PROJECT.items()
+        }
+
+
+async def test_a_piece_that_is_sent_twice_stands_once_and_one_too_far_is_told_where_to_go_on(
+    site: Site, ada: Account, rack: Agent
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    job = await rack.started()
+    for _ in range(2):
+        assert (await rack.write(job, 0, b"hello")).json() == {"size": 5}
+    refused = await rack.write(job, 6, b"world")
+    assert (refused.status_code, refused.json()["size"]) == (416, 5)
+    unplaced = await rack.say("PUT", job, "log", content=b"world")
+    assert (unplaced.status_code, unplaced.json()["code"]) == (422, "invalid_request")
+
+
+async def test_a_verdict_waits_for_the_log_that_it_names(site: Site, ada: Account, rack: Agent) -> None:
+    await site.queue_job(ada, options=GPU)
+    job = await rack.started()
+    await rack.write(job, 0, b"hello")
+    verdict = {"reason": "tests_failed", "exit_code": 1, "message": None}
+    early = await rack.say("PATCH", job, "complete", json={**verdict, **sealed(b"hello world")})
+    assert (early.status_code, early.json()["size"]) == (416, 5)
+    other = await rack.say("PATCH", job, "complete", json={**verdict, **sealed(b"hullo")})
+    assert (other.status_code, other.json()["code"]) == (409, "conflict")
+    assert (await job_of(site, job)).status is JobStatus.RUNNING
+    assert (await rack.say("PATCH", job, "complete", json={**verdict, **sealed(b"hello")})).status_code == 204
+    assert (await job_of(site, job)).reason is Reason.TESTS_FAILED
+
+
+async def test_an_attempt_is_given_back_and_a_stop_stands(site: Site, ada: Account, rack: Agent) -> None:
+    await site.queue_job(ada, options=GPU)
+    job = await rack.started()
+    stop = await rack.say("PATCH", job, "stop", json={"reason": "timeout", "message": "late"})
+    again = await rack.say("PATCH", job, "stop", json={"reason": "oom", "message": "no"})
+    assert stop.json() == again.json()
+    assert (stop.json()["reason"], stop.json()["message"]) == ("timeout", "late")
+    released = await rack.say(
+        "PATCH", job, "release", json={"reason": "infra", "message": "The engine went."}
+    )
+    assert released.json() == {"status": "queued"}
+    gone = await rack.say("PATCH", job, "begin")
+    assert (gone.status_code, gone.json()["code"]) == (409, "stale_claim")
+
+
+EVERYTHING: list[tuple[str, str, dict[str, Any]]] = [
+    ("PATCH", "start", {"json": {"container_id": "c", "image_id": "i"}}),
+    ("PATCH", "begin", {}),
+    ("PATCH", "stop", {"json": {"reason": "timeout"}}),
+    ("PATCH", "complete", {"json": {"reason": None}}),
+    ("PATCH", "release", {"json": {"reason": "infra", "message": ""}}),
+    ("GET", "archive", {}),
+    ("PUT", "log", {"headers": {"Content-Range": "bytes 0-0/*"}, "content": b"x"}),
+    ("PUT", "events", {"content": b"{}\n"}),
+]
+
+
+async def test_what_another_holds_looks_as_what_is_not_there(
+    site: Site, ada: Account, url: str, rack: Agent, subtests: pytest.Subtests
+) -> None:
+    """Another agent's attempt, even with its token; a user's queued job; no job; a token of no more worth."""
+    await site.queue_job(ada, options=GPU)
+    theirs = await rack.started()
+    queued = await site.queue_job(ada, options=GPU)
+    account = await site.account("spy", frozenset({Scope.AGENT}))
+    before = await job_of(site, theirs)
+    async with registered(url, account) as spy:
+        seen = {
+            "another agent's": theirs,
+            "guessed": {**theirs, "claim_token": "0" * 32},
+            "queued": {"id": queued.id, "claim_token": "0" * 32},
+            "absent": {"id": "nobody", "claim_token": "0" * 32},
+        }
+        for method, what, options in EVERYTHING:
+            with subtests.test(what):
+                answers = [await spy.say(method, job, what, **dict(options)) for job in seen.values()]
+                assert {(one.status_code, one.json()["code"]) for one in answers} == {(409, "stale_claim")}
+                said = {
+                    one.json()["detail"].replace(job["id"], "…")
+                    for one, job in zip(answers, seen.values(), strict=True)
+                }
+                assert len(said) == 1
+        assert (await spy.ask("GET", "attempts")).json()["attempts"] == []
+        assert (await spy.ask("POST", "ended", json={"containers": [f"c-{theirs['id']}"]})).json() == {
+            "ended": {}
+        }
+        assert (await spy.ask("GET", "images")).json() == {"images": {}}
+        impostor = Agent(spy.http, rack.id, rack.epoch)
+        assert (await impostor.ask("POST", "heartbeat", json={})).status_code == 404
+    assert await job_of(site, theirs) == before
+    assert site.stores.logs.size(theirs["id"], 1) == 0
+
+
+async def test_an_agents_key_opens_no_users_route(site: Site, ada: Account, url: str, rack: Agent) -> None:
+    job = await site.queue_job(ada)
+    for path in ("/jobs", f"/jobs/{job.id}", f"/jobs/{job.id}/log", "/api/queue/jobs", "/api/agents"):
+        assert (await rack.http.get(path)).status_code == 403
+
+
+async def test_what_an_agent_is_told_of_a_job_holds_nobodys_key_or_address(
+    site: Site, ada: Account, rack: Agent
+) -> None:
+    job = await site.queue_job(ada, options=GPU)
+    claimed = await rack.claimed()
+    assert claimed["owner"] == job.user_id
+    text = str(claimed)
+    for secret in (ada.secret, ada.key.prefix, "ada@example.org", job.archive_ref):
+        assert secret not in text
+
+
+async def test_who_registers_anew_takes_over_what_the_key_holds(
+    site: Site, ada: Account, url: str, rack: Agent
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    job = await rack.started()
+    successor = Agent(rack.http, rack.id, rack.epoch + 1)
+    await rack.http.post("/api/agents/register", json=PROFILE)
+    for answer in (
+        await rack.say("PATCH", job, "begin"),
+        await rack.ask("GET", "attempts"),
+        await rack.claim(),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (409, "stale_claim")
+    assert (await successor.say("PATCH", job, "begin")).json()["code"] == "stale_claim"
+    [inherited] = (await successor.ask("GET", "attempts")).json()["attempts"]
+    assert (inherited["id"], inherited["attempt"]) == (job["id"], 1)
+    assert inherited["container_id"] == f"c-{job['id']}"
+    assert (await successor.say("PATCH", inherited, "begin")).status_code == 204
+
+
+async def test_a_claim_waits_for_a_job_and_gives_up(site: Site, ada: Account, rack: Agent) -> None:
+    assert (await rack.claim()).status_code == 204
+    await site.queue_job(ada)  # of another pool
+    assert (await rack.claim(wait=0.05)).status_code == 204
+    await site.queue_job(ada, options=GPU)
+    claimed = (await rack.claim(slots=9, wait=9)).json()
+    assert claimed["job"] == claimed["jobs"][0]
+    assert claimed["job"]["claimed_lease_expires_at"] > claimed["job"]["claimed_at"]
+
+
+async def test_news_come_when_there_is_something_to_do(site: Site, ada: Account, rack: Agent) -> None:
+    async def news(known: str | None = None, wait: float = 0) -> str:
+        params = {"wait": wait, **({"known": known} if known else {})}
+        return str((await rack.ask("GET", "news", params=params)).json()["news"])
+
+    nothing = await news()
+    assert await news(nothing, 0.05) == nothing
+    await site.queue_job(ada)
+    assert await news(nothing) == nothing  # another pool's
+    await site.queue_job(ada, options=GPU)
+    claimable = await news(nothing, 9)
+    assert claimable != nothing
+    job = await rack.started()
+    running = await news(claimable, 9)
+    await site.repository.request_cancel(job["id"], None, "ada", utcnow())
+    assert await news(running, 9) != running
+
+
+async def test_a_heartbeat_says_what_to_do(
+    site: Site, ada: Account, rack: Agent, operator: httpx.AsyncClient
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    job = await rack.started()
+    assert (await rack.ask("POST", "heartbeat", json={"disk_free": 5})).json() == {
+        "state": "active",
+        "cancel": [],
+    }
+    await site.repository.request_cancel(job["id"], None, "ada", utcnow())
+    answer = await operator.patch(f"/api/agents/{rack.id}/status", json={"status": "draining"})
+    assert (answer.json()["status"], answer.json()["disk_free"]) == ("DRAINING", 5)
+    told = (await rack.ask("POST", "heartbeat", json={})).json()
+    assert told == {"state": "draining", "cancel": [job["id"]]}
+    assert (await rack.ask("POST", "deregister")).json()["code"] == "conflict"
+    await operator.patch(f"/api/agents/{rack.id}/status", json={"status": "removed"})
+    assert (await rack.ask("POST", "heartbeat", json={})).status_code == 401
+
+
+async def test_operators_see_agents_and_pools(
+    site: Site, ada: Account, rack: Agent, operator: httpx.AsyncClient
+) -> None:
+    [agent] = (await operator.get("/api/agents")).json()
+    assert {agent[name] for name in ("name", "pool", "status")} == {"rack-1", "gpu", "HEALTHY"}
+    assert (await operator.get("/api/agents/healthy")).json() == [agent]
+    assert (await operator.get(f"/api/agents/{rack.id}")).json()["jobs_completed"] == 0
+    [pool] = (await operator.get("/api/agents/pools")).json()
+    assert pool == {
+        "pool": "gpu",
+        "agents": 1,
+        "healthy": 1,
+        "slots": 2,
+        "jobs_running": 0,
+        "labels": ["cuda"],
+    }
+    assert (await operator.get("/api/agents/pools/gpu")).json() == pool
+    assert (await operator.get("/api/agents/pools/none")).json()["code"] == "not_found"
+    assert (await rack.ask("POST", "deregister")).status_code == 204
+    assert (await operator.get("/api/agents")).json() == []
+
+
+async def test_an_operator_requeues_what_a_lost_agent_holds(
+    site: Site, ada: Account, rack: Agent, operator: httpx.AsyncClient
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    job = await rack.started()
+    path = "/api/queue/maintenance/requeue-expired"
+    assert (await operator.post(path)).json() == {"requeued": []}
+    agent = await site.repository.find_agent(rack.id)
+    assert agent is not None
+    long_ago = agent.registered_at.replace(year=agent.registered_at.year - 1)
+    await site.repository.heartbeat_agent(agent.lease, None, None, long_ago)
+    assert (await operator.post(path)).json() == {"requeued": [job["id"]]}
+    assert (await rack.say("PATCH", job, "begin")).json()["code"] == "stale_claim"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"name": ""}, {"name": "a b"}, {"name": "a", "slots": 0}, {"name": "a", "pool": "A"}, {"name": 1}],
+)
+async def test_an_agent_that_says_nonsense_is_not_registered(
+    site: Site, url: str, wrong: dict[str, Any]
+) -> None:
+    async with client(url, await site.account("rack", frozenset({Scope.AGENT}))) as http:
+        answer = await http.post("/api/agents/register", json=wrong)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert await site.repository.list_agents() == []
