@@ -54,7 +54,7 @@ _BY_STATUS: Mapping[int, type[CIError]] = {
     504: Unavailable,
 }
 _NO_JSON = (ValueError, RecursionError)  # the second for what is nested deeper than anybody's
-_MEMBERS = ("rule", "request_id", "missing")  # of problem documents, that this client has a use for
+_MEMBERS = ("rule", "request_id", "missing", "size")  # of problem documents, that this client has a use for
 
 Params = Mapping[str, str | int | Sequence[str]]
 
@@ -103,9 +103,11 @@ class Http:
         """A connection is open, if the server can be reached."""
         self._connections.prepare()
 
-    def json(self, method: str, path: str, params: Params | None = None) -> Any:
+    def json(
+        self, method: str, path: str, params: Params | None = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
         """Return the JSON document the server answers with, None for an empty answer."""
-        with self._open(method, path, params) as response:
+        with self._open(method, path, params, headers) as response:
             return _json_of(response)
 
     def page(self, path: str, params: Params) -> Page:
@@ -153,10 +155,12 @@ class Http:
             return int(length)
 
     @contextmanager
-    def download(self, path: str, params: Params, offset: int) -> Generator[Iterator[bytes]]:
+    def download(
+        self, path: str, params: Params, offset: int, headers: Mapping[str, str] | None = None
+    ) -> Generator[Iterator[bytes]]:
         """Yield the bytes of a document from `offset` on."""
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
-        with self._open("GET", path, params, headers) as response:
+        wanted = {"Range": f"bytes={offset}-"} if offset else {}
+        with self._open("GET", path, params, {**wanted, **(headers or {})}) as response:
             if offset and response.status != _PARTIAL_CONTENT:
                 raise ProtocolError("The server ignored the range that was asked for.")
             yield response.pieces()

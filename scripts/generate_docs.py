@@ -16,12 +16,14 @@ import click
 from pydantic.fields import FieldInfo
 
 from ci_admin.cli import cli as ci_admin
+from ci_agent.cli import main as ci_agent
+from ci_agent.settings import AgentSettings
 from ci_client.cli import ci
 from ci_common.errors import CIError, InternalError, errors_by_code
-from ci_common.settings import StorageSettings
+from ci_common.settings import CISettings, StorageSettings
 from ci_common.verdict import ENDINGS, Ending
 from ci_controller.cli import main as ci_controller
-from ci_controller.settings import ControllerSettings
+from ci_controller.settings import ControllerSettings, RunnerSettings
 from ci_server.app import create_app
 from ci_server.cli import main as ci_server
 from ci_server.settings import ServerSettings
@@ -31,13 +33,15 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS: dict[str, click.Command] = {
     "ci": ci,
     "ci-admin": ci_admin,
+    "ci-agent": ci_agent,
     "ci-controller": ci_controller,
     "ci-server": ci_server,
 }
-SETTINGS: dict[str, type[StorageSettings]] = {
+SETTINGS: dict[str, type[CISettings]] = {
     "storage": StorageSettings,
     "controller": ControllerSettings,
     "server": ServerSettings,
+    "agent": AgentSettings,
 }
 _BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
 _METHODS = ("get", "post", "put", "patch", "delete")
@@ -89,13 +93,16 @@ def _exit_code(end: Ending) -> str:
 # -- settings --------------------------------------------------------------------------------------------------
 
 
-def settings_of(model: type[StorageSettings]) -> dict[str, FieldInfo]:
-    """Return the settings that a process has beyond the storage's, by environment variable."""
+def settings_of(model: type[CISettings]) -> dict[str, FieldInfo]:
+    """Return the settings that a process has beyond the storage's (an agent: beyond the controller's), by environment
+    variable."""
     shared = {} if model is StorageSettings else StorageSettings.model_fields
+    if model is AgentSettings:
+        shared = {**shared, **RunnerSettings.model_fields}
     return {f"CI_{name.upper()}": field for name, field in model.model_fields.items() if name not in shared}
 
 
-def settings_table(model: type[StorageSettings]) -> str:
+def settings_table(model: type[CISettings]) -> str:
     """Return the settings of one process."""
     rows = [
         (f"`{name}`", _default(field), field.description or _NONE)
@@ -222,10 +229,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "routes": routes_table,
     "storage-settings": lambda: settings_table(StorageSettings),
     "controller-settings": lambda: settings_table(ControllerSettings),
+    "agent-settings": lambda: settings_table(AgentSettings),
     "server-settings": lambda: settings_table(ServerSettings),
     "ci-commands": lambda: commands_table("ci"),
     "ci-admin-commands": lambda: commands_table("ci-admin"),
     "ci-controller-commands": lambda: commands_table("ci-controller"),
+    "ci-agent-commands": lambda: commands_table("ci-agent"),
     "ci-server-commands": lambda: commands_table("ci-server"),
 }
 

@@ -122,6 +122,16 @@ class Installation:
             command, env = [*self.engine.inside, *command], {"DOCKER_HOST": self.engine.url, **env}
         return self._spawn("controller", command, env)
 
+    def start_agent(self, server: Daemon, name: str = "rack", **env: str) -> Daemon:
+        """An agent of that name runs, with a key and a spool of its own."""
+        known = {
+            "CI_SERVER_URL": server.url,
+            "CI_AGENT_KEY": self.agent_key(name),
+            "CI_AGENT_NAME": name,
+            "CI_AGENT_DATA_DIR": str(self.root / f"agent-{name}"),
+        }
+        return self._spawn("agent", [str(_BIN / "ci-agent")], {**known, **env})
+
     def start_server(self, *, workers: int = 1, **env: str) -> Daemon:
         """A server answers on a free port, whatever the state of the database."""
         return self._serve(socket.create_server(("127.0.0.1", 0), backlog=128), workers, env)
@@ -181,7 +191,9 @@ class Installation:
 
     def _wait_for_removals(self) -> None:
         """A verdict comes before its container goes: a controller that still runs is given the time for that."""
-        if any(daemon.running and daemon.log.name.startswith("controller") for daemon in self.daemons):
+        if any(
+            daemon.running and daemon.log.name.startswith(("controller", "agent")) for daemon in self.daemons
+        ):
             with suppress(AssertionError):  # what is left is what the caller judges
                 eventually(lambda: not self.containers(), what="the removal of every container", seconds=20)
 
@@ -224,6 +236,14 @@ class Installation:
             issued = self._admin_in_process("key", "create", "--email", email, "--name", "test", "--json")
             self.keys[user] = find_key(json.loads(issued))
         return self.keys[user]
+
+    def agent_key(self, name: str) -> str:
+        """Return the key of that agent, made on first use."""
+        if f"agent {name}" not in self.keys:
+            self.key()  # its user exists
+            asked = ("--email", "ada@example.org", "--name", name, "--scope", "agent", "--json")
+            self.keys[f"agent {name}"] = find_key(json.loads(self._admin_in_process("key", "create", *asked)))
+        return self.keys[f"agent {name}"]
 
     def _admin_in_process(self, *args: str) -> str:
         """Return what `ci-admin ARGS` prints, run in this process: every test needs a key, none its half second."""
@@ -319,9 +339,14 @@ class Installation:
         return self.query("SELECT instance_id FROM installation")[0][0] if rows else None
 
     def containers(self) -> list[str]:
-        """Return the ids of this installation's containers."""
+        """Return the ids of this installation's containers, those of its agents included."""
+        return [one for instance in self._instances() for one in containers_of(instance, self.docker)]
+
+    def _instances(self) -> list[str]:
         instance_id = self.instance_id()
-        return containers_of(instance_id, self.docker) if instance_id else []
+        if instance_id is None:
+            return []
+        return [instance_id, *(row[0] for row in self.query("SELECT id FROM agents"))]
 
     def remove(self, container: str) -> None:
         """The container is gone, whoever removes it at the same time."""

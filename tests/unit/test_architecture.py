@@ -17,6 +17,7 @@ PACKAGES: tuple[str, ...] = (
     "ci_controller",
     "ci_client",
     "ci_admin",
+    "ci_agent",
 )
 
 # Which of our packages each may import at all.
@@ -27,12 +28,14 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "ci_controller": frozenset({"ci_common", "ci_persistence"}),
     "ci_client": frozenset({"ci_common"}),
     "ci_admin": frozenset({"ci_common", "ci_persistence", "ci_controller"}),
+    "ci_agent": frozenset({"ci_common", "ci_persistence", "ci_controller", "ci_client"}),
 }
 
 # The composition modules: the only ones that choose an implementation of the repository and the stores.
 COMPOSITION = {
     "ci_server": frozenset({"ci_server.dependencies"}),
     "ci_controller": frozenset({"ci_controller.composition"}),
+    "ci_agent": frozenset({"ci_agent.composition"}),
 }
 # What the admin command uses of the controller: its checks, and the engine they are made with.
 CONTROLLER_FOR_ADMIN = frozenset(
@@ -45,6 +48,14 @@ CONTROLLER_FOR_ADMIN = frozenset(
         "ci_controller.singleton",
     }
 )
+
+# What the agent uses of the persistence, in its composition: files, and the judge of archives; no database.
+PERSISTENCE_FOR_AGENT = frozenset(
+    {"ci_persistence.archive_rules", "ci_persistence.archive_validator", "ci_persistence.log_store"}
+)
+HTTP_FOR_AGENT = frozenset(
+    {"ci_client._http", "ci_client.blobs"}
+)  # how to talk to a server, and nothing more
 
 # What it uses of the persistence: the factory, backups, and the one fact about SQLite that `doctor` warns of.
 PERSISTENCE_FOR_ADMIN = frozenset(
@@ -175,6 +186,18 @@ def test_admin_uses_only_checks_and_engine_of_the_controller() -> None:
     assert offences == []
 
 
+def test_an_agent_knows_no_database_and_of_the_client_only_http() -> None:
+    offences = [
+        str(one)
+        for one in IMPORTS
+        if _package(one.importer) == "ci_agent"
+        and _package(one.target) in ("ci_persistence", "ci_client")
+        and one.target not in PERSISTENCE_FOR_AGENT | HTTP_FOR_AGENT
+    ]
+
+    assert offences == []
+
+
 @pytest.mark.parametrize("library", sorted(HOMES))
 def test_a_library_is_known_in_one_place(library: str) -> None:
     home = HOMES[library]
@@ -229,7 +252,7 @@ def test_the_client_runs_on_every_platform() -> None:
 def test_only_the_daemons_have_a_service_log() -> None:
     users = {_package(one.importer) for one in IMPORTS if one.target == "ci_common.service_log"}
 
-    assert users <= {"ci_server", "ci_controller"}
+    assert users <= {"ci_server", "ci_controller", "ci_agent"}
     assert "ci_common.service_log" not in _reachable("ci_client")
 
 
