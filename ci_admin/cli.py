@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ci_admin.agent_commands import agent
 from ci_admin.audit_command import audit
 from ci_admin.backup_commands import backup, restore
 from ci_admin.key_commands import key
@@ -42,6 +43,7 @@ def cli() -> None:
 cli.add_command(user)
 cli.add_command(key)
 cli.add_command(queue)
+cli.add_command(agent)
 cli.add_command(network)
 cli.add_command(audit)
 cli.add_command(prune)

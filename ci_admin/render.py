@@ -5,12 +5,12 @@ Names come from people and databases: whatever is in them, a line stays one line
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from ci_admin.accounts import Deactivated, IssuedKey, Rotated
 from ci_common.job_terms import Reason
-from ci_common.models import APIKey, AuditEvent, DailyTotal, QueuePause, Role, User
+from ci_common.models import Agent, APIKey, AuditEvent, DailyTotal, QueuePause, Role, User
 from ci_common.terminal import one_line
 from ci_controller.retention import Prunable
 
@@ -270,6 +270,46 @@ def _by_day_and_user(totals: Sequence[DailyTotal]) -> dict[tuple[date, str], dic
     for total in totals:
         found.setdefault((total.day, total.user_id), {})[total.reason] = total.jobs
     return found
+
+
+def agent_fields(agent: Agent, now: datetime, lease: timedelta) -> dict[str, Any]:
+    """Return the JSON of an agent."""
+    return {
+        "agent_id": agent.id,
+        "name": agent.profile.name,
+        "pool": agent.profile.pool,
+        "labels": list(agent.profile.labels),
+        "slots": agent.profile.slots,
+        "version": agent.profile.version,
+        "state": agent.state.value,
+        "health": agent.health(now, lease).value,
+        "note": agent.note,
+        "last_heartbeat": iso(agent.last_heartbeat),
+        "disk_free": agent.disk_free,
+        "jobs_running": agent.jobs_running,
+        "jobs_completed": agent.jobs_completed,
+    }
+
+
+def agent_table(agents: Sequence[Agent], now: datetime, lease: timedelta) -> str:
+    """Return agents, one per line."""
+    if not agents:
+        return "No agent has registered: `ci-admin key create --scope agent` makes a key for one."
+    rows = [
+        (
+            agent.profile.name,
+            agent.profile.pool,
+            agent.state.value,
+            agent.health(now, lease).value,
+            f"{agent.jobs_running}/{agent.profile.slots}",
+            str(agent.jobs_completed),
+            minute(agent.last_heartbeat),
+            agent.note or NOTHING,
+        )
+        for agent in agents
+    ]
+    header = ("NAME", "POOL", "STATE", "HEALTH", "RUNNING", "COMPLETED", "LAST HEARTBEAT", "NOTE")
+    return table(header, rows)
 
 
 def table(header: Sequence[str], raw_rows: Sequence[Sequence[str]]) -> str:

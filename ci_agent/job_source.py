@@ -56,28 +56,35 @@ class HttpJobSource:
         self._disk_free = disk_free
         self._left = left
         self._draining = False
+        self._is_idle = False
         self._claimable = 0
         self._held: frozenset[str] = frozenset()
 
     def drain(self) -> None:
-        """Nothing more is claimed; `left` is called once nothing is held, and no container of what was is there."""
+        """Nothing more is claimed; `left` is called once nothing is held, and no container of what was is there.
+
+        That may be now, whether or not the server can be reached.
+        """
         self._draining = True
+        if self._is_idle:
+            self._left()
 
     async def heartbeat(self, note: str | None, now: datetime) -> bool:  # noqa: ARG002 - the server has its own clock
         said = {"note": note[:1000] if note else None, "disk_free": self._disk_free()}
         try:
-            answer = await asyncio.to_thread(self._link.tell, "heartbeat", said)
+            await asyncio.to_thread(self._beat, said)
         except StaleClaim:
             return False
         except Unauthorized:
             self.is_removed = True
             return False
-        return bool(answer["state"] != "removed")
+        return True
 
     async def count_claimable(self, now: datetime) -> int:  # noqa: ARG002 - as `held` was told
         return 0 if self._draining else self._claimable
 
     async def claim(self, slots: int, now: datetime) -> list[Attempt]:  # noqa: ARG002
+        self._is_idle = False  # even if the answer is lost
         answer = await asyncio.to_thread(self._link.claim, slots)
         return [attempt_of(one, timedelta(0)) for one in answer["jobs"]] if answer else []
 
@@ -95,7 +102,8 @@ class HttpJobSource:
 
     async def ended(self, containers: Collection[str]) -> Mapping[str, AttemptKey]:
         found = await asyncio.to_thread(self._ended, containers) if containers else dict[str, AttemptKey]()
-        if self._draining and not self._held and not found:
+        self._is_idle = not self._held and not found
+        if self._draining and self._is_idle:
             self._left()
         return found
 
@@ -190,6 +198,12 @@ class HttpJobSource:
         for job_id in await asyncio.to_thread(self._shipping.forget, self._held):
             log.info("spool removed", job=job_id)
         return []
+
+    def _beat(self, said: Mapping[str, Any]) -> None:
+        try:
+            self._link.tell("heartbeat", said)
+        except StaleClaim:  # it may have waited for the removal itself: then the key is gone by now
+            self._link.tell("heartbeat", said)
 
     def _ended(self, containers: Collection[str]) -> Mapping[str, AttemptKey]:
         answer = self._link.tell("ended", {"containers": sorted(containers)})

@@ -47,7 +47,6 @@ _PRUNE_INTERVAL: Final = 3600.0
 _HEARTBEAT_RETRY: Final = 1.0
 _CLOSING_GRACE: Final = 2.0  # for what is in flight when we are told to end
 _ENGINE_DOWN: Final = "docker engine does not answer: start it, or let `ci-admin doctor` say what is wrong"
-_STOPPED: Final = "the controller was stopped: start ci-controller"
 
 
 class Runner:
@@ -56,6 +55,8 @@ class Runner:
     `reconcile_once()` is one pass, `take_hint()` a part of one; `run()` makes them until `stop()` is called or somebody
     takes over. `enlist` returns the source once it is ours and whoever was before us cannot write any more.
     """
+
+    _goodbye = "it was stopped: start ci-agent"
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class Runner:
 
     async def _say_goodbye(self) -> None:
         """Whoever waits need not find out by our silence; a successor's first heartbeat takes the word back."""
-        self._note = _STOPPED
+        self._note = self._goodbye
         if not self._taken_over:
             await self.beat()
 
@@ -350,6 +351,8 @@ class Runner:
 
 class JobController(Runner):
     """The one process that serves a database: it makes Docker do what that says, and is the control plane."""
+
+    _goodbye = "the controller was stopped: start ci-controller"
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ def test_a_job_of_a_pool_runs_on_its_agent_and_nowhere_else(
 def test_a_job_goes_on_while_agent_and_server_are_killed_and_come_back(
     control: tuple[Installation, Daemon], tmp_path: Path
 ) -> None:
-    """Within its lease: the container is adopted, the log is whole, the attempt is the first."""
+    """Within its lease: the container is adopted, the log is whole, the attempt is the first. Then it is removed."""
     system, server = control
     agent = system.start_agent(server, **POOL)
     job_id = submitted(system, server, tmp_path / "waiting", WAITING)
@@ -120,6 +120,13 @@ def test_a_job_goes_on_while_agent_and_server_are_killed_and_come_back(
     job = system.wait(server, job_id)
     assert (job["success"], job["attempt"]) == (True, 1), successor.tail()
     assert b"still here 0" in assert_whole(system, server, job)
+
+    last = submitted(system, server, tmp_path / "waiting", WAITING)
+    container_of(system, last)
+    assert system.admin("agent", "remove", "rack").code == 0
+    assert successor.process.wait(timeout=60) == 0, successor.tail()
+    assert system.containers() == []
+    eventually(lambda: system.job(server, last)["status"] == "queued", what="its loss", seconds=60)
 
 
 def test_what_a_lost_agent_held_runs_elsewhere_and_is_recorded_once(

@@ -57,6 +57,30 @@ def ada(admin: Admin) -> dict[str, Any]:
     return admin("user", "create", "--name", "Your Name", "--email", "you@example.com", "--json").json
 
 
+def test_an_agent_is_listed_drained_and_removed(admin: Admin, ada: dict[str, Any], tmp_path: Path) -> None:
+    assert "ci-admin key create" in admin("agent", "list").out
+    asked = ("--email", ada["email"], "--name", "rack-1", "--scope", "agent", "--json")
+    key_id = admin("key", "create", *asked).json["id"]
+    db = sqlite3.connect(tmp_path / "ci_jobs.db")
+    with db:
+        db.execute(
+            "INSERT INTO agents (id, name, pool, slots, labels, version, state, registered_at, last_heartbeat) "
+            "VALUES (?, 'rack-1', 'gpu', 4, '', '1', 'active', ?, ?)",
+            (key_id, "2026-01-02T03:04:05.000000Z", "2026-01-02T03:04:05.000000Z"),
+        )
+    db.close()
+    [listed] = admin("agent", "list", "--json").json
+    assert (listed["agent_id"], listed["pool"], listed["health"]) == (key_id, "gpu", "lost")
+    assert admin("agent", "drain", "rack-1") == Said(0, "✓ rack-1 claims no more\n", "")
+    assert admin("agent", "resume", key_id, "--json").json["state"] == "active"
+    assert admin("agent", "drain", "rack-2").code == 66
+    assert admin("agent", "remove", "rack-1").code == 0
+    assert admin("agent", "list", "--json").json == []
+    assert admin("agent", "list", "--all", "--json").json[0]["state"] == "removed"
+    [key] = admin("key", "list", "--json").json
+    assert key["is_active"] is False
+
+
 def test_creating_a_user_says_what_the_documents_say(admin: Admin) -> None:
     said = admin("user", "create", "--name", "Your Name", "--email", "you@example.com")
     (user,) = admin("user", "list", "--json").json
