@@ -59,6 +59,8 @@ class Agent:
             await self._runner.run()
         finally:
             await self._hub.close()
+            if self._source is not None:
+                self._source.close()
         await self._leave()
 
     def drain(self) -> None:

@@ -60,6 +60,10 @@ class HttpJobSource:
         self._claimable = 0
         self._held: frozenset[str] = frozenset()
 
+    def close(self) -> None:
+        """Nothing is sent any more."""
+        self._shipping.keep(())
+
     def drain(self) -> None:
         """Nothing more is claimed; `left` is called once nothing is held, and no container of what was is there.
 

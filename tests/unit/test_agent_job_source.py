@@ -1,0 +1,236 @@
+"""An agent's job source at a real server: logs that arrive whole whatever happens on the way, trees, stale claims."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ci_agent.job_source import HttpJobSource
+from ci_agent.link import ServerLink
+from ci_common.clock import utcnow
+from ci_common.errors import Unavailable
+from ci_common.job_terms import JobOptions, JobStatus, Reason
+from ci_common.models import AgentProfile, AgentState, Attempt, Fence, Job, LogSeal, Scope
+from ci_common.verdict import verdict
+from ci_controller.lease import Superseded
+from ci_persistence.archive_rules import ArchiveLimits
+from ci_persistence.archive_validator import open_archive
+from ci_persistence.log_store import FileLogStore
+from tests.support.server import PROJECT, Account, Site, client, eventually, serving, upload
+
+PROFILE = AgentProfile("rack-1", "gpu", slots=2)
+GPU = JobOptions(pool="gpu")
+
+
+@dataclass
+class Rack:
+    """An agent that is registered, and what it was told."""
+
+    source: HttpJobSource
+    link: ServerLink
+    logs: FileLogStore
+    left: list[None]
+
+    async def running(self) -> Attempt:
+        """A job was claimed and runs."""
+        [attempt] = await self.source.claim(1, utcnow())
+        assert await self.source.started(attempt.fence, "container", "image", None, utcnow())
+        assert await self.source.begun(attempt.fence, utcnow())
+        return attempt
+
+    async def finish(self, attempt: Attempt) -> bool:
+        return await self.source.finish(
+            attempt.fence, verdict(None, "1 passed", 0), self.seal(attempt), utcnow()
+        )
+
+    def write(self, attempt: Attempt, offset: int, data: bytes) -> None:
+        with closing(self.source.log_writer(attempt.fence)) as writer:
+            writer.write(offset, data)
+            writer.append_event(b'{"type": "begun"}\n')
+
+    def seal(self, attempt: Attempt) -> LogSeal:
+        with closing(self.source.log_writer(attempt.fence)) as writer:
+            return writer.seal()
+
+
+@pytest.fixture
+async def url(site: Site) -> AsyncGenerator[str, None]:
+    with serving(site.settings) as url:
+        await site.hands.arrive()
+        yield url
+
+
+@pytest.fixture
+async def rack(site: Site, url: str, tmp_path: Path) -> AsyncGenerator[Rack, None]:
+    account = await site.account("rack", frozenset({Scope.AGENT}))
+    link = ServerLink(url, account.secret)
+    lease = await asyncio.to_thread(link.register, PROFILE)
+    logs, left = FileLogStore(tmp_path / "spool"), list[None]()
+    limits = ArchiveLimits(100, 200, 10**6)
+    source = HttpJobSource(
+        link,
+        logs,
+        lambda path: open_archive(path, limits),
+        tmp_path / "trees",
+        timedelta(seconds=lease),
+        disk_free=lambda: 10**9,
+        left=lambda: left.append(None),
+    )
+    yield Rack(source, link, logs, left)
+    source.close()
+    link.close()
+
+
+async def job_of(site: Site, attempt: Attempt) -> Job:
+    found = await site.repository.get_job(attempt.job.id)
+    assert found is not None
+    return found
+
+
+def log_at_server(site: Site, fence: Fence) -> bytes:
+    return site.stores.logs.read(fence.job_id, fence.attempt, 0, 10**7)
+
+
+async def test_what_is_written_arrives_while_the_job_runs_and_whole_at_its_end(
+    site: Site, ada: Account, rack: Rack
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    attempt = await rack.running()
+    rack.write(attempt, 0, b"hello ")
+
+    async def arrived() -> bool:
+        return log_at_server(site, attempt.fence) == b"hello "
+
+    assert await eventually(arrived)
+    rest = b"\xff\x00" * 700_000  # more than one piece
+    rack.write(attempt, 6, rest)
+    assert await rack.finish(attempt)
+    job = await job_of(site, attempt)
+    assert (job.status, job.log_size) == (JobStatus.COMPLETED, 6 + len(rest))
+    assert job.log_sha256 == hashlib.sha256(b"hello " + rest).hexdigest()
+    assert log_at_server(site, attempt.fence) == b"hello " + rest
+    events = site.stores.logs.read_events(*_names(attempt.fence), 99)
+    assert events == b'{"type": "begun"}\n' * 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"hel", b"hullo world"])
+async def test_what_the_server_lost_of_a_log_is_sent_again(
+    site: Site, ada: Account, rack: Rack, damage: bytes
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    attempt = await rack.running()
+    rack.write(attempt, 0, b"hello world")
+
+    async def arrived() -> bool:
+        return log_at_server(site, attempt.fence) == b"hello world"
+
+    await eventually(arrived)
+    job_id, number = _names(attempt.fence)
+    (site.settings.data_path / "logs" / job_id / f"{number}.log").write_bytes(damage)
+    assert await rack.finish(attempt)
+    assert log_at_server(site, attempt.fence) == b"hello world"
+
+
+async def test_a_server_that_is_away_delays_a_verdict_and_no_more(
+    site: Site, ada: Account, rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer never waits for it; who reports is told to try again."""
+    await site.queue_job(ada, options=GPU)
+    attempt = await rack.running()
+    away = ServerLink("http://127.0.0.1:9", "ci_no_key")
+    with monkeypatch.context() as cut:
+        cut.setattr(rack.link, "_http", away._http)  # pyright: ignore[reportPrivateUsage] - the cable
+        rack.write(attempt, 0, b"hello")
+        for call in (rack.finish(attempt), rack.source.held(), rack.source.heartbeat(None, utcnow())):
+            with pytest.raises(Unavailable):
+                await call
+    assert await rack.finish(attempt)
+    assert log_at_server(site, attempt.fence) == b"hello"
+
+
+async def test_what_is_held_is_what_the_server_says(site: Site, ada: Account, rack: Rack) -> None:
+    await site.queue_job(ada, options=GPU)
+    await site.queue_job(ada, options=GPU)
+    attempt = await rack.running()
+    await site.repository.request_cancel(attempt.job.id, None, "ada", utcnow())
+    stop = await rack.source.record_stop(attempt.fence, Reason.CANCELLED, "by ada", utcnow())
+    assert stop is not None
+    [held] = await rack.source.held()
+    assert (held.fence, held.container_id, held.image_id) == (attempt.fence, "container", "image")
+    assert held.started_at
+    assert abs(utcnow() - held.started_at) < timedelta(seconds=30)
+    assert held.job.cancel_requested_by == "ada"
+    assert held.stop
+    assert (held.stop.reason, held.stop.message) == (Reason.CANCELLED, "by ada")
+    assert await rack.source.count_claimable(utcnow()) == 1
+    assert list(await rack.source.image_uses()) == ["image"]
+    released = rack.source.release(attempt.fence, Reason.INFRA, "gone", None, None, utcnow())
+    assert await released is JobStatus.CANCELLED
+    assert await rack.source.ended(["container", "unknown"]) == {"container": (attempt.job.id, 1)}
+
+
+async def test_a_tree_is_fetched_and_leaves_nothing_behind(
+    site: Site, ada: Account, url: str, rack: Rack, tmp_path: Path
+) -> None:
+    async with client(url, ada) as http:
+        await http.post("/submit-async", data={"pool": "gpu"}, files=upload())
+    [attempt] = await rack.source.claim(1, utcnow())
+
+    def read() -> dict[str, bytes | None]:
+        with rack.source.open_archive(attempt) as archive:
+            return {entry.path: archive.read(entry.path, 999) for entry in archive.entries}
+
+    assert await asyncio.to_thread(read) == {name: text.encode() for name, text in PROJECT.items()}
+    assert list((tmp_path / "trees").iterdir()) == []
+
+
+async def test_a_claim_that_was_lost_writes_nothing_and_its_log_goes(
+    site: Site, ada: Account, rack: Rack
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    attempt = await rack.running()
+    rack.write(attempt, 0, b"hello")
+    agent = await site.repository.find_agent(rack.link.agent_id)
+    assert agent is not None
+    await site.repository.expire_agent(None, agent, 3, utcnow())
+    assert not await rack.finish(attempt)
+    assert not await rack.source.begun(attempt.fence, utcnow())
+    assert await rack.source.record_stop(attempt.fence, Reason.TIMEOUT, None, utcnow()) is None
+    assert await rack.source.held() == []
+    await rack.source.prune(utcnow())
+    assert list(rack.logs.items()) == []
+
+
+async def test_who_drains_leaves_once_nothing_is_held(site: Site, ada: Account, rack: Rack) -> None:
+    await site.queue_job(ada, options=GPU)
+    attempt = await rack.running()
+    rack.source.drain()
+    await rack.source.held()
+    await rack.source.ended([])
+    assert (rack.left, await rack.source.count_claimable(utcnow())) == ([], 0)
+    assert await rack.finish(attempt)
+    await rack.source.held()
+    await rack.source.ended(["container"])  # which is still there
+    assert rack.left == []
+    await rack.source.ended([])
+    assert rack.left == [None]
+
+
+async def test_an_agent_that_is_removed_or_registered_anew_is_told(site: Site, rack: Rack) -> None:
+    await site.repository.register_agent(rack.link.agent_id, PROFILE, utcnow())
+    assert not await rack.source.heartbeat(None, utcnow())
+    with pytest.raises(Superseded):
+        await rack.source.held()
+    assert not rack.source.is_removed
+    await site.repository.set_agent_state(rack.link.agent_id, AgentState.REMOVED, utcnow())
+    assert not await rack.source.heartbeat(None, utcnow())
+    assert rack.source.is_removed
+
+
+def _names(fence: Fence) -> tuple[str, int]:
+    return fence.job_id, fence.attempt
