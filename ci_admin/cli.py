@@ -10,6 +10,7 @@ from ci_admin.agent_commands import agent
 from ci_admin.audit_command import audit
 from ci_admin.backup_commands import backup, restore
 from ci_admin.key_commands import key
+from ci_admin.move_command import migrate
 from ci_admin.network_commands import network
 from ci_admin.prune_command import prune, stats
 from ci_admin.queue_commands import queue
@@ -50,6 +51,7 @@ cli.add_command(prune)
 cli.add_command(stats)
 cli.add_command(backup)
 cli.add_command(restore)
+cli.add_command(migrate)
 
 
 @cli.command(short_help="Check everything this machine needs.")

@@ -51,6 +51,7 @@ class AuditAction(StrEnum):
     QUEUE_RESUME = "queue.resume"
     BACKUP = "database.backup"
     RESTORE = "database.restore"
+    MOVE = "database.move"
     PRUNE = "database.prune"
     NETWORK_REMOVE = "network.remove"
 

@@ -14,6 +14,8 @@ from ci_persistence.change_hub import InotifyChangeHub
 from ci_persistence.log_store import FileLogStore
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 
+NO_DRIVER = "That database is PostgreSQL: install its driver, pip install 'ci-system[postgres]'."
+
 
 @dataclass(frozen=True)
 class Stores:
@@ -39,9 +41,7 @@ def _on_a_server(url: str) -> JobRepository:
     try:
         from ci_persistence.postgres_repository import PostgresJobRepository
     except ModuleNotFoundError as error:
-        raise InvalidRequest(
-            "CI_DATABASE_URL names PostgreSQL: install its driver, pip install 'ci-system[postgres]'."
-        ) from error
+        raise InvalidRequest(NO_DRIVER) from error
     return PostgresJobRepository(url)
 
 

@@ -101,7 +101,7 @@ def restore(settings: StorageSettings, backup: Path, *, force: bool = False) -> 
     path = settings.db_path
     if path.exists() and not force:
         raise AlreadyExists(f"There is a database {path}; --force sets it aside and restores in its place.")
-    with _nobody_inside(path):
+    with nobody_inside(path):
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         incoming = path.with_name(path.name + ".restoring")  # one that was cut off is written again
         _bring(backup / DATABASE, incoming)
@@ -168,7 +168,7 @@ def _set_aside(path: Path, stamp: str) -> list[Path]:
 
 
 @contextmanager
-def _nobody_inside(path: Path) -> Generator[None]:
+def nobody_inside(path: Path) -> Generator[None]:
     """No process has the database open, and none can open it meanwhile; raises DatabaseBusy.
 
     A server that kept the replaced file open would go on acknowledging jobs into it.

@@ -1,55 +1,21 @@
 """What `ci-admin` prints and how it exits, with nothing replaced but the terminal."""
 
 import asyncio
-import json
 import sqlite3
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ci_admin.cli import main
 from ci_admin.location import database_in_force, personal_database
 from ci_common.api_keys import is_well_formed, key_prefix
 from ci_persistence.sqlite_repository import SQLiteJobRepository
+from tests.support.admin import Admin, Said, admin
 from tests.support.repository_contract.dead_letters import a_dead_job
 from tests.support.repository_contract.story import Story
 
-
-@dataclass(frozen=True)
-class Said:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Admin = Callable[..., Said]
-
-
-@pytest.fixture
-def admin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Admin:
-    monkeypatch.setenv("CI_DB_PATH", str(tmp_path / "ci_jobs.db"))
-
-    def run(*arguments: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["ci-admin", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return Said(left.value.code, said.out, said.err)
-
-    return run
+__all__ = ["admin"]
 
 
 @pytest.fixture

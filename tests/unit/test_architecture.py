@@ -62,6 +62,7 @@ PERSISTENCE_FOR_ADMIN = frozenset(
     {
         "ci_persistence.backup",
         "ci_persistence.factory",
+        "ci_persistence.moving",
         "ci_persistence.restore",
         "ci_persistence.sqlite_connection",
     }
