@@ -23,11 +23,11 @@ def attempt_of(document: Mapping[str, Any], skew: timedelta) -> Attempt:
         return known(name) if document[name] else None
 
     options = JobOptions(
-        tuple(document["pytest_args"]),
-        document["timeout"],
-        document["fresh"],
-        Priority(document["priority"]),
-        document["pool"],
+        pytest_args=tuple(document["pytest_args"]),
+        timeout_seconds=document["timeout"],
+        fresh=document["fresh"],
+        priority=Priority(document["priority"]),
+        pool=document["pool"],
     )
     job = Job(
         id=document["id"],

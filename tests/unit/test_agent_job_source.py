@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ci_agent import job_source
 from ci_agent.job_source import HttpJobSource
 from ci_agent.link import ServerLink
 from ci_common.clock import utcnow
@@ -162,6 +163,7 @@ async def test_what_is_held_is_what_the_server_says(site: Site, ada: Account, ra
     assert stop is not None
     [held] = await rack.source.held()
     assert (held.fence, held.container_id, held.image_id) == (attempt.fence, "container", "image")
+    assert held.job.options == GPU
     assert held.started_at
     assert abs(utcnow() - held.started_at) < timedelta(seconds=30)
     assert held.job.cancel_requested_by == "ada"
@@ -234,3 +236,16 @@ async def test_an_agent_that_is_removed_or_registered_anew_is_told(site: Site, r
 
 def _names(fence: Fence) -> tuple[str, int]:
     return fence.job_id, fence.attempt
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=10), timedelta(minutes=-10)])
+async def test_an_agents_clock_may_be_another_than_the_servers(
+    ahead: timedelta, site: Site, ada: Account, rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long a job has run is told by one clock, whichever: deadlines count from there."""
+    await site.queue_job(ada, options=GPU)
+    await rack.running()
+    monkeypatch.setattr(job_source, "utcnow", lambda: utcnow() + ahead)
+    [held] = await rack.source.held()
+    assert held.started_at
+    assert abs(utcnow() + ahead - held.started_at) < timedelta(seconds=30)

@@ -123,6 +123,13 @@ async def test_a_job_goes_from_its_claim_to_its_verdict(
         shown = (await http.get(f"/jobs/{job['id']}")).json()
         assert (shown["status"], shown["success"], shown["message"]) == ("completed", True, "1 passed")
         assert (await http.get(f"/jobs/{job['id']}/log")).content == b"hello world"
+        for second in (
+            body,
+            {**body, "reason": "crashed", "exit_code": None},
+        ):  # its answer may have been lost
+            again = await rack.say("PATCH", job, "complete", json=second)
+            assert (again.status_code, again.json()["code"]) == (409, "stale_claim")
+        assert (await http.get(f"/jobs/{job['id']}")).json() == shown
     assert site.stores.logs.read_events(job["id"], 1, 99) == b"{}\n"
 
 
