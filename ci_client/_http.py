@@ -240,7 +240,7 @@ def _problem(response: Response) -> CIError:
     if cls is None:  # a code younger than this client
         cls = InvalidRequest if response.status < 500 else InternalError
     detail = str(document.get("detail") or document.get("title") or f"HTTP {response.status}")
-    members = {name: document[name] for name in _MEMBERS if document.get(name)}
+    members = {name: document[name] for name in _MEMBERS if document.get(name) is not None}
     return cls(detail, retry_after=_retry_after(response), **members)
 
 

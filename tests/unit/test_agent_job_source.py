@@ -137,6 +137,24 @@ async def test_what_the_server_lost_of_a_log_is_sent_again(
     assert log_at_server(site, attempt.fence) == b"hello world"
 
 
+async def test_a_log_of_which_the_server_lost_everything_is_sent_again_while_it_grows(
+    site: Site, ada: Account, rack: Rack
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    attempt = await rack.running()
+    rack.write(attempt, 0, b"hello ")
+
+    async def arrived() -> bool:
+        return log_at_server(site, attempt.fence) == b"hello "
+
+    assert await eventually(arrived)
+    job_id, number = _names(attempt.fence)
+    (site.settings.data_path / "logs" / job_id / f"{number}.log").write_bytes(b"")
+    rack.write(attempt, 6, b"world")
+    assert await rack.finish(attempt)
+    assert log_at_server(site, attempt.fence) == b"hello world"
+
+
 async def test_a_server_that_is_away_delays_a_verdict_and_no_more(
     site: Site, ada: Account, rack: Rack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
