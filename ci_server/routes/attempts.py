@@ -1,8 +1,10 @@
 """`/api/queue`, the agents' side: a claim, and then everything about the attempt that it gave, fenced by its token."""
 
 import asyncio
+import hashlib
 import time
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Final
 
@@ -47,6 +49,7 @@ from ci_server.rendering import json_response
 router = APIRouter(prefix="/api/queue", tags=["agents"])
 
 _LOOK_AGAIN: Final = 1.0  # seconds: where commits are not heard of, and backing off ends without one
+_PIECE: Final = 1024 * 1024
 FENCED: Final = (StaleClaim, InvalidRequest, ArchiveTooLarge, TooManyRequests)
 
 ContentRange = Annotated[
@@ -280,18 +283,29 @@ def _write_events(server: Server, held: Attempt, data: bytes) -> None:
 
 
 async def _sealed(held: Attempt, asked: SealRequest, server: Server) -> LogSeal | None:
-    """Return the log's seal once it is on disk for good and is what the agent has."""
+    """Return the log's seal once it is on disk for good and is what the agent has.
+
+    Of an agent that lost the end of it the server keeps more, and nothing that was recorded is taken back: that is
+    sealed as truncated.
+    """
     told = seal_of(asked)
     if told is None:
         return None
-    found = await asyncio.to_thread(_seal, server, held, told.truncated)
+    found, same = await asyncio.to_thread(_seal, server, held, told)
     if found.size < told.size:
         raise InvalidOffset(f"Only {found.size} bytes of the log were sent.", size=found.size)
-    if found != told:
+    if not same:
         raise Conflict("The log that was sent is another one than that of this size and hash: send it again.")
-    return found
+    return found if found.size == told.size else replace(found, truncated=True)
 
 
-def _seal(server: Server, held: Attempt, truncated: bool) -> LogSeal:
+def _seal(server: Server, held: Attempt, told: LogSeal) -> tuple[LogSeal, bool]:
+    """Return the seal of what was sent, and whether that begins with the log that the agent tells of."""
     with closing(server.logs.writer(held.fence.job_id, held.fence.attempt)) as writer:
-        return writer.seal(truncated=truncated)
+        found = writer.seal(truncated=told.truncated)
+        if found.size <= told.size:
+            return found, found == told
+        digest = hashlib.sha256()
+        for offset in range(0, told.size, _PIECE):
+            digest.update(writer.read(offset, min(_PIECE, told.size - offset)))
+        return found, digest.hexdigest() == told.sha256

@@ -155,6 +155,27 @@ async def test_a_log_of_which_the_server_lost_everything_is_sent_again_while_it_
     assert log_at_server(site, attempt.fence) == b"hello world"
 
 
+@pytest.mark.parametrize("left", [b"", b"hello", b"hullo"])
+async def test_an_agent_that_lost_the_end_of_a_log_ends_its_job_and_the_server_keeps_what_it_has(
+    site: Site, ada: Account, rack: Rack, left: bytes
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    attempt = await rack.running()
+    rack.write(attempt, 0, b"hello world")
+
+    async def arrived() -> bool:
+        return log_at_server(site, attempt.fence) == b"hello world"
+
+    assert await eventually(arrived)
+    rack.source.close()  # it crashed with its host: what the disk had not got is gone
+    rack.logs.delete(attempt.job.id)
+    rack.write(attempt, 0, left)
+    assert await rack.finish(attempt)
+    job = await job_of(site, attempt)
+    assert (job.status, job.log_size, job.log_truncated) == (JobStatus.COMPLETED, 11, True)
+    assert log_at_server(site, attempt.fence) == left + b"hello world"[len(left) :]
+
+
 async def test_a_server_that_is_away_delays_a_verdict_and_no_more(
     site: Site, ada: Account, rack: Rack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
