@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -28,6 +28,7 @@ from ci_controller.retention import Prunable
 
 log = structlog.get_logger(__name__)
 
+_MOST_TEXT: Final = 1000  # characters that the server takes of what is said to people
 OpenZip = Callable[[Path], AbstractContextManager[Archive]]
 
 
@@ -74,7 +75,7 @@ class HttpJobSource:
             self._left()
 
     async def heartbeat(self, note: str | None, now: datetime) -> bool:  # noqa: ARG002 - the server has its own clock
-        said = {"note": note[:1000] if note else None, "disk_free": self._disk_free()}
+        said = {"note": _cut(note), "disk_free": self._disk_free()}
         try:
             await asyncio.to_thread(self._beat, said)
         except StaleClaim:
@@ -135,7 +136,7 @@ class HttpJobSource:
     async def record_stop(
         self, fence: Fence, reason: Reason, message: str | None, now: datetime
     ) -> StopIntent | None:
-        said = {"reason": reason.value, "message": message}
+        said = {"reason": reason.value, "message": _cut(message)}
         try:
             answer = await asyncio.to_thread(self._link.report, fence, "stop", said)
         except StaleClaim:
@@ -152,7 +153,7 @@ class HttpJobSource:
         said = {
             "reason": verdict.reason.value if verdict.reason else None,
             "exit_code": verdict.exit_code,
-            "message": verdict.message,
+            "message": _cut(verdict.message),
         }
         try:
             await asyncio.to_thread(self._end, fence, "complete", said, log)
@@ -170,7 +171,7 @@ class HttpJobSource:
         now: datetime,
     ) -> JobStatus | None:
         wait = max(0.0, (not_before - now).total_seconds()) if not_before else 0.0
-        said = {"reason": reason.value, "message": message, "wait": wait}
+        said = {"reason": reason.value, "message": _cut(message), "wait": wait}
         try:
             answer = await asyncio.to_thread(self._end, fence, "release", said, log)
         except StaleClaim:
@@ -240,3 +241,8 @@ class HttpJobSource:
                 raise
         self._shipping.deliver_again(fence)
         return self._link.report(fence, what, sealed)
+
+
+def _cut(text: str | None) -> str | None:
+    """Return what the server takes of it: a refusal would be for ever."""
+    return text and text[:_MOST_TEXT]
