@@ -1,13 +1,18 @@
 """Which agents were not heard of for as long as their lease: by counting heartbeats, on our own monotonic clock.
 
-No wall clock is asked, so that one that steps loses nobody. What was counted begins anew with the process: nobody is
-lost for a heartbeat that came while no controller looked. Pure, no I/O.
+No wall clock is asked, so that one that steps loses nobody. What was counted begins anew with the process, and after
+a time without a look: nobody is lost for a heartbeat that came while no controller looked, nor for one that the
+database could not take. Pure, no I/O.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from ci_common.models import Agent, AgentLease, AgentState
+
+LOOKS: Final = 10  # within a lease
+_MISSED: Final = 5  # so many looks in a row, and what was counted before them proves nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +30,12 @@ class AgentLeases:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._seen: dict[str, _Seen] = {}
+        self._looked_at = 0.0
 
     def lost(self, agents: Iterable[Agent], now: float) -> list[Agent]:
         """Return those of the agents that hold something and are lost; `now` is monotonic. One that was removed is."""
-        before = self._seen
+        before = self._seen if now - self._looked_at < _MISSED * self.seconds / LOOKS else {}
+        self._looked_at = now
         holders = [agent for agent in agents if agent.jobs_running]
         self._seen = {agent.id: _as_seen(agent, before.get(agent.id), now) for agent in holders}
         return [

@@ -28,7 +28,7 @@ from ci_common.job_terms import Reason
 from ci_common.models import AGENT_LEASE
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore, ChangeHub, LogStore
-from ci_controller.agent_leases import AgentLeases
+from ci_controller.agent_leases import LOOKS, AgentLeases
 from ci_controller.container_runtime import ContainerRuntime, NetworkState
 from ci_controller.disk_watch import DiskWatch, Reserve
 from ci_controller.executor import Executor
@@ -409,7 +409,7 @@ class JobController(Runner):
         return super()._works(watching)
 
     def _duties(self) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
-        return (*super()._duties(), partial(_every, self._agents.seconds / 10, self.expire_agents))
+        return (*super()._duties(), partial(_every, self._agents.seconds / LOOKS, self.expire_agents))
 
     async def expire_agents(self) -> None:
         """What agents hold that were not heard of for their lease is queued again."""
