@@ -29,6 +29,7 @@ from ci_controller.retention import Prunable
 log = structlog.get_logger(__name__)
 
 _MOST_TEXT: Final = 1000  # characters that the server takes of what is said to people
+_BEATS: Final = 5  # of a lease: none of them waits longer than until the next one
 OpenZip = Callable[[Path], AbstractContextManager[Archive]]
 
 
@@ -205,10 +206,13 @@ class HttpJobSource:
         return []
 
     def _beat(self, said: Mapping[str, Any]) -> None:
+        patience = (
+            self.lease.total_seconds() / _BEATS
+        )  # a connection may be dead and not say so: the next is another
         try:
-            self._link.tell("heartbeat", said)
+            self._link.tell("heartbeat", said, patience)
         except StaleClaim:  # it may have waited for the removal itself: then the key is gone by now
-            self._link.tell("heartbeat", said)
+            self._link.tell("heartbeat", said, patience)
 
     def _ended(self, containers: Collection[str]) -> Mapping[str, AttemptKey]:
         answer = self._link.tell("ended", {"containers": sorted(containers)})

@@ -15,6 +15,7 @@ from ci_common.models import AgentProfile, Fence
 
 _JSON = "application/json"
 _BYTES = "application/octet-stream"
+_PATIENCE = 90.0  # seconds: some answers wait for a disk
 
 
 class ServerLink:
@@ -43,10 +44,10 @@ class ServerLink:
         with _breaking():
             return self._http.json("GET", self._path(what), params, self._epoch())
 
-    def tell(self, what: str, said: Mapping[str, Any]) -> Any:
-        """Return the server's answer to what the agent says."""
+    def tell(self, what: str, said: Mapping[str, Any], patience: float = _PATIENCE) -> Any:
+        """Return the server's answer to what the agent says, which may take so many seconds to begin."""
         with _breaking():
-            return self._sent("POST", self._path(what), said, self._epoch())
+            return self._sent("POST", self._path(what), said, self._epoch(), patience)
 
     def claim(self, slots: int) -> Any:
         """Return what was claimed, None where there was nothing."""
@@ -71,9 +72,17 @@ class ServerLink:
         with _breaking(), self._http.download(_of(fence, "archive"), {}, 0, self._fenced(fence)) as pieces:
             yield pieces
 
-    def _sent(self, method: str, path: str, said: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
+    def _sent(
+        self,
+        method: str,
+        path: str,
+        said: Mapping[str, Any],
+        headers: Mapping[str, str],
+        patience: float = _PATIENCE,
+    ) -> Any:
         data = json_body(said)
-        with self._http.upload(method, path, Body(_JSON, Packed(len(data), (data,))), headers) as answer:
+        body = Body(_JSON, Packed(len(data), (data,)))
+        with self._http.upload(method, path, body, headers, patience) as answer:
             return answer
 
     def _path(self, what: str) -> str:

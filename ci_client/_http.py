@@ -123,10 +123,15 @@ class Http:
 
     @contextmanager
     def upload(
-        self, method: str, path: str, body: Body, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        headers: Mapping[str, str] | None = None,
+        patience: float = _UPLOAD_PATIENCE,
     ) -> Generator[Any]:
-        """Send something and yield the answer's JSON document."""
-        with self._open(method, path, None, headers, body) as response:
+        """Send something and yield the answer's JSON document; `patience`: seconds the server may say nothing."""
+        with self._open(method, path, None, headers, body, patience) as response:
             yield _json_of(response)
 
     @contextmanager
@@ -173,9 +178,10 @@ class Http:
         params: Params | None = None,
         headers: Mapping[str, str] | None = None,
         body: Body | None = None,
+        upload_patience: float = _UPLOAD_PATIENCE,
     ) -> Generator[Response]:
         target = f"{path}?{urlencode(params, doseq=True)}" if params else path
-        patience = _UPLOAD_PATIENCE if body else _PATIENCE
+        patience = upload_patience if body else _PATIENCE
         with self._connections.request(method, target, headers or {}, body, patience) as response:
             if not response.is_success:
                 raise _problem(response)

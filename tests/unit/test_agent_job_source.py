@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import closing
 from dataclasses import dataclass
@@ -95,6 +96,25 @@ async def job_of(site: Site, attempt: Attempt) -> Job:
 
 def log_at_server(site: Site, fence: Fence) -> bytes:
     return site.stores.logs.read(fence.job_id, fence.attempt, 0, 10**7)
+
+
+async def test_a_heartbeat_on_a_dead_connection_does_not_outlast_the_lease(tmp_path: Path) -> None:
+    """What is between the two may forget a connection and tell nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        link = ServerLink(f"http://127.0.0.1:{mute.getsockname()[1]}", "ci_no_key")
+        source = HttpJobSource(
+            link,
+            FileLogStore(tmp_path),
+            lambda path: open_archive(path, ArchiveLimits(1, 1, 1)),
+            tmp_path,
+            timedelta(seconds=1),
+            disk_free=lambda: None,
+            left=lambda: None,
+        )
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(10):
+                await source.heartbeat(None, utcnow())
+        link.close()
 
 
 async def test_what_is_written_arrives_while_the_job_runs_and_whole_at_its_end(
