@@ -32,6 +32,10 @@ _OTHER_THREADS: Final = 8  # for what belongs to no slot: heartbeats, claims, li
 _HOPELESS: Final = (Unauthorized, Forbidden, InvalidRequest)  # a person has to do something
 
 
+class _GivenUp(Exception):
+    """Told to stop before the server was ever reached."""
+
+
 class Agent:
     """A runner whose jobs come from a server."""
 
@@ -42,6 +46,7 @@ class Agent:
         self._hub = NewsHub(link)
         self._source: HttpJobSource | None = None
         self._over = False
+        self._stopped = asyncio.Event()
         directory = settings.agent_data_dir
         self._runner = Runner(
             self._enlist,
@@ -57,6 +62,8 @@ class Agent:
         await self._hub.start()
         try:
             await self._runner.run()
+        except _GivenUp:
+            log.info("stopped before the server was reached")
         finally:
             await self._hub.close()
             if self._source is not None:
@@ -74,6 +81,7 @@ class Agent:
 
     def stop(self) -> None:
         """`run()` returns soon; containers run on, and are adopted by whoever registers with the key in time."""
+        self._stopped.set()
         self._runner.stop()
 
     @property
@@ -100,15 +108,17 @@ class Agent:
         return self._source
 
     async def _registered(self) -> float:
-        """The server knows the agent; returns its lease. However long the server is away."""
-        while True:
+        """The server knows the agent; returns its lease. However long the server is away, unless told to stop."""
+        while not self._stopped.is_set():
             try:
                 return await asyncio.to_thread(self._link.register, self._settings.profile(__version__))
             except _HOPELESS:
                 raise
             except CIError as error:
                 log.warning("waiting for the server", server=self._link.server_url, error=error.detail)
-            await asyncio.sleep(_RETRY)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), _RETRY)
+        raise _GivenUp
 
     async def _leave(self) -> None:
         if self._over:
