@@ -405,7 +405,7 @@ class JobController(Runner):
 
     def _works(self, watching: ExitStack) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
         if not self._local_runner:
-            return (*self._duties(), self._give_back)
+            return (*self._duties(), partial(_every, _HOUSEKEEPING_INTERVAL, self.give_back))
         return super()._works(watching)
 
     def _duties(self) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
@@ -419,12 +419,14 @@ class JobController(Runner):
             for job_id in await self._repository.expire_agent(self._control, agent, attempts, now):
                 log.warning("agent lost", agent=agent.profile.name, job=job_id)
 
-    async def _give_back(self) -> None:
-        """What was run here before is queued again: nobody looks after it any more. Never ends by itself."""
+    async def give_back(self) -> None:
+        """What was run here before is queued again, if the database lets us: nobody looks after it any more."""
+        await self.make_pass(self._release_held)
+
+    async def _release_held(self) -> None:
         for attempt in await self._jobs.held():
             said, now = "The controller runs no jobs any more.", self._clock.now()
             await self._jobs.release(attempt.fence, Reason.INFRA, said, None, None, now)
-        await self._over.wait()
 
     async def prune(self, *, under_pressure: bool = False) -> None:
         await self._prune_store(under_pressure=under_pressure)

@@ -670,6 +670,24 @@ async def test_on_a_partial_view_nothing_is_removed(system: ControlledSystem, ca
     await controller.close()
 
 
+async def test_without_a_runner_of_its_own_what_ran_here_is_given_back_however_busy_the_database_is(
+    system: ControlledSystem,
+) -> None:
+    job_id = await system.submit()
+    before = await system.repository.take_over("before", utcnow())
+    assert await system.repository.claim_jobs(before, 1, utcnow())
+    repository = Faulty(system.repository, open_attempts=DatabaseBusy("the database is locked"))
+    async with system.running(repository=repository, local_runner=False) as controller:
+
+        async def was_refused() -> bool:
+            return bool(repository.raised)
+
+        await eventually(was_refused)
+        repository.faults.clear()
+        await controller.give_back()  # as it does again and again
+        assert (await system.job(job_id)).status is JobStatus.QUEUED
+
+
 async def test_a_container_that_cannot_get_its_name_is_never_fed_and_costs_nothing(
     system: ControlledSystem,
 ) -> None:
