@@ -77,6 +77,14 @@ async def _held(
 HeldAttempt = Annotated[Attempt, Depends(_held)]
 
 
+async def require_held(attempt: Attempt, caller: Caller, server: Server) -> None:
+    """The key is still good and the claim still stands; raises Unauthorized, StaleClaim."""
+    await server.authenticator.recheck(caller)
+    held = await server.repository.open_attempts(caller.key.id)
+    if all(one.fence != attempt.fence for one in held):
+        raise stale_claim(attempt.job.id)
+
+
 def stale_claim(job_id: str) -> StaleClaim:
     """Return the one answer to whoever speaks of a job that he does not hold."""
     return StaleClaim(f"You do not hold job {job_id} by that token: leave it, and remove its container.")

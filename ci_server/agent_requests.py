@@ -1,16 +1,13 @@
 """What agents send: JSON of a known shape, and pieces of a log with their place in it."""
 
-import contextlib
 import re
 from typing import Final, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from ci_common.errors import ArchiveTooLarge, InvalidRequest
+from ci_common.errors import InvalidRequest
 from ci_server.bodies import JsonBodies
-from ci_server.settings import ServerSettings
-from ci_server.uploads import guarded_body
 
 Said = TypeVar("Said", bound=BaseModel)
 
@@ -27,17 +24,6 @@ async def said(request: Request, bodies: JsonBodies, user_id: str, shape: type[S
         except ValidationError as error:
             wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
             raise InvalidRequest(f"The request is not as documented: {'; '.join(wrong)}.") from None
-
-
-async def small_body(request: Request, settings: ServerSettings) -> bytes:
-    """Return the body; raises ArchiveTooLarge and what slow uploads get."""
-    data = bytearray()
-    async with contextlib.aclosing(guarded_body(request, settings)) as chunks:
-        async for chunk in chunks:
-            data += chunk
-            if len(data) > MOST_BYTES:
-                raise ArchiveTooLarge(f"The request is larger than {MOST_BYTES} bytes.", limit=MOST_BYTES)
-    return bytes(data)
 
 
 def place_of(content_range: str | None, size: int) -> int:

@@ -1,4 +1,4 @@
-"""Bodies that are JSON, read whole within a bound, in a thread where they are large."""
+"""Bodies that are read whole, within bounds of each and of all of one caller's; JSON in a thread where it is large."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ class JsonBodies:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._held = Counter[str]()  # bytes by user
+        self._held = Counter[str]()  # bytes by user, of agents by key
 
     @contextlib.asynccontextmanager
     async def read(
@@ -35,26 +35,33 @@ class JsonBodies:
         Raises InvalidRequest, ArchiveTooLarge, TooManyRequests and what slow uploads get.
         """
         check_declared_length(request, self._settings)
+        async with self.whole(request, user_id, limit) as data:
+            document = await asyncio.to_thread(json_object, bytes(data), most_values)
+            data.clear()
+            yield document
+
+    @contextlib.asynccontextmanager
+    async def whole(self, request: Request, holder: str, limit: int) -> AsyncGenerator[bytearray, None]:
+        """Yield the body; it counts as held by that user or key while in the block.
+
+        Raises ArchiveTooLarge, TooManyRequests and what slow uploads get.
+        """
         data, held = bytearray(), 0
         try:
             async with contextlib.aclosing(guarded_body(request, self._settings)) as chunks:
                 async for chunk in chunks:
                     data += chunk
                     held += len(chunk)
-                    self._hold(user_id, len(chunk))
+                    self._hold(holder, len(chunk))
                     if held > limit:
-                        raise ArchiveTooLarge(
-                            f"The request's JSON is larger than {limit} bytes.", limit=limit
-                        )
-            document = await asyncio.to_thread(json_object, bytes(data), most_values)
-            data.clear()
-            yield document
+                        raise ArchiveTooLarge(f"The request is larger than {limit} bytes.", limit=limit)
+            yield data
         finally:
-            self._held -= Counter({user_id: held})  # who holds nothing is not counted
+            self._held -= Counter({holder: held})  # who holds nothing is not counted
 
-    def _hold(self, user_id: str, size: int) -> None:
-        self._held[user_id] += size
-        if self._held[user_id] > _HELD_PER_USER:
+    def _hold(self, holder: str, size: int) -> None:
+        self._held[holder] += size
+        if self._held[holder] > _HELD_PER_USER:
             message = (
                 f"Requests of yours take more than {_HELD_PER_USER} bytes in memory; send them one by one."
             )

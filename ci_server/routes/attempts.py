@@ -24,8 +24,8 @@ from ci_common.errors import (
 from ci_common.job_terms import Reason
 from ci_common.models import Agent, Attempt, LogSeal
 from ci_common.verdict import verdict
-from ci_server.agent_access import CallingAgent, HeldAttempt, Operator, Runner, stale_claim
-from ci_server.agent_requests import place_of, said, small_body
+from ci_server.agent_access import CallingAgent, HeldAttempt, Operator, Runner, require_held, stale_claim
+from ci_server.agent_requests import MOST_BYTES, place_of, said
 from ci_server.agent_schemas import (
     ClaimedModel,
     ClaimRequest,
@@ -212,14 +212,19 @@ async def archive(held: HeldAttempt, server: Server) -> Response:
     openapi_extra=BYTES_BODY,
 )
 async def put_log(
-    request: Request, held: HeldAttempt, server: Server, content_range: ContentRange = None
+    request: Request,
+    held: HeldAttempt,
+    caller: Runner,
+    server: Server,
+    content_range: ContentRange = None,
 ) -> Response:
     await require_room(request, server.settings)
-    data = await small_body(request, server.settings)
-    place, most = place_of(content_range, len(data)), server.settings.max_agent_log_bytes
-    if place + len(data) > most:
-        raise ArchiveTooLarge(f"The log would be larger than the {most} bytes that are kept.", limit=most)
-    return json_response({"size": await asyncio.to_thread(_write, server, held, place, data)})
+    async with server.bodies.whole(request, caller.key.id, MOST_BYTES) as data:
+        place, most = place_of(content_range, len(data)), server.settings.max_agent_log_bytes
+        if place + len(data) > most:
+            raise ArchiveTooLarge(f"The log would be larger than the {most} bytes that are kept.", limit=most)
+        await require_held(held, caller, server)  # the body may have taken long
+        return json_response({"size": await asyncio.to_thread(_write, server, held, place, bytes(data))})
 
 
 @router.put(
@@ -231,10 +236,11 @@ async def put_log(
     responses=problems(StorageFull, *FENCED),
     openapi_extra=BYTES_BODY,
 )
-async def put_events(request: Request, held: HeldAttempt, server: Server) -> Response:
+async def put_events(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
     await require_room(request, server.settings)
-    data = await small_body(request, server.settings)
-    await asyncio.to_thread(_write_events, server, held, data)
+    async with server.bodies.whole(request, caller.key.id, MOST_BYTES) as data:
+        await require_held(held, caller, server)  # the body may have taken long
+        await asyncio.to_thread(_write_events, server, held, bytes(data))
     return Response(status_code=204)
 
 

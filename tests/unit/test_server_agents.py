@@ -163,6 +163,39 @@ async def test_a_piece_that_is_sent_twice_stands_once_and_one_too_far_is_told_wh
     assert (unplaced.status_code, unplaced.json()["code"]) == (422, "invalid_request")
 
 
+async def test_bytes_that_come_behind_the_verdict_are_not_written(
+    site: Site, ada: Account, rack: Agent
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    job = await rack.started()
+    await rack.write(job, 0, b"good")
+
+    async def slow_body() -> AsyncGenerator[bytes, None]:
+        yield b"ev"
+        verdict = {"reason": None, "exit_code": 0, "message": None, **sealed(b"good")}
+        assert (await rack.say("PATCH", job, "complete", json=verdict)).status_code == 204
+        yield b"il"
+
+    place = {"Content-Range": "bytes 0-3/*"}
+    late = await rack.say("PUT", job, "log", headers=place, content=slow_body())
+    assert (late.status_code, late.json()["code"]) == (409, "stale_claim")
+    assert site.stores.logs.read(job["id"], 1, 0, 99) == b"good"
+
+
+async def test_what_an_agents_bodies_take_in_memory_is_bounded(
+    site: Site, ada: Account, rack: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    job = await rack.started()
+    monkeypatch.setattr("ci_server.bodies._HELD_PER_USER", 1000)
+    for answer in (
+        await rack.write(job, 0, b"x" * 2000),
+        await rack.say("PUT", job, "events", content=b"x" * 2000),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
+    assert (await rack.write(job, 0, b"x" * 900)).json() == {"size": 900}
+
+
 async def test_a_verdict_waits_for_the_log_that_it_names(site: Site, ada: Account, rack: Agent) -> None:
     await site.queue_job(ada, options=GPU)
     job = await rack.started()
