@@ -11,6 +11,8 @@ from ci_server.rendering import timestamp
 _ATTEMPTS = 10  # whose events are read
 EVENTS_BYTES = 256 * 1024  # of one attempt that are read: harnesses say little, and an image may be anybody's
 
+_NO_MOMENT = (ValueError, LookupError, TypeError, AttributeError, OverflowError, OSError, RecursionError)
+
 Moment = dict[str, Any]
 
 
@@ -45,8 +47,8 @@ def _of_container(attempt: int, lines: bytes) -> Iterable[Moment]:
         try:
             event = json.loads(line)
             yield from _moments(attempt, event["type"], event["data"], event["at"])
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, OSError):
-            continue  # cut off, or of a harness that does not say when
+        except _NO_MOMENT:
+            continue  # cut off, nonsense, or of a harness that does not say when
 
 
 def _moments(attempt: int, kind: str, data: Mapping[str, Any], at: int) -> list[Moment]:

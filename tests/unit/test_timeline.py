@@ -86,6 +86,7 @@ def test_the_moments_of_row_and_container_are_in_one_order() -> None:
         b'{"type": "x", "data": [], "at": 1e300}',
         b'{"type": "x", "data": {}, "at": "now"}',
         b'{"type": "end", "data": [], "at": 5}',
+        pytest.param(b"[" * 200_000, id="deep"),
     ],
 )
 def test_lines_that_say_no_moment_are_left_out(line: bytes) -> None:
