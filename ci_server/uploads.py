@@ -114,6 +114,8 @@ def checked_options(asked: JobOptions, settings: ServerSettings) -> JobOptions:
         raise InvalidRequest("An argument for pytest holds a NUL character.")
     if not all(_is_text(argument) for argument in asked.pytest_args):
         raise InvalidRequest("An argument for pytest is no Unicode text.")
+    if sum(len(argument.encode()) for argument in asked.pytest_args) > _FIELDS_LIMIT:
+        raise InvalidRequest(f"The arguments for pytest exceed {_FIELDS_LIMIT} bytes.")
     if asked.max_attempts is not None and not 0 < asked.max_attempts <= MOST_ATTEMPTS:
         raise InvalidRequest(f"The field 'max_attempts' must be a whole number from 1 to {MOST_ATTEMPTS}.")
     return replace(

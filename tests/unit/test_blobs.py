@@ -379,6 +379,12 @@ async def test_what_somebody_else_has_is_missing(site: Site, http: httpx.AsyncCl
         ("/submit-manifest", b'{"files": [], "fresh": 1}', "invalid_request"),
         ("/submit-manifest", b'{"files": [], "pytest_args": ["\\ud800"]}', "invalid_request"),
         ("/submit-manifest", b'{"files": [], "pytest_args": "-x"}', "invalid_request"),
+        pytest.param(
+            "/submit-manifest",
+            b'{"files": [], "pytest_args": ["%b"]}' % (b"x" * 140_000),
+            "invalid_request",
+            id="arguments",
+        ),
         ("/submit-manifest", b'{"files": []}', "invalid_archive"),
         ("/submit-manifest", b"[]", "invalid_request"),
     ],
