@@ -21,9 +21,9 @@ from ci_common.errors import (
     StorageFull,
     TooManyRequests,
 )
-from ci_common.job_terms import Reason
+from ci_common.job_terms import JobStatus, Reason
 from ci_common.models import Agent, Attempt, LogSeal
-from ci_common.verdict import verdict
+from ci_common.verdict import ending, verdict
 from ci_server.agent_access import CallingAgent, HeldAttempt, Operator, Runner, require_held, stale_claim
 from ci_server.agent_requests import MOST_BYTES, place_of, said
 from ci_server.agent_schemas import (
@@ -169,10 +169,12 @@ async def complete(request: Request, held: HeldAttempt, caller: Runner, server: 
 )
 async def release(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
     asked = await said(request, server.bodies, caller.user.id, ReleaseRequest)
-    now = server.clock.now()
+    reason, now = _reason(asked.reason), server.clock.now()
+    if ending(reason).status is not JobStatus.DEAD_LETTERED:  # what the last attempt's end would be
+        raise InvalidRequest(f"{reason.value} is a verdict, for `complete`.")
     status = await server.repository.release_attempt(
         held.fence,
-        reason=_reason(asked.reason),
+        reason=reason,
         message=asked.message,
         max_attempts=server.settings.max_attempts,
         not_before=now + timedelta(seconds=asked.wait) if asked.wait else None,

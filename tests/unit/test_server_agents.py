@@ -217,6 +217,8 @@ async def test_an_attempt_is_given_back_and_a_stop_stands(site: Site, ada: Accou
     again = await rack.say("PATCH", job, "stop", json={"reason": "oom", "message": "no"})
     assert stop.json() == again.json()
     assert (stop.json()["reason"], stop.json()["message"]) == ("timeout", "late")
+    judged = await rack.say("PATCH", job, "release", json={"reason": "tests_failed", "message": ""})
+    assert (judged.status_code, judged.json()["code"]) == (422, "invalid_request")
     released = await rack.say(
         "PATCH", job, "release", json={"reason": "infra", "message": "The engine went."}
     )
