@@ -418,7 +418,10 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def deregister_agent(self, lease: AgentLease, now: datetime) -> bool:
-        """The agent is removed until it registers again; False: it was. Raises Conflict while it holds a job."""
+        """The agent is removed until it registers again; False: it was. Raises Conflict while it holds a job.
+
+        One that an operator drained stays drained: it is no way round that to leave and come back.
+        """
 
     @abstractmethod
     async def claim_for_agent(self, lease: AgentLease, limit: int, now: datetime) -> list[Attempt]:

@@ -104,7 +104,7 @@ def set_agent_state(db: Connection, agent_id: str, state: AgentState, now: datet
 
 
 def deregister_agent(db: Connection, lease: AgentLease, now: datetime) -> bool:
-    """The agent is removed by its own word; raises Conflict while it holds a job."""
+    """The agent is removed by its own word, a drained one stays that; raises Conflict while it holds a job."""
     row = _locked(db, lease)
     if row is None or row["state"] == AgentState.REMOVED:
         return False
@@ -113,8 +113,9 @@ def deregister_agent(db: Connection, lease: AgentLease, now: datetime) -> bool:
             f"The agent still holds {running} jobs: report their ends first, or let its lease pass."
         )
     db.execute(
-        "UPDATE agents SET state = ?, last_heartbeat = ? WHERE id = ?",
-        (AgentState.REMOVED, to_text(now), lease.agent_id),
+        "UPDATE agents SET state = CASE WHEN state = 'draining' THEN state ELSE 'removed' END, "
+        "last_heartbeat = ? WHERE id = ?",
+        (to_text(now), lease.agent_id),
     )
     return True
 

@@ -162,6 +162,10 @@ class AgentsContract:
         assert (await seen(story, agent)).state is AgentState.REMOVED
         back = await story.repository.register_agent(agent.id, PROFILE, at(10))
         assert back.state is AgentState.ACTIVE
+        await story.repository.set_agent_state(agent.id, AgentState.DRAINING, at(11))
+        assert await story.repository.deregister_agent(back.lease, at(12))
+        back = await story.repository.register_agent(agent.id, PROFILE, at(13))
+        assert back.state is AgentState.DRAINING
 
     async def test_a_heartbeat_is_counted_and_tells_of_the_agent(self, story: Story) -> None:
         agent = await story.agent(seconds=1)
