@@ -42,6 +42,7 @@ from ci_server.agent_schemas import (
 from ci_server.agents import attempt_document, reason_named, seal_of, stop_document
 from ci_server.api_description import BYTES_BODY, ZIP_ANSWER, example, json_request, problems
 from ci_server.archive_stream import sent_of
+from ci_server.auth import Caller
 from ci_server.dependencies import Server
 from ci_server.disk import require_room
 from ci_server.rendering import json_response
@@ -72,7 +73,7 @@ ContentRange = Annotated[
 )
 async def claim(request: Request, agent: CallingAgent, caller: Runner, server: Server) -> Response:
     asked = await said(request, server.bodies, caller.user.id, ClaimRequest)
-    claimed = await _claimed(agent, asked, server)
+    claimed = await _claimed(agent, caller, asked, server)
     if not claimed:
         return Response(status_code=204)
     expires_at = server.clock.now() + timedelta(seconds=server.settings.agent_lease)
@@ -80,17 +81,16 @@ async def claim(request: Request, agent: CallingAgent, caller: Runner, server: S
     return json_response({"job": documents[0], "jobs": documents})
 
 
-async def _claimed(agent: Agent, asked: ClaimRequest, server: Server) -> list[Attempt]:
+async def _claimed(agent: Agent, caller: Caller, asked: ClaimRequest, server: Server) -> list[Attempt]:
     deadline = time.monotonic() + asked.wait
     with server.hub.database() as changes:
-        while not (
-            claimed := await server.repository.claim_for_agent(agent.lease, asked.slots, server.clock.now())
-        ):
+        while True:
+            await server.authenticator.recheck(caller)  # the body and the wait may have taken long
+            claimed = await server.repository.claim_for_agent(agent.lease, asked.slots, server.clock.now())
             left = deadline - time.monotonic()
-            if left <= 0 or server.shutdown.has_begun:
-                break
+            if claimed or left <= 0 or server.shutdown.has_begun:
+                return claimed
             await changes.wait(min(left, _LOOK_AGAIN))
-    return claimed
 
 
 @router.patch(

@@ -1,5 +1,6 @@
 """Agents at a real server: what each may do with what it holds, and that nothing else is there for it."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -320,6 +321,16 @@ async def test_a_claim_waits_for_a_job_and_gives_up(site: Site, ada: Account, ra
     claimed = (await rack.claim(slots=9, wait=9)).json()
     assert claimed["job"] == claimed["jobs"][0]
     assert claimed["job"]["claimed_lease_expires_at"] > claimed["job"]["claimed_at"]
+
+
+async def test_a_claim_that_waits_ends_with_its_key(site: Site, ada: Account, rack: Agent) -> None:
+    async def revoked() -> None:
+        await site.repository.revoke_api_key(rack.id, utcnow())
+        await site.queue_job(ada, options=GPU)
+
+    answer, _ = await asyncio.gather(rack.claim(wait=9), revoked())
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    assert await site.repository.open_attempts(rack.id) == []
 
 
 async def test_news_come_when_there_is_something_to_do(site: Site, ada: Account, rack: Agent) -> None:
