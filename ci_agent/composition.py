@@ -16,7 +16,7 @@ from ci_agent.link import ServerLink
 from ci_agent.news import NewsHub
 from ci_agent.settings import AgentSettings
 from ci_common import __version__
-from ci_common.errors import CIError, Forbidden, InvalidRequest, Unauthorized
+from ci_common.errors import CIError, Conflict, Forbidden, InvalidRequest, Unauthorized
 from ci_common.stores import Archive
 from ci_controller.container_manager import ContainerManager
 from ci_controller.controller import Runner
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 _RETRY: Final = 1.0
 _OTHER_THREADS: Final = 8  # for what belongs to no slot: heartbeats, claims, listings
-_HOPELESS: Final = (Unauthorized, Forbidden, InvalidRequest)  # a person has to do something
+_HOPELESS: Final = (Unauthorized, Forbidden, InvalidRequest, Conflict)  # a person has to do something
 
 
 class _GivenUp(Exception):

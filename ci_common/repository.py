@@ -389,7 +389,7 @@ class JobRepository(ABC):
         """The key's agent is there as it describes itself, under a new epoch, and its open attempts have *new tokens*:
         whoever used the key before writes nothing any more. What an operator decided about it stays.
 
-        Raises NotFound for an unknown key.
+        Raises NotFound for an unknown key, Conflict for another pool than at first.
         """
 
     @abstractmethod

@@ -37,9 +37,17 @@ _DECISIONS = {
 
 
 def register_agent(db: Connection, key_id: str, profile: AgentProfile, now: datetime) -> Agent:
-    """The key's agent is there under a new epoch, and whoever used the key before writes nothing any more."""
+    """The key's agent is there under a new epoch, and whoever used the key before writes nothing any more.
+
+    Raises Conflict for one that says it is of another pool than at first.
+    """
     if db.execute("SELECT 1 FROM api_keys WHERE id = ?", (key_id,)).fetchone() is None:
         raise NotFound(f"There is no key {key_id}.")
+    earlier = db.execute(f"SELECT pool FROM agents WHERE id = ? {LOCKED}", (key_id,)).fetchone()  # noqa: S608
+    if earlier is not None and earlier["pool"] != profile.pool:  # else any agent could read any pool's trees
+        raise Conflict(
+            f"This key's agent is of pool {earlier['pool']}, and stays there; for pool {profile.pool} make another key."
+        )
     told = {
         "name": profile.name,
         "pool": profile.pool,
@@ -50,7 +58,7 @@ def register_agent(db: Connection, key_id: str, profile: AgentProfile, now: date
     db.execute(
         "INSERT INTO agents (id, name, pool, slots, labels, version, state, registered_at, last_heartbeat) "
         "VALUES (:id, :name, :pool, :slots, :labels, :version, 'active', :now, :now) "
-        "ON CONFLICT (id) DO UPDATE SET name = :name, pool = :pool, slots = :slots, labels = :labels, "
+        "ON CONFLICT (id) DO UPDATE SET name = :name, slots = :slots, labels = :labels, "
         "version = :version, epoch = agents.epoch + 1, beats = agents.beats + 1, registered_at = :now, "
         "last_heartbeat = :now, note = NULL, "
         "state = CASE WHEN agents.state = 'removed' THEN 'active' ELSE agents.state END",

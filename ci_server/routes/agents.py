@@ -55,10 +55,10 @@ BODY = (InvalidRequest, ArchiveTooLarge, TooManyRequests)
     "/register",
     summary="Register the agent of this key",
     description="A key has one agent. To register again is to take over from whoever used the key before: what it "
-    "holds stays with the agent, under new tokens.",
+    "holds stays with the agent, under new tokens. 409: it was of another pool before, and stays there.",
     response_model=RegisteredModel,
     response_description="The agent.",
-    responses={**example("registered"), **problems(*BODY)},
+    responses={**example("registered"), **problems(Conflict, *BODY)},
     openapi_extra=json_request(ProfileRequest),
 )
 async def register(request: Request, caller: Runner, server: Server) -> Response:

@@ -70,6 +70,13 @@ class AgentsContract:
         assert await story.repository.heartbeat_agent(first.lease, None, None, at(10)) is None
         assert await claimed_by(story, first) == []
 
+    async def test_an_agent_stays_in_the_pool_that_it_was_first_in(self, story: Story) -> None:
+        """Or whoever got hold of its key could ask for any pool's trees."""
+        first = await story.agent()
+        with pytest.raises(Conflict, match="make another key"):
+            await story.repository.register_agent(first.id, replace(PROFILE, pool="other"), at(9))
+        assert await story.repository.find_agent(first.id) == first
+
     async def test_its_successor_can_write_what_it_cannot_any_more(self, story: Story) -> None:
         await story.queue(options=GPU)
         agent = await story.agent()
