@@ -9,7 +9,7 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.installation import Daemon, Installation, make_project
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 POOL = {"CI_AGENT_POOL": "gpu", "CI_MAX_RUNNING_JOBS": "2"}
 CHATTY = """

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def is_for_agents(method: str, path: str) -> bool:
     return openapi()["paths"][path][method]["tags"] == ["agents"]
 
 
+@cache
 def openapi() -> dict[str, Any]:
     return create_app().openapi()
 
