@@ -98,6 +98,20 @@ def log_at_server(site: Site, fence: Fence) -> bytes:
     return site.stores.logs.read(fence.job_id, fence.attempt, 0, 10**7)
 
 
+def log_file(site: Site, fence: Fence) -> Path:
+    """Return where the server keeps it."""
+    return site.settings.data_path / "logs" / fence.job_id / f"{fence.attempt}.log"
+
+
+async def arrives(site: Site, fence: Fence, log: bytes) -> None:
+    """The server comes to have exactly that."""
+
+    async def arrived() -> bool:
+        return log_at_server(site, fence) == log
+
+    assert await eventually(arrived)
+
+
 async def test_a_heartbeat_on_a_dead_connection_does_not_outlast_the_lease(tmp_path: Path) -> None:
     """What is between the two may forget a connection and tell nobody."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -123,11 +137,7 @@ async def test_what_is_written_arrives_while_the_job_runs_and_whole_at_its_end(
     await site.queue_job(ada, options=GPU)
     attempt = await rack.running()
     rack.write(attempt, 0, b"hello ")
-
-    async def arrived() -> bool:
-        return log_at_server(site, attempt.fence) == b"hello "
-
-    assert await eventually(arrived)
+    await arrives(site, attempt.fence, b"hello ")
     rest = b"\xff\x00" * 700_000  # more than one piece
     rack.write(attempt, 6, rest)
     assert await rack.finish(attempt)
@@ -146,13 +156,8 @@ async def test_what_the_server_lost_of_a_log_is_sent_again(
     await site.queue_job(ada, options=GPU)
     attempt = await rack.running()
     rack.write(attempt, 0, b"hello world")
-
-    async def arrived() -> bool:
-        return log_at_server(site, attempt.fence) == b"hello world"
-
-    await eventually(arrived)
-    job_id, number = _names(attempt.fence)
-    (site.settings.data_path / "logs" / job_id / f"{number}.log").write_bytes(damage)
+    await arrives(site, attempt.fence, b"hello world")
+    log_file(site, attempt.fence).write_bytes(damage)
     assert await rack.finish(attempt)
     assert log_at_server(site, attempt.fence) == b"hello world"
 
@@ -163,13 +168,8 @@ async def test_a_log_of_which_the_server_lost_everything_is_sent_again_while_it_
     await site.queue_job(ada, options=GPU)
     attempt = await rack.running()
     rack.write(attempt, 0, b"hello ")
-
-    async def arrived() -> bool:
-        return log_at_server(site, attempt.fence) == b"hello "
-
-    assert await eventually(arrived)
-    job_id, number = _names(attempt.fence)
-    (site.settings.data_path / "logs" / job_id / f"{number}.log").write_bytes(b"")
+    await arrives(site, attempt.fence, b"hello ")
+    log_file(site, attempt.fence).write_bytes(b"")
     rack.write(attempt, 6, b"world")
     assert await rack.finish(attempt)
     assert log_at_server(site, attempt.fence) == b"hello world"
@@ -182,11 +182,7 @@ async def test_an_agent_that_lost_the_end_of_a_log_ends_its_job_and_the_server_k
     await site.queue_job(ada, options=GPU)
     attempt = await rack.running()
     rack.write(attempt, 0, b"hello world")
-
-    async def arrived() -> bool:
-        return log_at_server(site, attempt.fence) == b"hello world"
-
-    assert await eventually(arrived)
+    await arrives(site, attempt.fence, b"hello world")
     rack.source.close()  # it crashed with its host: what the disk had not got is gone
     rack.logs.delete(attempt.job.id)
     rack.write(attempt, 0, left)
