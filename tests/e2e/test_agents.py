@@ -68,10 +68,6 @@ def container_of(system: Installation, job_id: str) -> str:
     return eventually(found, seconds=60, what="a container in which the tests run")
 
 
-def let_end(system: Installation, container: str) -> None:
-    system.docker("exec", container, "touch", "/tmp/enough")
-
-
 def assert_whole(system: Installation, server: Daemon, job: dict[str, object]) -> bytes:
     """The log is what its seal says, byte for byte."""
     log = system.log(server, str(job["job_id"]))
@@ -102,7 +98,7 @@ def test_a_job_of_a_pool_runs_on_its_agent_and_nowhere_else(
     container = container_of(system, last)
     agent.process.send_signal(signal.SIGTERM)
     eventually(lambda: "draining" in agent.log.read_text(), what="the drain")
-    let_end(system, container)
+    system.tell(container)
     assert system.wait(server, last)["success"] is True
     assert agent.process.wait(timeout=30) == 0, agent.tail()
     assert system.query("SELECT state, jobs_completed FROM agents") == [("removed", 3)]
@@ -121,7 +117,7 @@ def test_a_job_goes_on_while_agent_and_server_are_killed_and_come_back(
     eventually(lambda: "adopt" in successor.log.read_text().lower(), what="the adoption", seconds=60)
     server.kill()
     server = system.restart_server(server)
-    let_end(system, container)
+    system.tell(container)
     job = system.wait(server, job_id)
     assert (job["success"], job["attempt"]) == (True, 1), successor.tail()
     assert b"still here 0" in assert_whole(system, server, job)
@@ -151,7 +147,7 @@ def test_what_a_lost_agent_held_runs_elsewhere_and_is_recorded_once(
     assert container != zombie
     stopped.process.send_signal(signal.SIGCONT)
     eventually(lambda: zombie not in system.containers(), what="the removal of the zombie", seconds=60)
-    let_end(system, container)
+    system.tell(container)
     job = system.wait(server, job_id)
     assert (job["success"], job["attempt"]) == (True, 2)
     assert_whole(system, server, job)

@@ -128,7 +128,7 @@ def test_kill_and_restart(served: Served, tmp_path: Path) -> None:
         crashing = system.start_controller(CI_CRASH_AT=point)
         if point == "during_pump:5":
             eventually(lambda daemon=crashing: "adopt" in daemon.tail(), what="the adoption")
-            system.docker("exec", container_of(system, job_id), "touch", "/tmp/told")
+            system.tell(container_of(system, job_id), "/tmp/told")
         dies(crashing)
     system.start_controller()
     job = system.wait(server, job_id)

@@ -53,7 +53,7 @@ def test_jobs_run_over_postgresql_and_through_a_restart_of_it(
     cluster().start()
     later = hand_in(installation, server, FIXTURES / "passing")
     [container] = [one for one in installation.containers() if _is_of(installation, one, running)]
-    installation.docker("exec", container, "touch", "/tmp/enough")
+    installation.tell(container)
     assert installation.wait(server, running)["success"] is True
     assert installation.wait(server, later)["success"] is True
     _is_told_of_nothing_secret(installation, server)

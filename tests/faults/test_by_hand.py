@@ -46,10 +46,6 @@ def container_of(system: Installation, job_id: str, attempt: int) -> str:
     return container
 
 
-def tell_enough(system: Installation, container: str) -> None:
-    system.docker("exec", container, "touch", "/tmp/enough")
-
-
 def test_fault_29_containers_are_removed_stopped_and_paused(
     installation: Installation, tmp_path: Path
 ) -> None:
@@ -67,11 +63,11 @@ def test_fault_29_containers_are_removed_stopped_and_paused(
     system.docker("rm", "-f", container_of(system, removed_again, 1))
     system.docker("stop", container_of(system, stopped, 1))
     system.docker("rm", "-f", container_of(system, removed_again, 2))
-    tell_enough(system, container_of(system, stopped, 2))
+    system.tell(container_of(system, stopped, 2))
     until_ended(system, unwanted)
     assert system.job(server, unwanted)["status"] == "cancelled"
     system.docker("unpause", frozen)
-    tell_enough(system, frozen)
+    system.tell(frozen)
     until_ended(system, removed_again, stopped, paused)
     assert begun(system, stopped) == ["infra", None]
     assert begun(system, paused) == [None]
@@ -100,7 +96,7 @@ def test_fault_28_the_image_is_gone_while_jobs_are_queued(installation: Installa
         container = container_of(system, first, 1)
         queued = system.submit(server, make_project(tmp_path / "short", {"test_it.py": SHORT}))
         docker("rmi", image)
-        tell_enough(system, container)
+        system.tell(container)
         until_ended(system, first)
         eventually(lambda: f"{image} is missing" in reasons(server), what="/ready naming the image")
         assert f"{image} is missing" in what_is_said(system, server, queued)
@@ -177,8 +173,8 @@ def test_the_jobs_network_is_removed_and_taken_from_a_running_job(
     assert bridge != "ci-jobs"
     try:
         system.docker("network", "disconnect", bridge, container)
-        tell_enough(system, container)
-        tell_enough(system, container_of(system, first, 2))
+        system.tell(container)
+        system.tell(container_of(system, first, 2))
         until_ended(system, first)
         assert begun(system, first) == ["infra", None]
         assert system.job(server, first)["success"] is True

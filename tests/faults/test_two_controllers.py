@@ -47,10 +47,6 @@ def under_way(system: Installation, job_id: str) -> str:
     return container
 
 
-def tell_enough(system: Installation, container: str) -> None:
-    system.docker("exec", container, "touch", "/tmp/enough")
-
-
 def check_ran_once(system: Installation, server: Daemon, job_id: str) -> None:
     until_ended(system, job_id)
     job = system.job(server, job_id)
@@ -108,7 +104,7 @@ def test_faults_10_and_11_a_stopped_controller_wakes_and_a_lock_file_is_deleted(
         assert second.process.wait(timeout=30) == 75, second.tail()
         assert system.containers() == [container]
 
-        tell_enough(system, container)
+        system.tell(container)
         check_counted(system, server, job_id)
         check_all_removed(system)
     check_no_container_restarted(starts)

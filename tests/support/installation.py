@@ -361,9 +361,21 @@ class Installation:
             return "No such container" in str(error)
         return True
 
-    def docker(self, *args: str) -> str:
+    def docker(self, *args: str, check: bool = True) -> str:
         """Return what `docker ARGS` prints, asked of this installation's engine."""
-        return self.engine.docker(*args) if self.engine else docker(*args)
+        ask = self.engine.docker if self.engine else docker
+        return ask(*args, check=check)
+
+    def tell(self, container: str, path: str = "/tmp/enough") -> None:
+        """The file is in the container: what its tests wait for.
+
+        Asked again, because between installing and testing the harness kills everything else in its container,
+        a `docker exec` of ours with it (exit code 137, no message).
+        """
+        told = ("exec", container, "sh", "-c", f"touch {path} && echo told")
+        eventually(
+            lambda: self.docker(*told, check=False) == "told", seconds=60, what=f"{path} in {container}"
+        )
 
 
 def find_key(issued: dict[str, Any]) -> str:

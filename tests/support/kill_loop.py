@@ -171,7 +171,7 @@ class Loop:
             if self.acknowledged.kinds[job_id] == "is cancelled":
                 until_answered(self.system, self.server, "DELETE", f"/jobs/{job_id}").raise_for_status()
             else:
-                self.system.docker("exec", container_of(self.system, job_id), "touch", "/tmp/enough")
+                self.system.tell(container_of(self.system, job_id))
 
     def finish(self) -> None:
         """Every job was released once it ran, and has ended."""
