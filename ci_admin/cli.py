@@ -12,6 +12,7 @@ from ci_admin.backup_commands import backup, restore
 from ci_admin.key_commands import key
 from ci_admin.move_command import migrate
 from ci_admin.network_commands import network
+from ci_admin.pool_commands import pool
 from ci_admin.prune_command import prune, stats
 from ci_admin.queue_commands import queue
 from ci_admin.session import database_option, with_database
@@ -45,6 +46,7 @@ cli.add_command(user)
 cli.add_command(key)
 cli.add_command(queue)
 cli.add_command(agent)
+cli.add_command(pool)
 cli.add_command(network)
 cli.add_command(audit)
 cli.add_command(prune)

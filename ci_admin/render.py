@@ -10,7 +10,17 @@ from typing import Any
 
 from ci_admin.accounts import Deactivated, IssuedKey, Rotated
 from ci_common.job_terms import Reason
-from ci_common.models import Agent, APIKey, AuditEvent, DailyTotal, QueuePause, Role, User
+from ci_common.models import (
+    Agent,
+    AgentState,
+    APIKey,
+    AuditEvent,
+    DailyTotal,
+    PoolLimit,
+    QueuePause,
+    Role,
+    User,
+)
 from ci_common.terminal import one_line
 from ci_controller.retention import Prunable
 
@@ -310,6 +320,38 @@ def agent_table(agents: Sequence[Agent], now: datetime, lease: timedelta) -> str
     ]
     header = ("NAME", "POOL", "STATE", "HEALTH", "RUNNING", "COMPLETED", "LAST HEARTBEAT", "NOTE")
     return table(header, rows)
+
+
+def pool_fields(agents: Sequence[Agent], limits: Sequence[PoolLimit]) -> list[dict[str, Any]]:
+    """Return the JSON of the pools that these agents make up, and of those that have a limit."""
+    present = [one for one in agents if one.state is not AgentState.REMOVED]
+    most = {limit.pool: limit.max_running for limit in limits}
+    return [
+        {
+            "pool": pool,
+            "agents": sum(one.profile.pool == pool for one in present),
+            "slots": sum(one.profile.slots for one in present if one.profile.pool == pool),
+            "jobs_running": sum(one.jobs_running for one in present if one.profile.pool == pool),
+            "max_running": most.get(pool),
+        }
+        for pool in sorted({one.profile.pool for one in present} | set(most))
+    ]
+
+
+def pool_table(pools: Sequence[dict[str, Any]]) -> str:
+    """Return pools, one per line."""
+    if not pools:
+        return "No agent has registered, and no pool has a limit."
+    rows = [
+        (
+            one["pool"],
+            str(one["agents"]),
+            f"{one['jobs_running']}/{one['slots']}",
+            str(one["max_running"] or "any number"),
+        )
+        for one in pools
+    ]
+    return table(("POOL", "AGENTS", "RUNNING", "AT MOST"), rows)
 
 
 def table(header: Sequence[str], raw_rows: Sequence[Sequence[str]]) -> str:

@@ -47,6 +47,7 @@ class AuditAction(StrEnum):
     AGENT_DRAIN = "agent.drain"
     AGENT_RESUME = "agent.resume"
     AGENT_REMOVE = "agent.remove"
+    POOL_LIMIT = "pool.limit"
     QUEUE_PAUSE = "queue.pause"
     QUEUE_RESUME = "queue.resume"
     BACKUP = "database.backup"
@@ -384,6 +385,18 @@ class QueuePlace:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolLimit:
+    """How many jobs of a pool may be claimed or running at the same time, and how many are."""
+
+    pool: str
+    max_running: int
+    running: int
+
+    def __str__(self) -> str:
+        return f"{self.running} of the {self.max_running} jobs are running that pool {self.pool} may run"
+
+
+@dataclass(frozen=True, slots=True)
 class QueueView:
     """What a user can be told of the queue, in one consistent look."""
 
@@ -396,6 +409,7 @@ class QueueView:
     pools: Mapping[str, datetime] = field(
         default_factory=lambda: MappingProxyType({})
     )  # as `pool_heartbeats`
+    full_pools: tuple["PoolLimit", ...] = ()  # as `full_pools`
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from ci_common.models import (
     JobPage,
     LimitChange,
     LogSeal,
+    PoolLimit,
     QueueLimits,
     QueuePause,
     QueueView,
@@ -344,15 +345,15 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def count_queued(self, now: datetime, pool: str = DEFAULT_POOL) -> int:
-        """Return how many jobs of the pool could be claimed now (queued, their back-off over, within the users'
-        `max_running`): none while the queue is paused."""
+        """Return how many jobs of the pool could be claimed now (queued, their back-off over, within the
+        `max_running` of users and pool): none while the queue is paused."""
 
     @abstractmethod
     async def claim_jobs(self, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
         """Up to `limit` queued jobs of the default pool are claimed: attempt + 1, a fresh random token. The most urgent
         class comes first.
         Within it users take turns: first those with the fewest open attempts, then who was claimed from longest ago;
-        of each the oldest job. Nobody gets more than `max_running` open attempts.
+        of each the oldest job. No user and no pool gets more than `max_running` open attempts.
 
         Jobs with a cancel request are never claimed. Empty when the lease is stale, and while the queue is paused.
         """
@@ -403,6 +404,21 @@ class JobRepository(ABC):
     @abstractmethod
     async def pool_heartbeats(self) -> Mapping[str, datetime]:
         """Return when an agent that claims was last heard of, by pool; a pool without one is not in it."""
+
+    @abstractmethod
+    async def limit_pool(
+        self, pool: str, max_running: int | None, now: datetime, by: str = OPERATOR
+    ) -> PoolLimit | None:
+        """No more than so many jobs of the pool are claimed or running from now on, and that limit is returned; None:
+        any number. What runs goes on."""
+
+    @abstractmethod
+    async def pool_limits(self) -> list[PoolLimit]:
+        """Return the limits in force, by pool."""
+
+    @abstractmethod
+    async def full_pools(self) -> tuple[PoolLimit, ...]:
+        """Return those of them that keep jobs from being claimed."""
 
     @abstractmethod
     async def heartbeat_agent(

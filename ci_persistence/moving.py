@@ -35,6 +35,7 @@ TABLES: Final = (
         "users",
         "api_keys",
         "agents",
+        "pools",
         "jobs",
         "attempts",
         "job_events",

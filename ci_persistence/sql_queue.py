@@ -33,15 +33,25 @@ _WAITING = """
 _HELD = f"(SELECT count(*) FROM jobs AS held WHERE held.user_id = users.id AND held.status IN {OPEN})"  # noqa: S608
 
 _NO_PAUSE = "NOT EXISTS (SELECT 1 FROM queue_pause WHERE id = 1)"
+_POOL_ROOM = f"""
+    (SELECT max_running - (SELECT count(*) FROM jobs AS held WHERE held.pool = pools.name AND held.status IN {OPEN})
+    FROM pools WHERE name = :pool)
+"""  # noqa: S608  (null: any number)
+_POOL_HAS_ROOM = f"coalesce({_POOL_ROOM}, 1) > 0"
 _HAS_ROOM = f"(users.max_running IS NULL OR {_HELD} < users.max_running)"
 
 COUNT_QUEUED = f"""
-    SELECT coalesce(sum(CASE WHEN room IS NULL OR room > queued THEN queued WHEN room > 0 THEN room ELSE 0 END), 0)
+    SELECT CASE WHEN pool_room IS NULL OR pool_room > queued THEN queued WHEN pool_room > 0 THEN pool_room ELSE 0 END
     FROM (
-        SELECT found.queued, users.max_running - {_HELD} AS room
-        FROM (SELECT user_id, count(*) AS queued FROM jobs WHERE {CLAIMABLE} GROUP BY user_id) AS found
-        JOIN users ON users.id = found.user_id
-    ) AS by_user WHERE {_NO_PAUSE}
+        SELECT {_POOL_ROOM} AS pool_room, coalesce(
+            sum(CASE WHEN room IS NULL OR room > queued THEN queued WHEN room > 0 THEN room ELSE 0 END), 0
+        ) AS queued
+        FROM (
+            SELECT found.queued, users.max_running - {_HELD} AS room
+            FROM (SELECT user_id, count(*) AS queued FROM jobs WHERE {CLAIMABLE} GROUP BY user_id) AS found
+            JOIN users ON users.id = found.user_id
+        ) AS by_user WHERE {_NO_PAUSE}
+    ) AS in_pool
 """  # noqa: S608  (constants of this package)
 
 # One statement chooses and takes, so no two claims can take the same job. Of each user it looks at one job, the best
@@ -57,7 +67,7 @@ CLAIM = f"""
             ORDER BY priority, created_at, id LIMIT 1
         ) AND head.status = 'queued'
         ORDER BY head.priority, {_HELD}, users.last_claim, head.created_at, head.id LIMIT 1 {UNLOCKED_HEAD}
-    ) AND {_NO_PAUSE} AND status IN {status_list(predecessors(JobStatus.CLAIMED))}
+    ) AND {_NO_PAUSE} AND {_POOL_HAS_ROOM} AND status IN {status_list(predecessors(JobStatus.CLAIMED))}
     RETURNING *
 """  # noqa: S608  (constants of this package)
 TAKE_TURN = "UPDATE users SET last_claim = (SELECT max(last_claim) FROM users) + 1 WHERE id = ?"

@@ -11,6 +11,7 @@ from ci_persistence.sql_agents import pool_heartbeats
 from ci_persistence.sql_connection import Connection
 from ci_persistence.sql_control import controller_state
 from ci_persistence.sql_pause import queue_pause
+from ci_persistence.sql_pools import full_pools
 from ci_persistence.sql_queue import user_queues
 from ci_persistence.sql_timeline import OPEN
 from ci_persistence.turns import Foresight
@@ -43,6 +44,7 @@ def queue_view(db: Connection, user_id: str, limit: int) -> QueueView:
         pause=queue_pause(db),
         controller=controller_state(db),
         pools=pool_heartbeats(db),
+        full_pools=full_pools(db),
     )
 
 

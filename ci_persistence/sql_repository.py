@@ -33,6 +33,7 @@ from ci_common.models import (
     JobPage,
     LimitChange,
     LogSeal,
+    PoolLimit,
     QueueLimits,
     QueuePause,
     QueueView,
@@ -50,6 +51,7 @@ from ci_persistence import (
     sql_control,
     sql_jobs,
     sql_pause,
+    sql_pools,
     sql_queue,
     sql_repeats,
     sql_retention,
@@ -320,6 +322,17 @@ class SQLJobRepository(JobRepository):
 
     async def pool_heartbeats(self) -> Mapping[str, datetime]:
         return await self._db.read(sql_agents.pool_heartbeats)
+
+    async def limit_pool(
+        self, pool: str, max_running: int | None, now: datetime, by: str = OPERATOR
+    ) -> PoolLimit | None:
+        return await self._db.write(lambda db: sql_pools.limit_pool(db, pool, max_running, now, by))
+
+    async def pool_limits(self) -> list[PoolLimit]:
+        return await self._db.read(sql_pools.pool_limits)
+
+    async def full_pools(self) -> tuple[PoolLimit, ...]:
+        return await self._db.read(sql_pools.full_pools)
 
     async def heartbeat_agent(
         self, lease: AgentLease, note: str | None, disk_free: int | None, now: datetime

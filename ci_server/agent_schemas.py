@@ -44,6 +44,12 @@ class StatusRequest(_Request):
     status: Literal["active", "draining", "removed"]
 
 
+class ScaleRequest(_Request):
+    """How many jobs of a pool may be claimed or running at the same time; null: any number."""
+
+    max_running: Annotated[int, Field(ge=1, le=1_000_000)] | None
+
+
 class ContainersRequest(_Request):
     """Containers whose attempts may have ended."""
 
@@ -146,6 +152,9 @@ class PoolModel(BaseModel):
     slots: int = Field(description="Of those that are healthy.")
     jobs_running: int
     labels: list[str]
+    max_running: int | None = Field(
+        description="How many of its jobs may be claimed or running at the same time; null: any number."
+    )
 
 
 class StopModel(BaseModel):

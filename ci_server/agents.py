@@ -2,13 +2,21 @@
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from ci_common.job_terms import Reason
-from ci_common.models import Agent, AgentHealth, AgentProfile, AgentState, Attempt, LogSeal, StopIntent
+from ci_common.models import (
+    Agent,
+    AgentHealth,
+    AgentProfile,
+    AgentState,
+    Attempt,
+    LogSeal,
+    PoolLimit,
+    StopIntent,
+)
 from ci_server.agent_schemas import ProfileRequest, SealRequest
 from ci_server.rendering import timestamp
 
@@ -63,23 +71,28 @@ def is_healthy(agent: Agent, now: datetime, lease: timedelta) -> bool:
     return agent.state is AgentState.ACTIVE and agent.health(now, lease) is AgentHealth.HEALTHY
 
 
-def pool_documents(agents: Iterable[Agent], now: datetime, lease: timedelta) -> list[dict[str, Any]]:
-    """Return the pools that these agents make up."""
-    pools = defaultdict[str, list[Agent]](list)
-    for agent in agents:
-        pools[agent.profile.pool].append(agent)
-    return [_pool(name, members, now, lease) for name, members in sorted(pools.items())]
+def pool_documents(
+    agents: Sequence[Agent], limits: Sequence[PoolLimit], now: datetime, lease: timedelta
+) -> list[dict[str, Any]]:
+    """Return the pools that these agents make up, and those that have a limit."""
+    names = {agent.profile.pool for agent in agents} | {limit.pool for limit in limits}
+    return [pool_document(name, agents, limits, now, lease) for name in sorted(names)]
 
 
-def _pool(name: str, members: list[Agent], now: datetime, lease: timedelta) -> dict[str, Any]:
+def pool_document(
+    pool: str, agents: Iterable[Agent], limits: Iterable[PoolLimit], now: datetime, lease: timedelta
+) -> dict[str, Any]:
+    """Return a pool as operators see it; one that nobody spoke of is empty and without a limit."""
+    members = [agent for agent in agents if agent.profile.pool == pool]
     healthy = [agent for agent in members if is_healthy(agent, now, lease)]
     return {
-        "pool": name,
+        "pool": pool,
         "agents": len(members),
         "healthy": len(healthy),
         "slots": sum(agent.profile.slots for agent in healthy),
         "jobs_running": sum(agent.jobs_running for agent in members),
         "labels": sorted({label for agent in members for label in agent.profile.labels}),
+        "max_running": next((limit.max_running for limit in limits if limit.pool == pool), None),
     }
 
 

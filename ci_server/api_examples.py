@@ -233,6 +233,7 @@ POOL: Document = {
     "slots": 4,
     "jobs_running": 1,
     "labels": ["cuda"],
+    "max_running": 3,
 }
 STOP: Document = {"reason": "timeout", "at": "2025-10-13T11:00:00Z", "message": "It ran for 30 minutes."}
 ATTEMPT: Document = {

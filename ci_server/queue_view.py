@@ -5,7 +5,7 @@ from datetime import datetime
 
 from ci_common.models import QueuePlace, QueueView, UserLimits
 from ci_server.rendering import timestamp
-from ci_server.waiting import controller_trouble, limit_reached, pool_trouble
+from ci_server.waiting import controller_trouble, limit_reached, pool_limit_reached, pool_trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ def _obstacle(pool: str, view: QueueView, now: datetime) -> str | None:
 
 def _turn(place: QueuePlace, view: QueueView, limits: UserLimits) -> str:
     if said := limit_reached(view.running, limits):
+        return said
+    if said := pool_limit_reached(place.job.options.pool, view.full_pools):
         return said
     if place.before == 0:
         return "next in the queue, waiting for a free slot"

@@ -1,10 +1,10 @@
 """What a job that produces nothing waits for, in words; also how /ready judges the controller."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from ci_common.job_terms import DEFAULT_POOL, JobStatus
-from ci_common.models import AGENT_LEASE, ControllerState, Job, UserLimits
+from ci_common.models import AGENT_LEASE, ControllerState, Job, PoolLimit, UserLimits
 from ci_common.repository import JobRepository
 from ci_server.rendering import timestamp
 
@@ -27,6 +27,11 @@ def pool_trouble(pool: str, heartbeats: Mapping[str, datetime], now: datetime) -
     if pool == DEFAULT_POOL or (pool in heartbeats and now - heartbeats[pool] <= AGENT_LEASE):
         return None
     return f"no healthy agent in pool {pool}"
+
+
+def pool_limit_reached(pool: str, full: Iterable[PoolLimit]) -> str | None:
+    """Return one sentence for a pool that has as many jobs under way as it may; None for every other."""
+    return next((str(limit) for limit in full if limit.pool == pool), None)
 
 
 async def waiting_for(repository: JobRepository, job: Job, now: datetime) -> str | None:
@@ -57,6 +62,8 @@ async def _place_in_queue(repository: JobRepository, job: Job, now: datetime) ->
     if before is None:
         return None  # claimed a moment ago: the next look at the job tells
     if said := await _own_limit(repository, job.user_id):
+        return said
+    if said := pool_limit_reached(job.options.pool, await repository.full_pools()):
         return said
     if before == 0:
         return "next in the queue, waiting for a free slot"

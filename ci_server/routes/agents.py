@@ -8,7 +8,8 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from ci_common.errors import ArchiveTooLarge, Conflict, InvalidRequest, NotFound, StaleClaim, TooManyRequests
-from ci_common.models import Agent, AgentState
+from ci_common.job_terms import POOL_NAME
+from ci_common.models import Agent, AgentState, PoolLimit
 from ci_server.agent_access import AgentId, NamedAgent, Operator, Runner, unknown_agent
 from ci_server.agent_requests import said
 from ci_server.agent_schemas import (
@@ -23,6 +24,7 @@ from ci_server.agent_schemas import (
     PoolModel,
     ProfileRequest,
     RegisteredModel,
+    ScaleRequest,
     StatusRequest,
 )
 from ci_server.agents import (
@@ -31,6 +33,7 @@ from ci_server.agents import (
     instructions,
     is_healthy,
     news_of,
+    pool_document,
     pool_documents,
     profile_of,
 )
@@ -48,6 +51,7 @@ Wait = Annotated[
     float, Query(ge=0, le=_LONGEST_WAIT, description="Seconds to wait for another answer than that.")
 ]
 PoolName = Annotated[str, Path(max_length=50, description="A pool's name.")]
+NewPoolName = Annotated[str, Path(pattern=f"^{POOL_NAME}$", description="A pool's name.")]
 BODY = (InvalidRequest, ArchiveTooLarge, TooManyRequests)
 
 
@@ -97,13 +101,14 @@ async def healthy(_: Operator, server: Server) -> Response:
 @router.get(
     "/pools",
     summary="List pools",
-    description="A pool is there as long as an agent is in it.",
+    description="A pool is there as long as an agent is in it, or a limit stands for it.",
     response_model=list[PoolModel],
     response_description="The pools.",
     responses={**example("pools"), **problems()},
 )
 async def pools(_: Operator, server: Server) -> Response:
-    return json_response(pool_documents(await _present(server), server.clock.now(), _lease(server)))
+    agents, limits = await _pools(server)
+    return json_response(pool_documents(agents, limits, server.clock.now(), _lease(server)))
 
 
 @router.get(
@@ -115,10 +120,26 @@ async def pools(_: Operator, server: Server) -> Response:
     responses={**example("pool"), **problems(NotFound, InvalidRequest)},
 )
 async def read_pool(_: Operator, server: Server, pool: PoolName) -> Response:
-    for document in pool_documents(await _present(server), server.clock.now(), _lease(server)):
-        if document["pool"] == pool:
-            return json_response(document)
-    raise NotFound(f"No agent is in a pool {pool}.")
+    document = await _pool_named(pool, server)
+    if not document["agents"] and document["max_running"] is None:
+        raise NotFound(f"No agent is in a pool {pool}, and no limit stands for it.")
+    return json_response(document)
+
+
+@router.post(
+    "/pools/{pool}/scale",
+    summary="Limit how many jobs of a pool run at the same time",
+    description="Beside the slots of its agents. What runs goes on; a pool may be limited before it has an agent.",
+    response_model=PoolModel,
+    response_description="The pool.",
+    responses={**example("pool"), **problems(*BODY)},
+    openapi_extra=json_request(ScaleRequest),
+)
+async def scale(request: Request, caller: Operator, server: Server, pool: NewPoolName) -> Response:
+    asked = await said(request, server.bodies, caller.user.id, ScaleRequest)
+    await server.authenticator.recheck(caller)  # the body may have taken long
+    await server.repository.limit_pool(pool, asked.max_running, server.clock.now(), caller.user.email)
+    return json_response(await _pool_named(pool, server))
 
 
 @router.get(
@@ -270,6 +291,14 @@ def _document(agent: Agent, server: Server) -> dict[str, Any]:
 async def _present(server: Server) -> list[Agent]:
     agents = await server.repository.list_agents()
     return [agent for agent in agents if agent.state is not AgentState.REMOVED]
+
+
+async def _pools(server: Server) -> tuple[list[Agent], list[PoolLimit]]:
+    return await _present(server), await server.repository.pool_limits()
+
+
+async def _pool_named(pool: str, server: Server) -> dict[str, Any]:
+    return pool_document(pool, *await _pools(server), server.clock.now(), _lease(server))
 
 
 async def _claimable(agent: Agent, server: Server) -> int:

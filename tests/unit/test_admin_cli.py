@@ -36,6 +36,11 @@ def test_an_agent_is_listed_drained_and_removed(admin: Admin, ada: dict[str, Any
         )
     db.close()
     [listed] = admin("agent", "list", "--json").json
+    assert admin("pool", "limit", "gpu", "3").out == "✓ Pool gpu runs at most 3 jobs at the same time\n"
+    [pool] = admin("pool", "list", "--json").json
+    assert pool == {"pool": "gpu", "agents": 1, "slots": 4, "jobs_running": 0, "max_running": 3}
+    assert "any number" in admin("pool", "limit", "gpu", "none").out
+    assert [admin("pool", "limit", *wrong).code for wrong in (("gpu", "0"), ("GPU", "1"))] == [64, 64]
     assert (listed["agent_id"], listed["pool"], listed["health"]) == (key_id, "gpu", "lost")
     assert admin("agent", "drain", "rack-1") == Said(0, "✓ rack-1 claims no more\n", "")
     assert admin("agent", "resume", key_id, "--json").json["state"] == "active"

@@ -144,6 +144,7 @@ WRITES: dict[str, Write] = {
     "requeue_dead": lambda cast: cast.repository.requeue_dead({cast.running.job.id: "new"}, at(50)),
     "pause_queue": lambda cast: cast.repository.pause_queue("why", at(50)),
     "resume_queue": lambda cast: cast.repository.resume_queue(at(50)),
+    "limit_pool": lambda cast: cast.repository.limit_pool("gpu", 3, at(50)),
     "take_over": lambda cast: cast.repository.take_over("successor", at(50)),
     "heartbeat": lambda cast: cast.repository.heartbeat(cast.story.lease, at(50), "note"),
     "claim_jobs": lambda cast: cast.repository.claim_jobs(cast.story.lease, 2, at(50)),

@@ -144,6 +144,7 @@ def test_the_routes_are_those_of_the_documents() -> None:
         "GET /api/agents/healthy",
         "GET /api/agents/pools",
         "GET /api/agents/pools/{pool}",
+        "POST /api/agents/pools/{pool}/scale",
         "GET /api/agents/{agent_id}",
         "PATCH /api/agents/{agent_id}/status",
         "POST /api/agents/{agent_id}/heartbeat",
@@ -321,7 +322,7 @@ def test_every_code_that_streams_send_belongs_to_an_error_class() -> None:
 
 def test_openapi_names_no_operation_twice() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
-    assert len(names) == len(set(names)) == 48
+    assert len(names) == len(set(names)) == 49
 
 
 # -- what nobody has a word for ------------------------------------------------------------------------

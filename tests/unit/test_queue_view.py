@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ci_common.job_terms import JobOptions
-from ci_common.models import ControllerState, QueuePause, QueuePlace, QueueView, UserLimits
+from ci_common.models import ControllerState, PoolLimit, QueuePause, QueuePlace, QueueView, UserLimits
 from ci_server.queue_view import waiting
 from tests.support.repository_contract.story import at, make_job, make_user
 
@@ -62,6 +62,14 @@ NOTE = ControllerState(1, "controller", NOW, "docker engine does not answer")
         (QueuePlace(GPU, 0), view(pools={"cpu": NOW}), TWO, "no healthy agent in pool gpu", None),
         (QueuePlace(GPU, 0), view(pools={"gpu": at(60)}), TWO, "no healthy agent in pool gpu", None),
         (QueuePlace(GPU, 1), view(pools={"gpu": at(80)}), TWO, "1 job is before it", 30.0),
+        (
+            QueuePlace(GPU, 1),
+            view(pools={"gpu": at(80)}, full_pools=(PoolLimit("gpu", 2, 2),)),
+            TWO,
+            "2 of the 2 jobs are running that pool gpu may run",
+            30.0,
+        ),
+        (QueuePlace(JOB, 1), view(full_pools=(PoolLimit("gpu", 2, 2),)), TWO, "1 job is before it", 30.0),
         (QueuePlace(JOB, 3), view(controller=NOTE), TWO, "docker engine does not answer", None),
     ],
 )

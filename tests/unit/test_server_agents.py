@@ -16,6 +16,7 @@ from ci_common.job_terms import JobOptions, JobStatus, Reason
 from ci_common.models import Job, Scope
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
+from ci_server.waiting import waiting_for
 from tests.support.server import PROJECT, Account, Site, client, serving, upload
 
 GPU = JobOptions(pool="gpu")
@@ -96,6 +97,13 @@ async def rack(site: Site, url: str) -> AsyncGenerator[Agent, None]:
 @pytest.fixture
 async def operator(site: Site, url: str) -> AsyncGenerator[httpx.AsyncClient, None]:
     async with client(url, await site.account("root", frozenset({Scope.ADMIN}))) as http:
+        yield http
+
+
+@pytest.fixture
+async def adas(url: str, ada: Account) -> AsyncGenerator[httpx.AsyncClient, None]:
+    """Her client."""
+    async with client(url, ada) as http:
         yield http
 
 
@@ -385,11 +393,43 @@ async def test_operators_see_agents_and_pools(
         "slots": 2,
         "jobs_running": 0,
         "labels": ["cuda"],
+        "max_running": None,
     }
     assert (await operator.get("/api/agents/pools/gpu")).json() == pool
     assert (await operator.get("/api/agents/pools/none")).json()["code"] == "not_found"
     assert (await rack.ask("POST", "deregister")).status_code == 204
     assert (await operator.get("/api/agents")).json() == []
+
+
+async def test_a_pool_runs_no_more_jobs_than_its_limit(
+    site: Site, ada: Account, adas: httpx.AsyncClient, rack: Agent, operator: httpx.AsyncClient
+) -> None:
+    async def scale(limit: int | None, pool: str = "gpu") -> httpx.Response:
+        return await operator.post(f"/api/agents/pools/{pool}/scale", json={"max_running": limit})
+
+    assert (await scale(1)).json() == (await operator.get("/api/agents/pools/gpu")).json()
+    jobs = [await site.queue_job(ada, options=GPU) for _ in range(2)]
+    [claimed] = (await rack.claim(slots=2)).json()["jobs"]
+    assert (await rack.claim(slots=2)).status_code == 204
+    said = "1 of the 1 jobs are running that pool gpu may run"
+    [waiting] = (await adas.get("/api/queue/jobs")).json()
+    assert (waiting["job_id"], waiting["waiting_for"]) == (jobs[1].id, said)
+    assert said in str(await waiting_for(site.repository, jobs[1], utcnow()))
+    answer, _ = await asyncio.gather(rack.claim(wait=9), scale(None))
+    assert (claimed["id"], answer.json()["job"]["id"]) == (jobs[0].id, jobs[1].id)
+
+
+async def test_a_pool_may_be_limited_before_it_has_an_agent(
+    operator: httpx.AsyncClient, adas: httpx.AsyncClient
+) -> None:
+    path = "/api/agents/pools/arm"
+    assert (await operator.post(f"{path}/scale", json={"max_running": 2})).json()["agents"] == 0
+    assert [pool["pool"] for pool in (await operator.get("/api/agents/pools")).json()] == ["arm"]
+    assert (await operator.post(f"{path}/scale", json={"max_running": None})).json()["max_running"] is None
+    assert (await operator.get(path)).json()["code"] == "not_found"
+    for wrong in ({}, {"max_running": 0}, {"max_running": "2"}):
+        assert (await operator.post(f"{path}/scale", json=wrong)).json()["code"] == "invalid_request"
+    assert (await adas.post(f"{path}/scale", json={"max_running": 2})).status_code == 403
 
 
 async def test_an_operator_requeues_what_a_lost_agent_holds(

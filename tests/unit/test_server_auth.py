@@ -192,6 +192,7 @@ NEEDS: dict[tuple[str, str], Scope | str] = {
     ("GET", "/api/agents/healthy"): Scope.ADMIN,
     ("GET", "/api/agents/pools"): Scope.ADMIN,
     ("GET", "/api/agents/pools/{pool}"): Scope.ADMIN,
+    ("POST", "/api/agents/pools/{pool}/scale"): Scope.ADMIN,
     ("GET", "/api/agents/{agent_id}"): Scope.ADMIN,
     ("PATCH", "/api/agents/{agent_id}/status"): Scope.ADMIN,
     ("POST", "/api/agents/{agent_id}/heartbeat"): Scope.AGENT,

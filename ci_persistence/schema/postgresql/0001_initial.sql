@@ -75,6 +75,12 @@ CREATE TABLE agents (
     jobs_completed bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50); -- written every few seconds, as the controller's row
 
+-- What operators decided about pools of agents; a pool without a row has no limit.
+CREATE TABLE pools (
+    name text COLLATE "C" PRIMARY KEY,
+    max_running integer NOT NULL CHECK (max_running > 0) -- jobs that are claimed or running at the same time
+);
+
 CREATE TABLE jobs (
     id text COLLATE "C" PRIMARY KEY,
     user_id text COLLATE "C" NOT NULL REFERENCES users (id) ON DELETE CASCADE,
@@ -122,6 +128,7 @@ CREATE INDEX jobs_queue_deadline ON jobs (queue_deadline) WHERE status = 'queued
 CREATE INDEX jobs_by_repeated ON jobs (repeat_of) WHERE repeat_of IS NOT NULL;
 CREATE INDEX jobs_dead ON jobs (end_time, id) WHERE status = 'dead_lettered';
 CREATE INDEX jobs_open_by_user ON jobs (user_id) WHERE status IN ('claimed', 'running');
+CREATE INDEX jobs_open_by_pool ON jobs (pool) WHERE status IN ('claimed', 'running');
 
 CREATE TABLE attempts (
     job_id text COLLATE "C" NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,

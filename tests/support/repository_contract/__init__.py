@@ -19,6 +19,7 @@ from tests.support.repository_contract.control import ControlContract
 from tests.support.repository_contract.dead_letters import DeadLettersContract
 from tests.support.repository_contract.jobs import JobsContract
 from tests.support.repository_contract.pausing import PausingContract
+from tests.support.repository_contract.pools import PoolsContract
 from tests.support.repository_contract.priorities import PrioritiesContract
 from tests.support.repository_contract.queue_stats import QueueStatsContract
 from tests.support.repository_contract.repeats import RepeatsContract
@@ -38,6 +39,7 @@ class RepositoryContract(
     RepeatsContract,
     AttemptsContract,
     AgentsContract,
+    PoolsContract,
     CancellationContract,
     RetentionContract,
     BlobsContract,
