@@ -122,7 +122,7 @@ def a_run(*middle: Step, exit_code: int = 0) -> Callable[[bytes], Iterable[Step]
     return script
 
 
-async def eventually(check: Callable[[], Awaitable[T | None]], *, seconds: float = 10) -> T:
+async def eventually(check: Callable[[], Awaitable[T | None]], *, seconds: float = 60) -> T:
     """Return the first true-ish answer; raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while True:
@@ -196,7 +196,7 @@ class ControlledSystem:
     async def cancel(self, job_id: str) -> None:
         await self.repository.request_cancel(job_id, self.user.id, self.user.email, utcnow())
 
-    async def finished(self, job_id: str, *, seconds: float = 10) -> Job:
+    async def finished(self, job_id: str, *, seconds: float = 60) -> Job:
         """Return the job once it is terminal and nothing of it is left on the engine."""
 
         async def check() -> Job | None:

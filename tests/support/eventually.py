@@ -10,7 +10,7 @@ _FIRST_PAUSE: Final = 0.005  # seconds; a check may cost a process, and this mac
 _LONGEST_PAUSE: Final = 0.1
 
 
-def eventually(check: Callable[[], T | None], *, seconds: float = 30.0, what: str = "the condition") -> T:
+def eventually(check: Callable[[], T | None], *, seconds: float = 60.0, what: str = "the condition") -> T:
     """Return the first true-ish value of `check`; raises AssertionError after `seconds`."""
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
     while True:

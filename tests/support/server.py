@@ -288,7 +288,7 @@ async def read_to_end(http: httpx.AsyncClient, path: str, **options: Any) -> lis
         return [event async for event in events]
 
 
-async def eventually(check: Any, *, seconds: float = 10.0) -> Any:
+async def eventually(check: Any, *, seconds: float = 60.0) -> Any:
     """Return the first true-ish result of the coroutine function `check`."""
     async with asyncio.timeout(seconds):
         while not (value := await check()):  # noqa: ASYNC110 - set by a thread that knows no event of ours
