@@ -39,6 +39,8 @@ CrashPoint = Literal[
     "after_prune_marked",
     "after_prune_files",
     "after_packs_removed",
+    # the controller, between the compressed form of a log and the end of the plain one
+    "after_log_compressed",
     # the controller or ci-admin, at each statement of a migration and behind its commit
     "during_migration",
     "after_migration",

@@ -95,8 +95,20 @@ class LogStore(ABC):
         """Yield every job of which anything is stored, under its id, for pruning."""
 
     @abstractmethod
+    def to_put_away(self) -> Iterator[tuple[str, int]]:
+        """Yield job and attempt of every log that is worth putting away and is not."""
+
+    @abstractmethod
+    def put_away(self, job_id: str, attempt: int, seal: LogSeal | None = None) -> bool:
+        """The log takes less room and reads as before, for those too who read it now; nobody writes it any more.
+
+        False, and nothing changed: it was put away already, somebody else does so now, or it is not what the seal
+        says. Raises StorageFull.
+        """
+
+    @abstractmethod
     def writer(self, job_id: str, attempt: int) -> LogWriter:
-        """Return the writer of that log, made empty if there was none."""
+        """Return the writer of that log, made empty if there was none; one that was put away is taken out again."""
 
     @abstractmethod
     def size(self, job_id: str, attempt: int) -> int:

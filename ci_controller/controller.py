@@ -38,12 +38,14 @@ from ci_controller.observed_state import Look, Observed, ghosts, look, observe
 from ci_controller.operations import Operation
 from ci_controller.planner import plan, stands_on_an_older_look
 from ci_controller.policy import DEFAULTS, RECONCILE_INTERVAL, Policy
+from ci_controller.quiet_logs import QuietLogs
 from ci_controller.stopwatch import JumpMeter
 
 log = structlog.get_logger(__name__)
 
 _HOUSEKEEPING_INTERVAL: Final = 30.0
 _PRUNE_INTERVAL: Final = 3600.0
+_TIDY_INTERVAL: Final = 600.0
 _HEARTBEAT_RETRY: Final = 1.0
 _CLOSING_GRACE: Final = 2.0  # for what is in flight when we are told to end
 _ENGINE_DOWN: Final = "docker engine does not answer: start it, or let `ci-admin doctor` say what is wrong"
@@ -384,6 +386,7 @@ class JobController(Runner):
         self._repository = repository
         self._logs = logs
         self._archives = archives
+        self._quiet_logs = QuietLogs(repository, logs)
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
         self._local_runner = local_runner
         self._agents = AgentLeases(agent_lease.total_seconds())
@@ -409,7 +412,16 @@ class JobController(Runner):
         return super()._works(watching)
 
     def _duties(self) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
-        return (*super()._duties(), partial(_every, self._agents.seconds / LOOKS, self.expire_agents))
+        return (
+            *super()._duties(),
+            partial(_every, self._agents.seconds / LOOKS, self.expire_agents),
+            partial(_every, _TIDY_INTERVAL, self.put_logs_away),
+        )
+
+    async def put_logs_away(self) -> None:
+        """The logs of jobs that ended a while ago are compressed, whoever wrote them."""
+        if count := await self._quiet_logs.put_away(self._clock.now()):
+            log.info("logs put away", count=count)
 
     async def expire_agents(self) -> None:
         """What agents hold that were not heard of for their lease is queued again."""

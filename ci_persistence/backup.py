@@ -31,7 +31,7 @@ from ci_persistence.sqlite_errors import schema_missing, translated
 
 FORMAT = 1
 MANIFEST, DATABASE, ARCHIVES, BLOBS, LOGS = "manifest.json", "ci_jobs.db", "archives", "blobs", "logs"
-_SNAPSHOTS = 5  # each of them consistent; another one only if a prune took an archive right then
+_SNAPSHOTS = 5  # each of them consistent; another one only if a prune took something right then
 UNFINISHED = "end_time IS NULL"
 
 
@@ -151,12 +151,19 @@ def _copy_logs(store: Path, database: Path, target: Path) -> tuple[str, ...]:
 
 
 def _copy_log(source: Path, target: Path) -> bool:
-    try:
-        shutil.copytree(source, target, symlinks=True)  # what a link names is not ours to copy
-    except (FileNotFoundError, shutil.Error):  # never begun, or pruned meanwhile
-        shutil.rmtree(target, ignore_errors=True)
-        return False
-    return True
+    unfinished = shutil.ignore_patterns("*.part", "*.new")
+    for _ in range(_SNAPSHOTS):
+        try:
+            # What a link names is not ours to copy.
+            shutil.copytree(source, target, symlinks=True, ignore=unfinished)
+        except (
+            FileNotFoundError,
+            shutil.Error,
+        ):  # never begun, pruned, or put away meanwhile: under another name
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            return True
+    return False
 
 
 def _copy_if_there(source: Path, target: Path) -> bool:

@@ -1,6 +1,7 @@
 """The output of attempts as files: `logs/<job>/<attempt>.log` and `.events`. One writer each, any number of readers.
 
-Nothing here knows what the bytes mean; offsets and completeness are the pump's.
+Nothing here knows what the bytes mean; offsets and completeness are the pump's. A log that nobody writes any more is
+put away as `<attempt>.log.zst` (`put_away.py`); offsets mean bytes of its text ever after.
 """
 
 import errno
@@ -16,11 +17,15 @@ from pathlib import Path
 from ci_common.errors import StorageFull
 from ci_common.models import LogSeal
 from ci_common.stores import LogReader, LogStore, LogWriter, StoredItem
+from ci_persistence.descriptors import read_fully, write_fully
 from ci_persistence.ownership import FILE_MODE, fsync_directory, make_shared_directory
+from ci_persistence.put_away import put_away, reading, take_out
 
 DIRECTORY_MODE = 0o2750  # written by the controller, read by its group, nothing for the world
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,8}")
 _READ_SIZE = 1024 * 1024
+_ONE_BLOCK = 4096  # which a file takes on its disk, however little is in it
 
 
 @contextmanager
@@ -50,24 +55,27 @@ class FileLogStore(LogStore):
             # and a server that runs as another one can read logs and never write them.
             make_shared_directory(self._root, DIRECTORY_MODE)
             make_shared_directory(path.parent, DIRECTORY_MODE)
+            take_out(path)
             return FileLogWriter(path)
 
     def size(self, job_id: str, attempt: int) -> int:
+        path = self._path(job_id, attempt)
         try:
-            return self._path(job_id, attempt).stat().st_size
+            return path.stat().st_size  # of one that grows: asked at every wake-up
         except FileNotFoundError:
-            return 0
+            with reading(path) as reader:
+                return reader.size()
 
     def read(self, job_id: str, attempt: int, offset: int, length: int) -> bytes:
-        with _reading(self._path(job_id, attempt)) as reader:
+        with reading(self._path(job_id, attempt)) as reader:
             return reader.read(offset, length)
 
     def read_events(self, job_id: str, attempt: int, length: int) -> bytes:
-        with _reading(_events_path(self._path(job_id, attempt))) as reader:
+        with reading(_events_path(self._path(job_id, attempt))) as reader:
             return reader.read(0, length)
 
     def reader(self, job_id: str, attempt: int) -> AbstractContextManager[LogReader]:
-        return _reading(self._path(job_id, attempt))
+        return reading(self._path(job_id, attempt))
 
     def delete(self, job_id: str) -> None:
         directory = self._path(job_id, 1).parent
@@ -80,35 +88,23 @@ class FileLogStore(LogStore):
             if _JOB_ID.fullmatch(directory.name) and (item := _item(directory, now)):
                 yield item
 
+    def to_put_away(self) -> Iterator[tuple[str, int]]:
+        for path in sorted(self._root.glob("*/*.log")):
+            with suppress(FileNotFoundError):
+                ours = _JOB_ID.fullmatch(path.parent.name) and _ATTEMPT.fullmatch(path.stem)
+                if ours and path.stat().st_size > _ONE_BLOCK:
+                    yield path.parent.name, int(path.stem)
+
+    def put_away(self, job_id: str, attempt: int, seal: LogSeal | None = None) -> bool:
+        path = self._path(job_id, attempt)
+        with disk_full_as_storage_full(path):
+            return put_away(path, seal)
+
     def _path(self, job_id: str, attempt: int) -> Path:
         # Job ids come from URLs: one that could leave the directory must never become a path.
         if not _JOB_ID.fullmatch(job_id) or attempt < 1:
             raise ValueError(f"not an attempt: {job_id[:120]!r} {attempt}")
         return self._root / job_id / f"{attempt}.log"
-
-
-class _FileLogReader(LogReader):
-    def __init__(self, descriptor: int | None) -> None:
-        self._descriptor = descriptor
-
-    def size(self) -> int:
-        return 0 if self._descriptor is None else os.fstat(self._descriptor).st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        return b"" if self._descriptor is None else _read_fully(self._descriptor, offset, length)
-
-
-@contextmanager
-def _reading(path: Path) -> Generator[LogReader]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        yield _FileLogReader(None)
-        return
-    try:
-        yield _FileLogReader(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _item(directory: Path, now: float) -> StoredItem | None:
@@ -139,7 +135,7 @@ class FileLogWriter(LogWriter):
                 view, offset = view[written:], offset + written
 
     def read(self, offset: int, length: int) -> bytes:
-        return _read_fully(self._log, offset, length)
+        return read_fully(self._log, offset, length)
 
     def size(self) -> int:
         return os.fstat(self._log).st_size
@@ -149,7 +145,7 @@ class FileLogWriter(LogWriter):
         with disk_full_as_storage_full(new_path):
             descriptor = _open_for_writing(new_path, os.O_WRONLY | os.O_APPEND | os.O_TRUNC)
             try:
-                _write_fully(descriptor, b"".join(lines))
+                write_fully(descriptor, b"".join(lines))
                 os.fsync(descriptor)
                 new_path.replace(self._events_path)
             except BaseException:
@@ -160,7 +156,7 @@ class FileLogWriter(LogWriter):
 
     def append_event(self, line: bytes) -> None:
         with disk_full_as_storage_full(self._events_path):
-            _write_fully(self._events, line)
+            write_fully(self._events, line)
 
     def seal(self, *, truncated: bool = False) -> LogSeal:
         with disk_full_as_storage_full(self._path):
@@ -189,17 +185,3 @@ def _open_for_writing(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_CREAT, FILE_MODE)
     os.fchmod(descriptor, FILE_MODE)  # whatever the umask
     return descriptor
-
-
-def _read_fully(descriptor: int, offset: int, length: int) -> bytes:
-    parts: list[bytes] = []
-    while length > 0 and (part := os.pread(descriptor, length, offset)):
-        parts.append(part)
-        offset, length = offset + len(part), length - len(part)
-    return b"".join(parts)
-
-
-def _write_fully(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

@@ -21,7 +21,7 @@ from typing import Any
 from ci_common.crash_points import crash_point
 from ci_common.errors import AlreadyExists, BackupInvalid, DatabaseBusy, SchemaTooNew
 from ci_common.settings import StorageSettings
-from ci_persistence import archive_store, blob_store, log_store
+from ci_persistence import archive_store, blob_store, log_store, put_away
 from ci_persistence.backup import (
     ARCHIVES,
     BLOBS,
@@ -43,6 +43,7 @@ from ci_persistence.sqlite_errors import translated
 _NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}(\.zip|\.manifest|\.pack)?"
 )  # of a job, of an archive: nothing that leads elsewhere
+_OF_AN_ATTEMPT = re.compile(rf"[0-9]+\.(log|log\{put_away.COMPRESSED}|events)")
 _WAL_INDEX_LOCK = 128  # the byte of the -shm file on which every connection holds a shared lock
 
 
@@ -140,7 +141,9 @@ def _restore_files(backup: Path, manifest: Manifest, data: Path) -> None:
     for job in manifest.logs:
         make_shared_directory(data / LOGS / job, log_store.DIRECTORY_MODE)
         for file in sorted((backup / LOGS / job).iterdir()):
-            _bring_if_absent(file, data / LOGS / job / file.name)
+            # A log that lies there in either form has at least what the backup has of it.
+            if not any((data / LOGS / job / name).exists() for name in put_away.names_of(file.name)):
+                _bring_if_absent(file, data / LOGS / job / file.name)
 
 
 def _bring_if_absent(source: Path, target: Path) -> None:
@@ -206,7 +209,7 @@ def _set_stale_logs_aside(path: Path, logs: Path, stamp: str) -> list[Path]:
 
 def _logs_of(directory: Path) -> Iterator[Path]:
     if directory.is_dir():
-        yield from (file for file in sorted(directory.iterdir()) if file.suffix in (".log", ".events"))
+        yield from (file for file in sorted(directory.iterdir()) if _OF_AN_ATTEMPT.fullmatch(file.name))
 
 
 def _compare(path: Path, replaced: Path | None, logs: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

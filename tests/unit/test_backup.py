@@ -1,6 +1,7 @@
 """Backups taken while everything runs, and what a restore gives back and says is lost."""
 
 import asyncio
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from ci_common.job_terms import JobStatus
 from ci_common.settings import StorageSettings
 from ci_controller.singleton import lock_file
 from ci_persistence.backup import Manifest, back_up, check_database
+from ci_persistence.factory import open_stores
 from ci_persistence.restore import Restored, restore
 from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_repository import SQLiteJobRepository
@@ -117,6 +119,37 @@ async def test_logs_come_along_when_asked_for(system: ControlledSystem, tmp_path
     log = tmp_path / "new" / "ci_jobs.db.data" / "logs" / job.id / "1.log"
     assert await asyncio.to_thread(log.read_bytes) == OUTPUT
     assert (await take(tmp_path, tmp_path / "without")).logs == ()
+
+
+async def test_logs_come_along_in_whatever_form_they_lie(system: ControlledSystem, tmp_path: Path) -> None:
+    async with system.running():
+        job = await system.finished(await system.submit())
+    logs, name = system.stores.logs, f"ci_jobs.db.data/logs/{job.id}"
+    await take(tmp_path, tmp_path / "plain", with_logs=True)
+    assert await asyncio.to_thread(logs.put_away, job.id, 1)
+    await take(tmp_path, tmp_path / "put away", with_logs=True)
+    for first, second in itertools.permutations(("plain", "put away")):
+        for backup in (first, second):  # what lies there already has all that the other one brings
+            await put_back(tmp_path / f"{first} first", tmp_path / backup, force=backup == second)
+        assert len(list((tmp_path / f"{first} first" / name).glob("1.log*"))) == 1
+        restored = open_stores(settings_of(tmp_path / f"{first} first")).logs
+        assert await asyncio.to_thread(restored.read, job.id, 1, 0, 10**6) == OUTPUT
+
+
+async def test_an_attempt_to_come_never_finds_a_log_that_was_put_away_under_its_number(
+    system: ControlledSystem, tmp_path: Path
+) -> None:
+    job_id = await system.submit()
+    await take(tmp_path, tmp_path / "backup")
+    async with system.running():
+        await system.finished(job_id)
+    assert await asyncio.to_thread(system.stores.logs.put_away, job_id, 1)
+    await system.repository.close()
+    restored = await put_back(tmp_path / "home", tmp_path / "backup", force=True)
+    folder = tmp_path / "home" / "ci_jobs.db.data" / "logs" / job_id
+    assert {path.name.partition(".replaced-")[0] for path in folder.iterdir()} == {"1.log.zst", "1.events"}
+    assert len([path for path in restored.set_aside if job_id in path]) == 2
+    assert system.stores.logs.size(job_id, 1) == 0
 
 
 async def test_an_older_database_restored_while_containers_run(

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 # Where the story is a whole test of its own, beside the others about that subject.
 _PRUNE = "test_retention.py::test_the_next_prune_finishes_what_one_that_died_began"
 _PACKS = "test_blobs.py::test_a_pack_whose_row_went_goes_with_the_next_prune"
+_PUT_AWAY = "test_put_away.py::test_a_process_that_dies_in_between_leaves_both_and_the_next_one_ends_it"
 _MIGRATE = "test_upgrade.py::test_a_migration_killed_at_any_statement_left_the_old_schema_or_the_new_one"
 _BACK_UP = "test_backup.py::test_a_backup_that_was_cut_off_is_none"
 _RESTORE = "test_backup.py::test_a_restore_that_was_cut_off_can_be_done_again"
@@ -20,6 +21,7 @@ ELSEWHERE: dict[CrashPoint, str] = {
     "after_prune_marked": _PRUNE,
     "after_prune_files": _PRUNE,
     "after_packs_removed": _PACKS,
+    "after_log_compressed": _PUT_AWAY,
     "during_migration": _MIGRATE,
     "after_migration": _MIGRATE,
     "after_backup_filled": _BACK_UP,

@@ -4,8 +4,10 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
+from ci_persistence.log_frames import zstd
 from tests.support.chaos.plant import SLOTS, Crew, Plant, Submitted
 from tests.support.chaos.workload import MAX_ATTEMPTS, MEMORY, PASSED, payload
 from tests.support.process_usage import UsageHistory
@@ -102,8 +104,7 @@ def _log_flaws(
     *,
     truncated: bool,
 ) -> Iterable[str]:
-    path = plant.data / "logs" / job.job_id / f"{attempt}.log"
-    log = path.read_bytes() if path.exists() else b""
+    log = _stored(plant.data / "logs" / job.job_id / f"{attempt}.log")
     if (len(log), hashlib.sha256(log).hexdigest()) != sealed and (sealed[0] or log):
         yield f"the file of {len(log)} bytes is not what was sealed: {sealed}"
     written = payload(job.number, job.kind.kibibytes)
@@ -113,6 +114,14 @@ def _log_flaws(
         yield f"what its test wrote is {log.count(written)} times in its log"
     elif whole:
         plant.ledger.count("logs with every byte")
+
+
+def _stored(path: Path) -> bytes:
+    """Return the text of a log, in whichever form it lies there."""
+    put_away = path.with_name(path.name + ".zst")
+    if path.exists() or not put_away.exists():
+        return path.read_bytes() if path.exists() else b""
+    return zstd.decompress(put_away.read_bytes())
 
 
 # -- from outside, while everything runs -------------------------------------------------------------------
