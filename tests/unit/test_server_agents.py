@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +170,32 @@ async def test_a_piece_that_is_sent_twice_stands_once_and_one_too_far_is_told_wh
     assert (refused.status_code, refused.json()["size"]) == (416, 5)
     unplaced = await rack.say("PUT", job, "log", content=b"world")
     assert (unplaced.status_code, unplaced.json()["code"]) == (422, "invalid_request")
+
+
+async def test_a_line_is_seen_at_a_replica_that_the_agent_does_not_talk_to(
+    site: Site, ada: Account, rack: Agent
+) -> None:
+    waiting = await site.queue_job(ada, options=GPU)
+    job = await rack.started()
+    with serving(site.settings) as replica:
+        async with (
+            client(replica, ada) as http,
+            http.stream("GET", f"/jobs/{waiting.id}/stream", params={"from_beginning": True}) as seen,
+            asyncio.timeout(60),
+        ):
+            lines = seen.aiter_lines()
+            assert "running" in await next_with(lines, "status")
+            for number in range(3):  # each was seen before the next one is written
+                text = f"line {number}"
+                assert (await rack.write(job, number * len(text), text.encode())).status_code == 200
+                await next_with(lines, text)
+
+
+async def next_with(lines: AsyncIterator[str], text: str) -> str:
+    """Return the next line that has the text in it, once it comes."""
+    while text not in (line := await anext(lines)):
+        pass
+    return line
 
 
 async def test_bytes_that_come_behind_the_verdict_are_not_written(
