@@ -390,7 +390,8 @@ class JobRepository(ABC):
         """The key's agent is there as it describes itself, under a new epoch, and its open attempts have *new tokens*:
         whoever used the key before writes nothing any more. What an operator decided about it stays.
 
-        Raises NotFound for an unknown key, Conflict for another pool than at first.
+        Raises NotFound for an unknown key, Unauthorized for one that was revoked, Conflict for another pool than at
+        first.
         """
 
     @abstractmethod

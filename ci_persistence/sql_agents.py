@@ -6,7 +6,7 @@ other.
 
 from datetime import datetime
 
-from ci_common.errors import Conflict, NotFound
+from ci_common.errors import Conflict, NotFound, Unauthorized
 from ci_common.job_terms import Reason
 from ci_common.models import (
     Agent,
@@ -39,11 +39,11 @@ _DECISIONS = {
 def register_agent(db: Connection, key_id: str, profile: AgentProfile, now: datetime) -> Agent:
     """The key's agent is there under a new epoch, and whoever used the key before writes nothing any more.
 
-    Raises Conflict for one that says it is of another pool than at first.
+    Raises Unauthorized for a key that was revoked meanwhile, Conflict for one that says it is of another pool than at
+    first.
     """
-    if db.execute("SELECT 1 FROM api_keys WHERE id = ?", (key_id,)).fetchone() is None:
-        raise NotFound(f"There is no key {key_id}.")
     earlier = db.execute(f"SELECT pool FROM agents WHERE id = ? {LOCKED}", (key_id,)).fetchone()  # noqa: S608
+    _require_good_key(db, key_id)
     if earlier is not None and earlier["pool"] != profile.pool:  # else any agent could read any pool's trees
         raise Conflict(
             f"This key's agent is of pool {earlier['pool']}, and stays there; for pool {profile.pool} make another key."
@@ -66,6 +66,15 @@ def register_agent(db: Connection, key_id: str, profile: AgentProfile, now: date
     )
     renew_tokens(db, key_id, profile.name)
     return _agent(db, key_id)
+
+
+def _require_good_key(db: Connection, key_id: str) -> None:
+    """The key is not revoked until the transaction ends: else who was just removed would be back by this."""
+    row = db.execute(f"SELECT is_active FROM api_keys WHERE id = ? {LOCKED}", (key_id,)).fetchone()  # noqa: S608
+    if row is None:
+        raise NotFound(f"There is no key {key_id}.")
+    if not row["is_active"]:
+        raise Unauthorized("This agent's key was revoked.")
 
 
 def find_agent(db: Connection, agent_id: str) -> Agent | None:
@@ -148,11 +157,13 @@ def expire_agent(
     row = _locked(db, agent.lease)
     if row is None or row["beats"] != agent.beats:
         return []
-    lost = open_attempts(db, agent.id)
     message = f"Agent {agent.profile.name} was lost."
-    for attempt in lost:
-        release_attempt(db, attempt.fence, Reason.AGENT_LOST, message, max_attempts, None, now, None)
-    return [attempt.job.id for attempt in lost]
+    # One of them may end at this moment by the agent's own word, and is then not given back.
+    return [
+        attempt.job.id
+        for attempt in open_attempts(db, agent.id)
+        if release_attempt(db, attempt.fence, Reason.AGENT_LOST, message, max_attempts, None, now, None)
+    ]
 
 
 def _locked(db: Connection, lease: AgentLease) -> Row | None:

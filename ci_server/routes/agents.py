@@ -67,6 +67,7 @@ BODY = (InvalidRequest, ArchiveTooLarge, TooManyRequests)
 )
 async def register(request: Request, caller: Runner, server: Server) -> Response:
     profile = profile_of(await said(request, server.bodies, caller.user.id, ProfileRequest))
+    await server.authenticator.recheck(caller)  # the body may have taken long
     agent = await server.repository.register_agent(caller.key.id, profile, server.clock.now())
     lease = server.settings.agent_lease
     return json_response({"agent_id": agent.id, "epoch": agent.lease.epoch, "lease_seconds": lease})

@@ -27,7 +27,7 @@ from ci_common.errors import (
     Unauthorized,
     Unavailable,
 )
-from ci_common.job_terms import JobStatus, new_id
+from ci_common.job_terms import JobOptions, JobStatus, new_id
 from ci_common.models import ControllerLease, JobFilter, QueueLimits
 from ci_common.stores import Subscription
 from ci_persistence import postgres_connection, postgres_database, sql_connection
@@ -255,6 +255,25 @@ async def test_a_claim_and_a_takeover_leave_no_attempt_to_the_predecessor(story:
         valid = {attempt.fence for attempt in await repository.open_attempts()}
         assert not held & valid
         lease = successor
+
+
+async def test_what_ends_while_its_agent_is_given_up_was_not_given_back(story: Story, url: str) -> None:
+    job = await story.queue(options=JobOptions(pool="gpu"))
+    agent = await story.agent()
+    assert await story.repository.claim_for_agent(agent.lease, 1, at(2))
+    held = await story.repository.find_agent(agent.id)
+    assert held is not None
+    with psycopg.connect(url) as ending:
+        ending.execute("UPDATE attempts SET ended_at = claimed_at WHERE job_id = %s", (job.id,))
+        expiry = asyncio.create_task(story.repository.expire_agent(story.lease, held, 3, at(40)))
+        await asyncio.to_thread(eventually, lambda: _waits_for_a_lock(url), what="the expiry")
+    assert await expiry == []
+
+
+def _waits_for_a_lock(url: str) -> bool:
+    query = b"SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with psycopg.connect(url) as db:
+        return db.execute(query).fetchone() is not None
 
 
 async def test_limits_hold_however_many_users_submit(story: Story) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pytest
 
 from ci_common.clock import utcnow
 from ci_common.job_terms import JobOptions, JobStatus, Reason
-from ci_common.models import Job, Scope
+from ci_common.models import AgentState, Job, Scope
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
 from ci_server.waiting import waiting_for
@@ -365,6 +366,19 @@ async def test_a_claim_that_waits_ends_with_its_key(site: Site, ada: Account, ra
     answer, _ = await asyncio.gather(rack.claim(wait=9), revoked())
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
     assert await site.repository.open_attempts(rack.id) == []
+
+
+async def test_an_agent_whose_key_is_revoked_while_it_registers_is_not_there(site: Site, rack: Agent) -> None:
+    async def slow_body() -> AsyncGenerator[bytes, None]:
+        yield json.dumps(PROFILE).encode()[:-1]
+        await site.repository.set_agent_state(rack.id, AgentState.REMOVED, utcnow())
+        yield b"}"
+
+    headers = {"Content-Type": "application/json"}
+    answer = await rack.http.post("/api/agents/register", content=slow_body(), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    [agent] = await site.repository.list_agents()
+    assert agent.state is AgentState.REMOVED
 
 
 async def test_news_come_when_there_is_something_to_do(site: Site, ada: Account, rack: Agent) -> None:

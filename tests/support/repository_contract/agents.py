@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from ci_common.errors import Conflict, NotFound
+from ci_common.errors import Conflict, NotFound, Unauthorized
 from ci_common.job_terms import JobOptions, JobStatus, Reason
 from ci_common.models import (
     Agent,
@@ -156,6 +156,9 @@ class AgentsContract:
         assert await story.repository.heartbeat_agent(agent.lease, None, None, at(6)) is None
         [key] = await story.repository.list_api_keys()
         assert (key.id, key.is_active) == (agent.id, False)
+        with pytest.raises(Unauthorized, match="revoked"):
+            await story.repository.register_agent(agent.id, PROFILE, at(7))
+        assert (await seen(story, agent)).state is AgentState.REMOVED
 
     async def test_an_agent_leaves_once_it_holds_nothing(self, story: Story) -> None:
         await story.queue(options=GPU)
