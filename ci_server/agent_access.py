@@ -5,14 +5,15 @@ lost all get the same answer.
 """
 
 import hmac
-from typing import Annotated
+from collections.abc import AsyncGenerator
+from typing import Annotated, Final
 
 from fastapi import Depends, Header, Path, Request
 
 from ci_common.errors import NotFound, StaleClaim
 from ci_common.models import Agent, AgentState, Attempt, Scope
 from ci_server.auth import Caller
-from ci_server.dependencies import AnyCaller, JobId, Server
+from ci_server.dependencies import AnyCaller, JobId, KnownCaller, Server
 
 AgentId = Annotated[str, Path(description="As `/api/agents/register` returns it.", max_length=100)]
 Epoch = Annotated[
@@ -23,7 +24,7 @@ Token = Annotated[
 ]
 
 
-async def _runner(caller: AnyCaller) -> Caller:
+async def _runner(caller: KnownCaller) -> Caller:
     caller.require(Scope.AGENT)
     return caller
 
@@ -35,6 +36,21 @@ async def _operator(caller: AnyCaller) -> Caller:
 
 Runner = Annotated[Caller, Depends(_runner)]
 Operator = Annotated[Caller, Depends(_operator)]
+
+
+async def _waits(caller: Runner, server: Server) -> AsyncGenerator[None]:
+    with server.agent_waits.hold(caller.key.id):
+        yield
+
+
+async def _beats(caller: Runner, server: Server) -> AsyncGenerator[None]:
+    with server.agent_beats.hold(caller.key.id):
+        yield
+
+
+# Each holds a request open and asks the database again and again: a key has few of them at the same time.
+MAY_WAIT: Final = Depends(_waits, scope="function")
+MAY_BEAT: Final = Depends(_beats, scope="function")
 
 
 async def _calling_agent(caller: Runner, server: Server, epoch: Epoch) -> Agent:

@@ -6,7 +6,7 @@ The one module of the server that knows the implementations of the repository an
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Depends, Header, Path, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -31,6 +31,8 @@ from ci_server.stream_end import Shutdown
 from ci_server.submissions import Submissions
 from ci_server.trees import Trees
 
+_MOST_OF_AN_AGENT: Final = 8  # at the same time: it has one of each kind, and what a restart left behind
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -50,6 +52,8 @@ class Resources:
     trees: Trees
     bodies: JsonBodies
     slots: StreamSlots
+    agent_waits: StreamSlots  # claims and questions for news, by key
+    agent_beats: StreamSlots
     shutdown: Shutdown
     rates: RateLimits
     clock: Clock
@@ -84,6 +88,8 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             trees=Trees(stores.archives, blobs, settings, bodies),
             bodies=bodies,
             slots=StreamSlots(settings.max_streams_per_user),
+            agent_waits=StreamSlots(_MOST_OF_AN_AGENT, "requests that wait"),
+            agent_beats=StreamSlots(_MOST_OF_AN_AGENT, "heartbeats that are being answered"),
             shutdown=Shutdown(),
             rates=rates,
             clock=clock,
@@ -106,7 +112,7 @@ _bearer = HTTPBearer(
 )
 
 
-async def _caller(
+async def _known(
     request: Request,
     server: Server,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
@@ -114,8 +120,15 @@ async def _caller(
     token = credentials.credentials if credentials else None
     caller = await _authenticated(server, client_address(request.scope), token)
     request.state.user_id = caller.user.id  # for the access log
-    if Scope.AGENT not in caller.key.scopes:  # which speaks for many jobs at once
-        server.rates.request_by(caller.key.id)
+    return caller
+
+
+# For the routes of agents alone, who speak for many jobs at once: everybody else's requests are counted.
+KnownCaller = Annotated[Caller, Depends(_known)]
+
+
+async def _counted(caller: KnownCaller, server: Server) -> Caller:
+    server.rates.request_by(caller.key.id)
     return caller
 
 
@@ -131,7 +144,7 @@ async def _authenticated(server: Resources, address: str, token: str | None) -> 
     return caller
 
 
-AnyCaller = Annotated[Caller, Depends(_caller)]
+AnyCaller = Annotated[Caller, Depends(_counted)]
 
 
 def _scoped(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:

@@ -25,10 +25,11 @@ _log = structlog.stdlib.get_logger("ci_server.streams")
 
 
 class StreamSlots:
-    """Counts the open streams of each user at this process."""
+    """Counts the open streams of each user at this process, or what else may be open for long."""
 
-    def __init__(self, per_user: int) -> None:
+    def __init__(self, per_user: int, what: str = "streams") -> None:
         self._per_user = per_user
+        self._what = what
         self._open: Counter[str] = Counter()
 
     @contextlib.contextmanager
@@ -36,7 +37,7 @@ class StreamSlots:
         """One slot of the user is taken while in the block; raises TooManyRequests when there is none."""
         if self._open[user_id] >= self._per_user:
             raise TooManyRequests(
-                f"You have {self._per_user} streams open, which is the limit; close one.", retry_after=5
+                f"You have {self._per_user} {self._what} open, which is the limit; close one.", retry_after=5
             )
         self._open[user_id] += 1
         try:

@@ -10,7 +10,15 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from ci_common.errors import ArchiveTooLarge, Conflict, InvalidRequest, NotFound, StaleClaim, TooManyRequests
 from ci_common.job_terms import POOL_NAME
 from ci_common.models import Agent, AgentState, PoolLimit
-from ci_server.agent_access import AgentId, NamedAgent, Operator, Runner, unknown_agent
+from ci_server.agent_access import (
+    MAY_BEAT,
+    MAY_WAIT,
+    AgentId,
+    NamedAgent,
+    Operator,
+    Runner,
+    unknown_agent,
+)
 from ci_server.agent_requests import said
 from ci_server.agent_schemas import (
     AgentModel,
@@ -186,6 +194,7 @@ async def set_status(request: Request, caller: Operator, server: Server, agent_i
     response_description="What the agent is to do.",
     responses={**example("instructions"), **problems(NotFound, StaleClaim, *BODY)},
     openapi_extra=json_request(HeartbeatRequest),
+    dependencies=[MAY_BEAT],
 )
 async def heartbeat(request: Request, agent: NamedAgent, caller: Runner, server: Server) -> Response:
     how = await said(request, server.bodies, caller.user.id, HeartbeatRequest)
@@ -237,12 +246,13 @@ async def attempts(agent: NamedAgent, server: Server) -> Response:
     description="Answers as soon as it has another word than the one you know: a job to claim, a cancel, a decision.",
     response_model=NewsModel,
     response_description="The word for how things are.",
-    responses={**example("news"), **problems(NotFound, StaleClaim, InvalidRequest)},
+    responses={**example("news"), **problems(NotFound, StaleClaim, InvalidRequest, TooManyRequests)},
+    dependencies=[MAY_WAIT],
 )
 async def news(agent: NamedAgent, server: Server, known: Known = None, wait: Wait = 0.0) -> Response:
     deadline = time.monotonic() + wait
     with server.hub.database() as changes:
-        while (word := await _news(agent.id, server)) == known:
+        while (word := await _news(agent, server)) == known:
             left = deadline - time.monotonic()
             if left <= 0 or server.shutdown.has_begun:
                 break
@@ -308,8 +318,10 @@ async def _claimable(agent: Agent, server: Server) -> int:
     return await server.repository.count_queued(server.clock.now(), agent.profile.pool)
 
 
-async def _news(agent_id: str, server: Server) -> str:
-    agent = await server.repository.find_agent(agent_id)
+async def _news(asked: Agent, server: Server) -> str:
+    agent = await server.repository.find_agent(asked.id)
     if agent is None:
-        raise unknown_agent(agent_id)
-    return news_of(agent, await server.repository.open_attempts(agent_id), await _claimable(agent, server))
+        raise unknown_agent(asked.id)
+    if agent.lease != asked.lease:  # who registered since asks for himself, and needs the place
+        raise StaleClaim("The agent was registered anew meanwhile.")
+    return news_of(agent, await server.repository.open_attempts(agent.id), await _claimable(agent, server))

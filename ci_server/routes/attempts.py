@@ -22,9 +22,17 @@ from ci_common.errors import (
     TooManyRequests,
 )
 from ci_common.job_terms import JobStatus, Reason
-from ci_common.models import Agent, Attempt, LogSeal
+from ci_common.models import Agent, AgentState, Attempt, LogSeal
 from ci_common.verdict import ending, verdict
-from ci_server.agent_access import CallingAgent, HeldAttempt, Operator, Runner, require_held, stale_claim
+from ci_server.agent_access import (
+    MAY_WAIT,
+    CallingAgent,
+    HeldAttempt,
+    Operator,
+    Runner,
+    require_held,
+    stale_claim,
+)
 from ci_server.agent_requests import MOST_BYTES, place_of, said
 from ci_server.agent_schemas import (
     ClaimedModel,
@@ -70,6 +78,7 @@ ContentRange = Annotated[
         **problems(StaleClaim, *FENCED),
     },
     openapi_extra=json_request(ClaimRequest),
+    dependencies=[MAY_WAIT],
 )
 async def claim(request: Request, agent: CallingAgent, caller: Runner, server: Server) -> Response:
     asked = await said(request, server.bodies, caller.user.id, ClaimRequest)
@@ -88,9 +97,17 @@ async def _claimed(agent: Agent, caller: Caller, asked: ClaimRequest, server: Se
             await server.authenticator.recheck(caller)  # the body and the wait may have taken long
             claimed = await server.repository.claim_for_agent(agent.lease, asked.slots, server.clock.now())
             left = deadline - time.monotonic()
-            if claimed or left <= 0 or server.shutdown.has_begun:
+            if claimed or left <= 0 or server.shutdown.has_begun or not await _claims_still(agent, server):
                 return claimed
             await changes.wait(min(left, _LOOK_AGAIN))
+
+
+async def _claims_still(agent: Agent, server: Server) -> bool:
+    """Tell whether there can be anything for the agent to claim; raises StaleClaim for who it is not any more."""
+    found = await server.repository.find_agent(agent.id)
+    if found is None or found.lease != agent.lease:
+        raise StaleClaim("The agent was registered anew meanwhile.")
+    return found.state is AgentState.ACTIVE
 
 
 @router.patch(

@@ -10,6 +10,7 @@ import pytest
 
 from ci_common.api_keys import generate_api_key
 from ci_common.errors import RateLimited
+from ci_common.models import Scope
 from ci_server.rate_limits import BoundedWindows, RateLimits, caller_of
 from tests.support.server import Account, Site, client, make_settings, open_site, serving, upload
 
@@ -149,6 +150,18 @@ async def test_a_key_that_asks_too_often_is_told_when_to_go_on(site: Site, http:
     assert_limited(await http.get("/jobs"), 5)
     bob = await site.account("bob")
     assert (await http.get("/jobs", headers=bob.headers)).status_code == 200
+
+
+async def test_a_key_of_an_agent_too_is_counted_where_people_ask(site: Site) -> None:
+    both = await site.account("both", frozenset({Scope.AGENT, Scope.READ}))
+    with serving(site.settings) as url:
+        async with client(url, both) as http:
+            for _ in range(5):
+                assert (await http.get("/jobs")).status_code == 200
+            assert_limited(await http.get("/jobs"), 5)
+            for _ in range(6):
+                registered = await http.post("/api/agents/register", json={"name": "rack"})
+                assert registered.status_code == 200
 
 
 async def test_submissions_have_a_limit_of_their_own(http: httpx.AsyncClient) -> None:

@@ -381,6 +381,38 @@ async def test_an_agent_whose_key_is_revoked_while_it_registers_is_not_there(sit
     assert agent.state is AgentState.REMOVED
 
 
+@pytest.mark.parametrize("what", ["claims", "news"])
+async def test_few_requests_of_one_key_wait_at_the_same_time(site: Site, rack: Agent, what: str) -> None:
+    """And those that do are answered: nothing stays taken."""
+
+    async def wait() -> httpx.Response:
+        if what == "claims":
+            return await rack.claim(wait=20)
+        return await rack.ask("GET", "news", params={"wait": 20, "known": known})
+
+    known = (await rack.ask("GET", "news")).json()["news"]
+    waiting = [asyncio.create_task(wait()) for _ in range(9)]
+    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    [refused] = [task.result() for task in done]
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
+    assert int(refused.headers["retry-after"]) > 0
+    assert (await rack.ask("POST", "heartbeat", json={})).status_code == 200
+    await site.repository.set_agent_state(rack.id, AgentState.DRAINING, utcnow())  # which nobody waits in
+    answers = {(await task).status_code for task in waiting if task not in done}
+    assert answers == {204 if what == "claims" else 200}
+    assert (await rack.ask("GET", "news")).status_code == 200
+
+
+async def test_who_waits_hears_that_the_key_registered_anew(rack: Agent) -> None:
+    known = (await rack.ask("GET", "news")).json()["news"]
+    waiting = [
+        asyncio.create_task(rack.ask("GET", "news", params={"wait": 25, "known": known})),
+        asyncio.create_task(rack.claim(wait=25)),
+    ]
+    await rack.http.post("/api/agents/register", json=PROFILE)
+    assert {(await one).json()["code"] for one in waiting} == {"stale_claim"}
+
+
 async def test_news_come_when_there_is_something_to_do(site: Site, ada: Account, rack: Agent) -> None:
     async def news(known: str | None = None, wait: float = 0) -> str:
         params = {"wait": wait, **({"known": known} if known else {})}
