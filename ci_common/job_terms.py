@@ -118,6 +118,7 @@ _RANKED: tuple[Priority, ...] = tuple(Priority)
 
 
 MOST_ATTEMPTS = 10  # that a submitter may ask for
+MOST_UNBEGUN = 20  # attempts of agents that ended before the tests began, and so are not charged
 
 
 @dataclass(frozen=True, slots=True)

@@ -494,8 +494,8 @@ class JobRepository(ABC):
     ) -> JobStatus | None:
         """The attempt has ended without a verdict, and the job is what is returned: queued again (not
         before that time); cancelled, if a cancel was requested; dead-lettered with `reason`, when this
-        attempt had begun and so used up the last of `max_attempts`, or of as many as its submitter said.
-        None: the fence is stale."""
+        attempt had begun and so used up the last of `max_attempts`, or of as many as its submitter said, and
+        when it was the last of `MOST_UNBEGUN` attempts of agents that never began. None: the fence is stale."""
 
     # -- pruning -----------------------------------------------------------------------------------------
 

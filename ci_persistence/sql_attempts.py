@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from ci_common.job_terms import JobOptions, JobStatus, JobVerdict, Reason
+from ci_common.job_terms import MOST_UNBEGUN, JobOptions, JobStatus, JobVerdict, Reason
 from ci_common.models import Fence, ImageUse, Job, JobEvent, LogSeal, StopIntent
 from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
@@ -133,6 +133,11 @@ def release_attempt(
         ended = end(db, job.id, verdict(Reason.CANCELLED, f"Cancelled by {by}. {message}"), now, log)
     elif begun and _charged_attempts(db, job.id) >= (job.options.max_attempts or max_attempts):
         ended = end(db, job.id, verdict(reason, message), now, log)
+    elif held["agent_id"] is not None and not begun and _unbegun_attempts(db, job.id) >= MOST_UNBEGUN:
+        said = (
+            f"{message} That was attempt {MOST_UNBEGUN} of those on agents that ended before its tests began."
+        )
+        ended = end(db, job.id, verdict(reason, said), now, log)
     else:
         ended = _queue_again(db, fence, job.options, reason, message, not_before, now, fresh_wait=begun)
     assert ended is not None, f"every open job may be released, {job.status} too"
@@ -167,6 +172,12 @@ def _queue_again(
 
 def _charged_attempts(db: Connection, job_id: str) -> int:
     query = "SELECT count(*) FROM attempts WHERE job_id = ? AND begun_at IS NOT NULL"
+    return int(db.execute(query, (job_id,)).fetchone()[0])
+
+
+def _unbegun_attempts(db: Connection, job_id: str) -> int:
+    """Return how many attempts on agents nothing was charged for: a broken agent could make them without end."""
+    query = "SELECT count(*) FROM attempts WHERE job_id = ? AND begun_at IS NULL AND agent_id IS NOT NULL"
     return int(db.execute(query, (job_id,)).fetchone()[0])
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from ci_common.errors import Conflict, NotFound, Unauthorized
-from ci_common.job_terms import JobOptions, JobStatus, Reason
+from ci_common.job_terms import MOST_UNBEGUN, JobOptions, JobStatus, Reason
 from ci_common.models import (
     Agent,
     AgentHealth,
@@ -219,6 +219,19 @@ class AgentsContract:
             await story.repository.expire_agent(story.lease, await seen(story, agent), 2, at(40))
         ended = await story.job(job.id)
         assert (ended.status, ended.reason) == (JobStatus.DEAD_LETTERED, Reason.AGENT_LOST)
+
+    async def test_a_job_that_agents_give_back_without_end_is_given_up(self, story: Story) -> None:
+        """A broken agent would claim it for as long as it may be queued, each time with another log."""
+        job = await story.queue(options=GPU)
+        agent = await story.agent()
+        for _ in range(MOST_UNBEGUN - 1):
+            [attempt] = await story.repository.claim_for_agent(agent.lease, 1, at(2))
+            assert await story.release(attempt.fence) is JobStatus.QUEUED
+        [attempt] = await story.repository.claim_for_agent(agent.lease, 1, at(2))
+        assert await story.release(attempt.fence, log=SEAL) is JobStatus.DEAD_LETTERED
+        ended = await story.job(job.id)
+        assert ended.message is not None
+        assert ended.message.endswith("attempt 20 of those on agents that ended before its tests began.")
 
     async def test_an_agent_that_was_heard_of_since_is_not_lost(self, story: Story) -> None:
         await story.queue(options=GPU)
