@@ -3,12 +3,15 @@
 import asyncio
 import hashlib
 import time
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Final
 
+import structlog
 from fastapi import APIRouter, Header, Request, Response
+from starlette.concurrency import iterate_in_threadpool
 from starlette.responses import StreamingResponse
 
 from ci_common.errors import (
@@ -23,6 +26,7 @@ from ci_common.errors import (
 )
 from ci_common.job_terms import JobStatus, Reason
 from ci_common.models import Agent, AgentState, Attempt, LogSeal
+from ci_common.stores import Archive
 from ci_common.verdict import ending, verdict
 from ci_server.agent_access import (
     MAY_WAIT,
@@ -56,9 +60,11 @@ from ci_server.disk import require_room
 from ci_server.rendering import json_response
 
 router = APIRouter(prefix="/api/queue", tags=["agents"])
+_log = structlog.stdlib.get_logger("ci_server.agents")
 
 _LOOK_AGAIN: Final = 1.0  # seconds: where commits are not heard of, and backing off ends without one
 _PIECE: Final = 1024 * 1024
+_UNTIL_READABLE: Final = timedelta(seconds=30)
 FENCED: Final = (StaleClaim, InvalidRequest, ArchiveTooLarge, TooManyRequests)
 
 ContentRange = Annotated[
@@ -211,12 +217,44 @@ async def release(request: Request, held: HeldAttempt, caller: Runner, server: S
     responses={**ZIP_ANSWER, **problems(StaleClaim, InvalidArchive)},
 )
 async def archive(held: HeldAttempt, server: Server) -> Response:
-    with ExitStack() as stack:
-        opened = server.archives.open(held.job.archive_ref)
-        tree = await asyncio.to_thread(stack.enter_context, opened)
-        kept = stack.pop_all()
-    return StreamingResponse(
-        sent_of(tree, kept), media_type="application/zip", headers={"Cache-Control": "no-store"}
+    try:
+        with ExitStack() as stack:
+            opened = server.archives.open(held.job.archive_ref)
+            tree = await asyncio.to_thread(stack.enter_context, opened)
+            kept = stack.pop_all()
+    except OSError as error:
+        await _unreadable(held, error, server)
+        raise StaleClaim("The server cannot read the job's tree, and took the job back.") from error
+    pieces = _sent(tree, kept, held, server)
+    return StreamingResponse(pieces, media_type="application/zip", headers={"Cache-Control": "no-store"})
+
+
+async def _sent(tree: Archive, kept: ExitStack, held: Attempt, server: Server) -> AsyncGenerator[bytes, None]:
+    """Yield the zip. Where the tree cannot be read to its end the attempt's is recorded here: to the agent it looks
+    like a lost connection, and it would ask again for ever."""
+    try:
+        async for piece in iterate_in_threadpool(sent_of(tree, kept)):
+            yield piece
+    except InvalidArchive as error:
+        final = verdict(Reason.BAD_ARCHIVE, error.detail)
+        await server.repository.finish_attempt(held.fence, final, None, server.clock.now())
+        raise
+    except OSError as error:
+        await _unreadable(held, error, server)
+        raise
+
+
+async def _unreadable(held: Attempt, error: OSError, server: Server) -> None:
+    """The job waits for a disk that can be read, or for being given up."""
+    why, now = error.strerror or type(error).__name__, server.clock.now()
+    _log.warning("tree_unreadable", job_id=held.job.id, error=str(error))
+    await server.repository.release_attempt(
+        held.fence,
+        reason=Reason.INFRA,
+        message=f"Its upload could not be read: {why}.",
+        max_attempts=server.settings.max_attempts,
+        not_before=now + _UNTIL_READABLE,
+        now=now,
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from ci_common.models import AgentState, Job, Scope
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
 from ci_server.waiting import waiting_for
-from tests.support.server import PROJECT, Account, Site, client, serving, upload
+from tests.support.server import PROJECT, Account, Site, client, serving, upload, zipped
 
 GPU = JobOptions(pool="gpu")
 PROFILE = {"name": "rack-1", "pool": "gpu", "slots": 2, "labels": ["cuda"], "version": "1"}
@@ -197,6 +197,48 @@ async def next_with(lines: AsyncIterator[str], text: str) -> str:
     while text not in (line := await anext(lines)):
         pass
     return line
+
+
+async def submitted(site: Site, url: str, ada: Account, files: Mapping[str, str]) -> Path:
+    """A job for the agent is queued; returns the file that its tree is in."""
+    async with client(url, ada) as http:
+        answer = await http.post("/submit-async", data={"pool": "gpu"}, files=upload(zipped(files)))
+    job = await site.repository.get_job(answer.json()["job_id"])
+    assert job is not None
+    [path] = (site.settings.data_path / "archives").rglob(f"{job.archive_ref}*")
+    return path
+
+
+async def test_a_tree_that_cannot_be_read_keeps_no_attempt(
+    site: Site, url: str, ada: Account, rack: Agent
+) -> None:
+    path = await submitted(site, url, ada, PROJECT)
+    job = await rack.claimed()
+    path.unlink()
+    path.mkdir()
+    assert (await rack.say("GET", job, "archive")).json()["code"] == "stale_claim"
+    back = await site.repository.get_job(job["id"])
+    assert back is not None
+    assert (back.status, back.message) == (
+        JobStatus.QUEUED,
+        "Its upload could not be read: Is a directory.",
+    )
+    assert back.not_before is not None
+
+
+async def test_a_tree_that_was_damaged_ends_its_job_and_is_sent_as_no_other(
+    site: Site, url: str, ada: Account, rack: Agent
+) -> None:
+    path = await submitted(site, url, ada, {**PROJECT, "data.txt": "needle" * 100_000})
+    path.write_bytes(path.read_bytes().replace(b"needle", b"poodle", 1))
+    job = await rack.claimed()
+    with pytest.raises(httpx.RemoteProtocolError):
+        await rack.say("GET", job, "archive")
+    ended = await site.repository.get_job(job["id"])
+    assert ended is not None
+    assert (ended.status, ended.reason) == (JobStatus.FAILED, Reason.BAD_ARCHIVE)
+    assert ended.message is not None
+    assert "data.txt" in ended.message
 
 
 async def test_bytes_that_come_behind_the_verdict_are_not_written(
