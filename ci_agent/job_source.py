@@ -229,13 +229,14 @@ class HttpJobSource:
         """Return the server's answer to the attempt's end, which comes behind all of its log."""
         if log is None:
             return self._link.report(fence, what, said)
+        self._shipping.deliver(fence)
+        kept = self._shipping.kept(fence, log)
         sealed = {
             **said,
-            "log_size": log.size,
-            "log_sha256": log.sha256,
-            "log_truncated": log.truncated,
+            "log_size": kept.size,
+            "log_sha256": kept.sha256,
+            "log_truncated": kept.truncated,
         }
-        self._shipping.deliver(fence)
         try:
             return self._link.report(fence, what, sealed)
         except InvalidOffset:

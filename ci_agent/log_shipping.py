@@ -4,6 +4,7 @@ A pump never waits for the network. What is sent follows from the file alone, so
 agent that does cost nothing but time: the server says how much it has, and it goes on from there.
 """
 
+import hashlib
 import threading
 from collections.abc import Collection, Iterable
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 import structlog
 
 from ci_agent.link import ServerLink
-from ci_common.errors import CIError, Conflict, InvalidOffset, StaleClaim
+from ci_common.errors import ArchiveTooLarge, CIError, Conflict, InvalidOffset, StaleClaim
 from ci_common.models import Fence, LogSeal
 from ci_common.stores import LogStore, LogWriter
 
@@ -32,6 +33,7 @@ class _Shipment:
         self._fence = fence
         self._sent = 0
         self._events = b""  # as they were sent last
+        self._most: int | None = None  # bytes of the log that the server takes, once it said so
         self._sending = threading.Lock()
         self._changed = threading.Event()
         self._over = threading.Event()
@@ -52,6 +54,12 @@ class _Shipment:
         with self._sending:
             self._send_log()
             self._send_events()
+
+    def kept(self, log: LogSeal) -> LogSeal:
+        """Return the seal of what the server keeps of that log: all, or as much as it takes."""
+        if self._most is None or log.size <= self._most:
+            return log
+        return LogSeal(self._most, self._digest(self._most), truncated=True)
 
     def begin_anew(self) -> None:
         """All of it will be sent again."""
@@ -74,14 +82,27 @@ class _Shipment:
 
     def _send_log(self) -> None:
         job_id, attempt = self._fence.job_id, self._fence.attempt
-        while data := self._logs.read(job_id, attempt, self._sent, _PIECE):
+        while data := self._logs.read(job_id, attempt, self._sent, self._next_piece()):
             place = {"Content-Range": f"bytes {self._sent}-{self._sent + len(data) - 1}/*"}
             try:
                 self._link.put(self._fence, "log", data, place)
             except InvalidOffset as error:  # it has less than we thought
                 self._sent = int(error.extra["size"])
+            except ArchiveTooLarge as error:  # our own limit is above the server's
+                if self._most is not None or "limit" not in error.extra:
+                    raise
+                self._most = int(error.extra["limit"])
             else:
                 self._sent += len(data)
+
+    def _next_piece(self) -> int:
+        return _PIECE if self._most is None else max(0, min(_PIECE, self._most - self._sent))
+
+    def _digest(self, size: int) -> str:
+        job_id, attempt, digest = self._fence.job_id, self._fence.attempt, hashlib.sha256()
+        for offset in range(0, size, _PIECE):
+            digest.update(self._logs.read(job_id, attempt, offset, min(_PIECE, size - offset)))
+        return digest.hexdigest()
 
     def _send_events(self) -> None:
         events = self._logs.read_events(self._fence.job_id, self._fence.attempt, _MOST_EVENTS)
@@ -144,6 +165,10 @@ class LogShipping:
         """The same, where it has something else."""
         self._shipment(fence).begin_anew()
         self._shipment(fence).deliver()
+
+    def kept(self, fence: Fence, log: LogSeal) -> LogSeal:
+        """Return the seal of what the server has once the log was delivered: it may take less than we wrote."""
+        return self._shipment(fence).kept(log)
 
     def keep(self, fences: Collection[Fence]) -> None:
         """Nothing is sent any more of other attempts than these."""

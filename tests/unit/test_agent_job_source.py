@@ -23,7 +23,7 @@ from ci_controller.lease import Superseded
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
 from ci_persistence.log_store import FileLogStore
-from tests.support.server import PROJECT, Account, Site, client, eventually, serving, upload
+from tests.support.server import PROJECT, Account, Site, client, eventually, open_site, serving, upload
 
 PROFILE = AgentProfile("rack-1", "gpu", slots=2)
 GPU = JobOptions(pool="gpu")
@@ -58,6 +58,13 @@ class Rack:
     def seal(self, attempt: Attempt) -> LogSeal:
         with closing(self.source.log_writer(attempt.fence)) as writer:
             return writer.seal()
+
+
+@pytest.fixture
+async def site(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncGenerator[Site, None]:
+    """With the settings that the test names, if it does."""
+    async with open_site(tmp_path, **getattr(request, "param", {})) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -190,6 +197,26 @@ async def test_an_agent_that_lost_the_end_of_a_log_ends_its_job_and_the_server_k
     job = await job_of(site, attempt)
     assert (job.status, job.log_size, job.log_truncated) == (JobStatus.COMPLETED, 11, True)
     assert log_at_server(site, attempt.fence) == left + b"hello world"[len(left) :]
+
+
+@pytest.mark.parametrize("site", [{"max_agent_log_bytes": 1000}], indirect=True)
+@pytest.mark.parametrize("written", [1000, 1001, 2_500_000])
+async def test_of_a_log_that_is_longer_than_the_server_takes_it_keeps_the_beginning(
+    site: Site, ada: Account, rack: Rack, written: int
+) -> None:
+    """An agent may be told to keep more than the server: that must not keep its jobs from their ends."""
+    await site.queue_job(ada, options=GPU)
+    attempt = await rack.running()
+    log = hashlib.shake_256(b"log").digest(written)
+    rack.write(attempt, 0, log)
+    assert await rack.finish(attempt)
+    job = await job_of(site, attempt)
+    assert (job.status, job.log_size, job.log_truncated) == (
+        JobStatus.COMPLETED,
+        min(1000, written),
+        written > 1000,
+    )
+    assert log_at_server(site, attempt.fence) == log[:1000]
 
 
 async def test_a_server_that_is_away_delays_a_verdict_and_no_more(
