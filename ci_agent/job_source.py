@@ -5,9 +5,10 @@ pumps go on meanwhile. A claim that is ours no more is False or None, as a fence
 """
 
 import asyncio
+import errno
 import tempfile
 from collections.abc import Callable, Collection, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ from ci_agent.documents import attempt_of, skew, stop_of
 from ci_agent.link import ServerLink
 from ci_agent.log_shipping import LogShipping, is_another_log
 from ci_common.clock import utcnow
-from ci_common.errors import CIError, InvalidOffset, StaleClaim, Unauthorized
+from ci_common.errors import CIError, InvalidArchive, InvalidOffset, StaleClaim, Unauthorized
 from ci_common.job_terms import JobStatus, JobVerdict, Reason
 from ci_common.models import Attempt, Fence, ImageUse, LogSeal, StopIntent
 from ci_common.stores import Archive, LogStore, LogWriter
@@ -188,7 +189,7 @@ class HttpJobSource:
                 for piece in pieces:
                     file.write(piece)
             file.flush()
-            with self._open_zip(Path(file.name)) as archive:
+            with self._opened(Path(file.name)) as archive:
                 yield archive
 
     def log_writer(self, fence: Fence) -> LogWriter:
@@ -200,10 +201,25 @@ class HttpJobSource:
 
     async def prune(self, now: datetime, *, under_pressure: bool = False) -> list[Prunable]:  # noqa: ARG002
         """The logs of what is not held any more are gone from this disk: the server has them, or wants them no more."""
-        await self.held()
-        for job_id in await asyncio.to_thread(self._shipping.forget, self._held):
+        # Beside the loop, which may claim meanwhile: nothing of what came after the question is judged by its answer.
+        spooled = await asyncio.to_thread(self._shipping.spooled)
+        answer = await asyncio.to_thread(self._link.ask, "attempts")
+        gone = spooled - {one["id"] for one in answer["attempts"]} - self._held
+        await asyncio.to_thread(self._shipping.forget, gone)
+        for job_id in gone:
             log.info("spool removed", job=job_id)
         return []
+
+    @contextmanager
+    def _opened(self, path: Path) -> Generator[Archive]:
+        """Yield the archive. The server found nothing wrong with it: what we find is ours, or came on the way, and its
+        owner is not to be blamed."""
+        with ExitStack() as stack:
+            try:
+                archive = stack.enter_context(self._open_zip(path))
+            except InvalidArchive as error:
+                raise OSError(errno.EINVAL, f"the agent refuses it: {error.detail.rstrip('.')}") from error
+            yield archive
 
     def _beat(self, said: Mapping[str, Any]) -> None:
         patience = (

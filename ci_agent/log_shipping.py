@@ -176,12 +176,14 @@ class LogShipping:
             for fence in self._shipments.keys() - set(fences):
                 self._shipments.pop(fence).end()
 
-    def forget(self, job_ids: Collection[str]) -> list[str]:
-        """The logs of other jobs than these are gone from this disk; returns whose."""
-        gone = [item.name for item in self._logs.items() if item.name not in job_ids]
-        for name in gone:
+    def spooled(self) -> set[str]:
+        """Return the jobs of which there are logs on this disk, by id."""
+        return {item.name for item in self._logs.items()}
+
+    def forget(self, job_ids: Collection[str]) -> None:
+        """The logs of those jobs are gone from this disk."""
+        for name in job_ids:
             self._logs.delete(name)
-        return gone
 
     def _shipment(self, fence: Fence) -> _Shipment:
         with self._lock:

@@ -54,7 +54,13 @@ _BY_STATUS: Mapping[int, type[CIError]] = {
     504: Unavailable,
 }
 _NO_JSON = (ValueError, RecursionError)  # the second for what is nested deeper than anybody's
-_MEMBERS = ("rule", "request_id", "missing", "size", "limit")  # of problem documents, that this client has a use for
+_MEMBERS = (
+    "rule",
+    "request_id",
+    "missing",
+    "size",
+    "limit",
+)  # of problem documents, that this client has a use for
 
 Params = Mapping[str, str | int | Sequence[str]]
 

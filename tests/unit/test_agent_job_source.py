@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,17 @@ from ci_controller.lease import Superseded
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
 from ci_persistence.log_store import FileLogStore
-from tests.support.server import PROJECT, Account, Site, client, eventually, open_site, serving, upload
+from tests.support.server import (
+    PROJECT,
+    Account,
+    Site,
+    client,
+    eventually,
+    open_site,
+    serving,
+    upload,
+    zipped,
+)
 
 PROFILE = AgentProfile("rack-1", "gpu", slots=2)
 GPU = JobOptions(pool="gpu")
@@ -285,6 +296,46 @@ async def test_a_tree_is_fetched_and_leaves_nothing_behind(
 
     assert await asyncio.to_thread(read) == {name: text.encode() for name, text in PROJECT.items()}
     assert list((tmp_path / "trees").iterdir()) == []
+
+
+async def test_a_tree_that_only_the_agent_refuses_is_not_its_owners_fault(
+    site: Site, ada: Account, url: str, rack: Rack
+) -> None:
+    """Its limits may be stricter than the server's: the core takes this for what infrastructure lost."""
+    async with client(url, ada) as http:
+        many = zipped({**PROJECT, **{f"data/{n}.txt": "" for n in range(200)}})
+        await http.post("/submit-async", data={"pool": "gpu"}, files=upload(many))
+    [attempt] = await rack.source.claim(1, utcnow())
+    with (
+        pytest.raises(OSError, match="the agent refuses it: The archive has 202 entries") as refused,
+        rack.source.open_archive(attempt),
+    ):
+        pass
+    assert refused.value.strerror
+
+
+async def test_what_is_claimed_while_the_spool_is_pruned_is_kept_and_sent(
+    site: Site, ada: Account, rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    loop, ask, claimed = asyncio.get_running_loop(), rack.link.ask, list[Attempt]()
+
+    async def begin() -> None:
+        claimed.append(await rack.running())
+        await rack.source.held()  # as the loop does before anything starts
+        rack.write(claimed[0], 0, b"hello")
+
+    def late(what: str, params: Any = None) -> Any:
+        answer = ask(what, params)
+        if not claimed:
+            monkeypatch.undo()
+            asyncio.run_coroutine_threadsafe(begin(), loop).result()
+        return answer
+
+    monkeypatch.setattr(rack.link, "ask", late)
+    await rack.source.prune(utcnow())
+    rack.write(claimed[0], 5, b" world")
+    await arrives(site, claimed[0].fence, b"hello world")
 
 
 async def test_a_claim_that_was_lost_writes_nothing_and_its_log_goes(
