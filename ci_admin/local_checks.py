@@ -86,15 +86,16 @@ async def check_controller(repository: JobRepository, now: datetime) -> Check:
     """Tell whether a controller serves the database."""
     try:
         state = await repository.controller_state()
+        waiting = await repository.count_standing_by()
     except CIError:
         return Check(
             "controller", "warning", "Unknown without a database that works.", "See `database` above."
         )
-    return judge_controller(state, now)
+    return judge_controller(state, now, waiting)
 
 
-def judge_controller(state: ControllerState | None, now: datetime) -> Check:
-    """Return what a heartbeat means."""
+def judge_controller(state: ControllerState | None, now: datetime, waiting: int = 0) -> Check:
+    """Return what a heartbeat means, where so many controllers wait to take over."""
     fix = "Start `ci-controller`, or both with `ci-admin up`; until then jobs wait in the queue."
     if state is None:
         return Check("controller", "warning", "No controller has run on this database yet.", fix)
@@ -105,7 +106,10 @@ def judge_controller(state: ControllerState | None, now: datetime) -> Check:
     if state.note:
         return Check("controller", "warning", f"The controller says: {state.note}", "See the other checks.")
     seconds = max(0.0, age.total_seconds())
-    return Check("controller", "ok", f"alive {seconds:.0f} s ago (epoch {state.epoch})")
+    others = f"; {waiting} more wait{'' if waiting > 1 else 's'}" if waiting else ""
+    return Check(
+        "controller", "ok", f"{state.holder} was alive {seconds:.0f} s ago (epoch {state.epoch}){others}"
+    )
 
 
 def _existing_paths(settings: StorageSettings) -> Iterator[Path]:

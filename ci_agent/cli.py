@@ -74,7 +74,7 @@ async def _serve(settings: AgentSettings) -> None:
         _heed(signal.SIGTERM, agent.drain)
         for number in (signal.SIGINT, signal.SIGQUIT):
             _heed(number, lambda: _stop(agent))
-        log.info("serving", version=__version__, server=settings.server_url, pool=settings.agent_pool)
+        log.info("starting", version=__version__, server=settings.server_url, pool=settings.agent_pool)
         try:
             await agent.run()
         except ControllerRunning as error:

@@ -322,6 +322,13 @@ class ControllerRunning(CIError):
     exit_code = 75
 
 
+class RunnerElsewhere(ControllerRunning):
+    """Another controller's containers are on another engine, so that this one could not go on with them."""
+
+    code = "runner_elsewhere"
+    title = "Jobs run on another engine"
+
+
 class EngineUnavailable(CIError):
     """The Docker engine does not answer; nothing is charged to any job for that."""
 

@@ -304,6 +304,10 @@ class ControllerState:
     holder: str
     heartbeat_at: datetime
     note: str | None = None  # e.g. "docker engine does not answer": shown by /ready and to waiting clients
+    is_released: bool = False  # it ended of its own accord
+    runs_on: str | None = (
+        None  # the engine that has its containers; None: it runs no jobs itself, or could not tell
+    )
 
     def is_alive(self, now: datetime) -> bool:
         """Tell whether its last heartbeat is recent."""

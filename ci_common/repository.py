@@ -319,9 +319,21 @@ class JobRepository(ABC):
     # -- the controller ----------------------------------------------------------------------------------
 
     @abstractmethod
-    async def take_over(self, holder: str, now: datetime) -> ControllerLease:
+    async def take_over(self, holder: str, now: datetime, *, runs_on: str | None = None) -> ControllerLease:
         """The caller is the controller: the epoch rose and every open attempt that no agent holds got a *new token*,
         so its predecessor's writes affect nothing and it can finish what its predecessor claimed."""
+
+    @abstractmethod
+    async def succeed(
+        self, seen: ControllerState | None, holder: str, now: datetime, *, runs_on: str | None = None
+    ) -> ControllerLease | None:
+        """As `take_over`, if the controller is still what was seen of it; None: it was heard of since, or somebody else
+        succeeded it. Of several that saw the same exactly one gets a lease."""
+
+    @abstractmethod
+    async def release(self, lease: ControllerLease, note: str, now: datetime) -> bool:
+        """The lease is given up, and nobody's until the next one takes over; the note says so until then. False: it was
+        somebody else's already."""
 
     @abstractmethod
     async def heartbeat(self, lease: ControllerLease, now: datetime, note: str | None = None) -> bool:
@@ -330,6 +342,10 @@ class JobRepository(ABC):
     @abstractmethod
     async def controller_state(self) -> ControllerState | None:
         """Return what is known of the controller; None: none ever ran."""
+
+    @abstractmethod
+    async def count_standing_by(self) -> int:
+        """Return how many more controllers run and wait for the end of that one."""
 
     @abstractmethod
     async def pause_queue(self, reason: str | None, now: datetime, by: str = OPERATOR) -> QueuePause:

@@ -50,9 +50,10 @@ _PATIENCE: Final = 4.0  # seconds from the signal to the end
 def main(**flags: Any) -> None:
     """Run queued jobs in containers until stopped; exactly one controller serves a database.
 
+    Of several on one PostgreSQL one leads, and the others wait until it is gone; on a file a second one is refused.
     Flags override environment variables. SIGTERM and Ctrl-C end it; jobs that run then go on, and the next
     controller adopts them. Exit codes: 0 stopped, 64 wrong settings, 73 a path cannot be used, 75 another
-    controller runs or the database cannot be used now, 70 an error of the program.
+    controller runs or took over or the database cannot be used now, 70 an error of the program.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     try:
@@ -76,7 +77,7 @@ async def _serve(settings: ControllerSettings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stop, controller)
         log.info(
-            "serving",
+            "starting",
             version=__version__,
             database=settings.database_name,
             data=str(settings.data_path.absolute()),

@@ -19,29 +19,30 @@ from ci_controller.disk_watch import DATA, DATABASE
 from ci_controller.docker_payload import RUNTIME_FIX
 from ci_controller.settings import ControllerSettings
 from ci_controller.singleton import lock_file, refuse_if_alive
+from ci_controller.succession import Succession
 from ci_persistence.ballast import Ballast
-from ci_persistence.factory import open_repository, open_stores
+from ci_persistence.factory import Stores, open_presence, open_repository, open_stores
 
 log = structlog.get_logger(__name__)
 
 _OTHER_THREADS: Final = 4  # for what belongs to no slot: pruning, migrating
 _BUSY_TRIES: Final = 6  # each waits as long as the database itself does
+_ENGINE_SECONDS: Final = 5.0  # then there is no telling
 
 
 @asynccontextmanager
 async def open_controller(settings: ControllerSettings) -> AsyncGenerator[JobController]:
-    """The database is ours and current, nobody else serves it; the controller is ready to run.
+    """The controller is ready to run: a file is ours and current, and nobody else serves it; for its turn at a server's
+    database it waits when it runs.
 
     Raises ControllerRunning, SchemaTooNew, DatabaseCorrupt, DatabaseBusy, OSError for paths that cannot be used.
     """
     asyncio.get_running_loop().set_default_executor(_threads_for(settings.max_running_jobs))
     async with AsyncExitStack() as stack:
-        is_free = stack.enter_context(lock_file(settings.lock_path))
         repository = open_repository(settings)
         stack.push_async_callback(repository.close)
-        if not is_free:
-            await refuse_if_alive(lambda: _state_of_the_other(repository), SystemClock())
-        await _initialize(repository)
+        if settings.server_url is None:
+            await _be_the_only_one(stack.enter_context(lock_file(settings.lock_path)), repository)
         stores = open_stores(settings)
         await stores.hub.start()
         stack.push_async_callback(stores.hub.close)
@@ -66,7 +67,39 @@ async def open_controller(settings: ControllerSettings) -> AsyncGenerator[JobCon
             reserve=Ballast(settings.db_path),
             agent_lease=timedelta(seconds=settings.agent_lease),
             local_runner=settings.local_runner,
+            succession=await _succession(settings, repository, stores, manager, stack),
         )
+
+
+async def _be_the_only_one(is_free: bool, repository: JobRepository) -> None:
+    """No other controller serves the file, whose schema is current."""
+    if not is_free:
+        await refuse_if_alive(lambda: _state_of_the_other(repository), SystemClock())
+    await _initialize(repository)
+
+
+async def _succession(
+    settings: ControllerSettings,
+    repository: JobRepository,
+    stores: Stores,
+    manager: ContainerManager,
+    stack: AsyncExitStack,
+) -> Succession | None:
+    """Return how this controller comes to lead among others; None where it is the only one."""
+    if (presence := open_presence(settings)) is None:
+        return None
+    stack.push_async_callback(presence.close)
+    runs_on = await _engine_of(manager) if settings.local_runner else None
+    return Succession(repository, presence, stores.hub, SystemClock(), runs_on=runs_on)
+
+
+async def _engine_of(manager: ContainerManager) -> str | None:
+    """Return the identity of the engine that has our containers; None where it does not say it now."""
+    try:
+        return await asyncio.wait_for(manager.engine_id(), _ENGINE_SECONDS)
+    except (EngineUnavailable, TimeoutError):
+        log.warning("the engine does not say which one it is; another host's could be taken for it")
+        return None
 
 
 async def _say_if_the_runtime_is_missing(manager: ContainerManager) -> None:

@@ -113,6 +113,10 @@ class ContainerManager:
     async def ping(self) -> None:
         await self._ask(lambda api: api.ping())
 
+    async def engine_id(self) -> str:
+        """Return what tells this engine from every other one."""
+        return await self._ask(lambda api: api.info()["ID"])
+
     async def info(self) -> EngineInfo:
         """Return what the engine says of itself; raises EngineUnavailable."""
         version, info = await self._ask(lambda api: (api.version(), api.info()))

@@ -25,7 +25,7 @@ from ci_common.clock import Clock, SystemClock
 from ci_common.crash_points import crash_point
 from ci_common.errors import CIError, ControllerRunning, EngineUnavailable
 from ci_common.job_terms import Reason
-from ci_common.models import AGENT_LEASE
+from ci_common.models import AGENT_LEASE, ControllerLease
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore, ChangeHub, LogStore
 from ci_controller.agent_leases import LOOKS, AgentLeases
@@ -40,6 +40,7 @@ from ci_controller.planner import plan, stands_on_an_older_look
 from ci_controller.policy import DEFAULTS, RECONCILE_INTERVAL, Policy
 from ci_controller.quiet_logs import QuietLogs
 from ci_controller.stopwatch import JumpMeter
+from ci_controller.succession import Succession
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,7 @@ _PRUNE_INTERVAL: Final = 3600.0
 _TIDY_INTERVAL: Final = 600.0
 _HEARTBEAT_RETRY: Final = 1.0
 _CLOSING_GRACE: Final = 2.0  # for what is in flight when we are told to end
+_GOODBYE: Final = "the controller was stopped: start ci-controller"
 _ENGINE_DOWN: Final = "docker engine does not answer: start it, or let `ci-admin doctor` say what is wrong"
 
 
@@ -57,8 +59,6 @@ class Runner:
     `reconcile_once()` is one pass, `take_hint()` a part of one; `run()` makes them until `stop()` is called or somebody
     takes over. `enlist` returns the source once it is ours and whoever was before us cannot write any more.
     """
-
-    _goodbye = "it was stopped: start ci-agent"
 
     def __init__(
         self,
@@ -95,10 +95,10 @@ class Runner:
 
     async def start(self) -> None:
         """The jobs are ours: whoever was before us cannot write any more. Nothing runs yet."""
-        asked_at = self._clock.monotonic()
+        self._asking()
         self._jobs = await self._enlist()
         self._lease = Lease(self._clock, self._jobs.lease.total_seconds())
-        self._lease.renewed(asked_at)
+        self._lease.renewed(self._asked_at)
         self._executor = Executor(
             self._jobs,
             self._runtime,
@@ -117,11 +117,16 @@ class Runner:
             self._disks_changed,
             self._reserve,
         )
-        log.info("started", epoch=self._jobs.epoch, instance=self._jobs.instance_id)
+        log.info("serving", epoch=self._jobs.epoch, instance=self._jobs.instance_id)
+
+    def _asking(self) -> None:
+        """What is asked for now counts from now, if it is granted."""
+        self._asked_at = self._clock.monotonic()
 
     async def run(self) -> None:
         """Passes are made until `stop()`; raises ControllerRunning when somebody took over."""
-        await self.start()
+        if not await self._was_started():
+            return
         with ExitStack() as watching:
             tasks = [asyncio.create_task(work()) for work in self._works(watching)]
             try:
@@ -134,6 +139,16 @@ class Runner:
         await self._say_goodbye()
         if self._taken_over:
             raise ControllerRunning("Another controller took over; this one has stopped.")
+
+    async def _was_started(self) -> bool:
+        """As `start`, which may wait for long; False: `stop()` was called meanwhile, and nothing is ours."""
+        start, over = asyncio.create_task(self.start()), asyncio.create_task(self._over.wait())
+        try:
+            await asyncio.wait((start, over), return_when=asyncio.FIRST_COMPLETED)
+            has_started = start.done()
+        finally:
+            await _end([start, over])
+        return has_started
 
     def _works(self, watching: ExitStack) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
         """Return what is done side by side until one of it ends; the engine is watched meanwhile."""
@@ -161,8 +176,8 @@ class Runner:
         )
 
     async def _say_goodbye(self) -> None:
-        """Whoever waits need not find out by our silence; a successor's first heartbeat takes the word back."""
-        self._note = self._goodbye
+        """Whoever waits need not find out by our silence; our successor's first heartbeat takes the word back."""
+        self._note = "it was stopped: start ci-agent"
         if not self._taken_over:
             await self.beat()
 
@@ -354,8 +369,6 @@ class Runner:
 class JobController(Runner):
     """The one process that serves a database: it makes Docker do what that says, and is the control plane."""
 
-    _goodbye = "the controller was stopped: start ci-controller"
-
     def __init__(
         self,
         repository: JobRepository,
@@ -372,6 +385,7 @@ class JobController(Runner):
         reserve: Reserve | None = None,
         agent_lease: timedelta = AGENT_LEASE,
         local_runner: bool = True,
+        succession: Succession | None = None,
     ) -> None:
         super().__init__(
             self._take_over,
@@ -390,9 +404,10 @@ class JobController(Runner):
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
         self._local_runner = local_runner
         self._agents = AgentLeases(agent_lease.total_seconds())
+        self._succession = succession  # None: whoever was before us was seen to
 
     async def _take_over(self) -> JobSource:
-        lease = await self._repository.take_over(self._holder, self._clock.now())
+        lease = await self._gain()
         crash_point("after_take_over")
         self._control = lease
         return RepositoryJobSource(
@@ -405,6 +420,20 @@ class JobController(Runner):
             queue_timeout=self._policy.queue_timeout,
             retention=self._policy.retention,
         )
+
+    async def _gain(self) -> ControllerLease:
+        if self._succession is None:
+            return await self._repository.take_over(self._holder, self._clock.now())
+        return await self._succession.gain(self._holder, self._asking)
+
+    async def _say_goodbye(self) -> None:
+        """Who waits for our end takes over at once, whoever runs us again just as well."""
+        if self._taken_over:
+            return
+        try:
+            await self._repository.release(self._control, _GOODBYE, self._clock.now())
+        except CIError as error:  # they find out by our silence
+            log.warning("the lease was not released", code=error.code, error=error.detail)
 
     def _works(self, watching: ExitStack) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
         if not self._local_runner:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci_common.errors import InvalidRequest
+from ci_common.presence import Presence
 from ci_common.repository import JobRepository
 from ci_common.settings import StorageSettings
 from ci_common.stores import ArchiveStore, ChangeHub, LogStore
@@ -43,6 +44,15 @@ def _on_a_server(url: str) -> JobRepository:
     except ModuleNotFoundError as error:
         raise InvalidRequest(NO_DRIVER) from error
     return PostgresJobRepository(url)
+
+
+def open_presence(settings: StorageSettings) -> Presence | None:
+    """Return how this controller is seen among others; None: of a file there is only one."""
+    if settings.server_url is None:
+        return None
+    from ci_persistence.postgres_presence import PostgresPresence
+
+    return PostgresPresence(settings.server_url)
 
 
 def _hub(settings: StorageSettings, logs: Path) -> ChangeHub:

@@ -8,6 +8,7 @@ import asyncio
 
 from ci_persistence.postgres_database import PostgresDatabase
 from ci_persistence.postgres_migrations import migrate
+from ci_persistence.postgres_presence import COUNT_STANDING_BY
 from ci_persistence.settled import settled
 from ci_persistence.sql_repository import SQLJobRepository
 
@@ -25,6 +26,10 @@ class PostgresJobRepository(SQLJobRepository):
 
     async def check(self) -> None:
         await self._postgres.check()
+
+    async def count_standing_by(self) -> int:
+        row = await self._postgres.read(lambda db: db.execute(COUNT_STANDING_BY).fetchone())
+        return int(row[0])
 
     async def rewrite(self) -> None:
         await self._postgres.rewrite()

@@ -23,6 +23,15 @@ OPEN_ATTEMPTS = f"""
 ENDED = f"""
     SELECT job_id, number FROM attempts WHERE container_id = :container AND ended_at IS NOT NULL AND {HELD_BY}
 """  # noqa: S608
+# Who comes first, or comes after somebody: then the epoch rises, and nothing of what that one said is left.
+FIRST = (
+    "INSERT INTO controller (id, epoch, holder, heartbeat_at, runs_on) VALUES (1, 1, :holder, :now, :runs_on) "
+    "ON CONFLICT (id)"
+)
+NEXT = (
+    "epoch = controller.epoch + 1, holder = :holder, heartbeat_at = :now, note = NULL, released_at = NULL, "
+    "runs_on = :runs_on"
+)
 EXPIRED = "SELECT id FROM jobs WHERE status = 'queued' AND queued_since < ? ORDER BY queued_since"
 OVERDUE = (
     "SELECT id, options, priority, pool FROM jobs WHERE status = 'queued' AND queue_deadline < ? "
@@ -40,16 +49,47 @@ def instance_id(db: Connection) -> str:
     return str(db.execute("SELECT instance_id FROM installation").fetchone()[0])
 
 
-def take_over(db: Connection, holder: str, now: datetime) -> ControllerLease:
+def take_over(db: Connection, holder: str, now: datetime, runs_on: str | None = None) -> ControllerLease:
     """The holder is the controller and every open attempt that no agent holds has a new token."""
     epoch = db.execute(
-        "INSERT INTO controller (id, epoch, holder, heartbeat_at) VALUES (1, 1, :holder, :now) "
-        "ON CONFLICT (id) DO UPDATE SET epoch = controller.epoch + 1, holder = :holder, heartbeat_at = :now, "
-        "note = NULL RETURNING epoch",
-        {"holder": holder, "now": to_text(now)},
+        f"{FIRST} DO UPDATE SET {NEXT} RETURNING epoch", _successor(holder, now, runs_on)
     ).fetchone()[0]
     renew_tokens(db, None, holder)
     return ControllerLease(epoch, holder)
+
+
+def succeed(
+    db: Connection, seen: ControllerState | None, holder: str, now: datetime, runs_on: str | None
+) -> ControllerLease | None:
+    """The same, unless the controller is no longer what was seen of it."""
+    told = _successor(holder, now, runs_on)
+    if seen is None:
+        row = db.execute(f"{FIRST} DO NOTHING RETURNING epoch", told).fetchone()
+    else:
+        unchanged = "epoch = :epoch AND heartbeat_at = :heartbeat"
+        told |= {"epoch": seen.epoch, "heartbeat": to_text(seen.heartbeat_at)}
+        row = db.execute(
+            f"UPDATE controller SET {NEXT} WHERE {unchanged} RETURNING epoch",  # noqa: S608  (constants)
+            told,
+        ).fetchone()
+    if row is None:
+        return None
+    renew_tokens(db, None, holder)
+    return ControllerLease(row["epoch"], holder)
+
+
+def _successor(holder: str, now: datetime, runs_on: str | None) -> dict[str, str | int | None]:
+    return {"holder": holder, "now": to_text(now), "runs_on": runs_on}
+
+
+def release(db: Connection, lease: ControllerLease, note: str, now: datetime) -> bool:
+    """The lease is nobody's; False: it was another one's by now."""
+    changed = db.execute(
+        "UPDATE controller SET heartbeat_at = :now, released_at = :now, note = :note "
+        "WHERE epoch = :epoch AND holder = :holder",
+        {"now": to_text(now), "note": note, "epoch": lease.epoch, "holder": lease.holder},
+    )
+    return changed.rowcount == 1
 
 
 def renew_tokens(db: Connection, agent_id: str | None, holder: str) -> None:
@@ -65,7 +105,7 @@ def renew_tokens(db: Connection, agent_id: str | None, holder: str) -> None:
 def heartbeat(db: Connection, lease: ControllerLease, now: datetime, note: str | None) -> bool:
     """The heartbeat is renewed; False: the lease is somebody else's by now."""
     changed = db.execute(
-        "UPDATE controller SET heartbeat_at = ?, note = ? WHERE epoch = ? AND holder = ?",
+        "UPDATE controller SET heartbeat_at = ?, note = ? WHERE epoch = ? AND holder = ? AND released_at IS NULL",
         (to_text(now), note, lease.epoch, lease.holder),
     )
     return changed.rowcount == 1
@@ -76,12 +116,19 @@ def controller_state(db: Connection) -> ControllerState | None:
     row = db.execute("SELECT * FROM controller").fetchone()
     if row is None:
         return None
-    return ControllerState(row["epoch"], row["holder"], from_text(row["heartbeat_at"]), row["note"])
+    return ControllerState(
+        row["epoch"],
+        row["holder"],
+        from_text(row["heartbeat_at"]),
+        row["note"],
+        row["released_at"] is not None,
+        row["runs_on"],
+    )
 
 
 def holds(db: Connection, lease: ControllerLease) -> bool:
     """Tell whether the lease is the valid one, as it then is until the transaction ends."""
-    query = f"SELECT 1 FROM controller WHERE epoch = ? AND holder = ? {LOCKED}"  # noqa: S608
+    query = f"SELECT 1 FROM controller WHERE epoch = ? AND holder = ? AND released_at IS NULL {LOCKED}"  # noqa: S608
     return db.execute(query, (lease.epoch, lease.holder)).fetchone() is not None
 
 

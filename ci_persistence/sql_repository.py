@@ -266,8 +266,16 @@ class SQLJobRepository(JobRepository):
 
     # -- the controller ----------------------------------------------------------------------------------
 
-    async def take_over(self, holder: str, now: datetime) -> ControllerLease:
-        return await self._db.write(lambda db: sql_control.take_over(db, holder, now))
+    async def take_over(self, holder: str, now: datetime, *, runs_on: str | None = None) -> ControllerLease:
+        return await self._db.write(lambda db: sql_control.take_over(db, holder, now, runs_on))
+
+    async def succeed(
+        self, seen: ControllerState | None, holder: str, now: datetime, *, runs_on: str | None = None
+    ) -> ControllerLease | None:
+        return await self._db.write(lambda db: sql_control.succeed(db, seen, holder, now, runs_on))
+
+    async def release(self, lease: ControllerLease, note: str, now: datetime) -> bool:
+        return await self._db.write(lambda db: sql_control.release(db, lease, note, now))
 
     async def heartbeat(self, lease: ControllerLease, now: datetime, note: str | None = None) -> bool:
         return await self._db.write(lambda db: sql_control.heartbeat(db, lease, now, note))

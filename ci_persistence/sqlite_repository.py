@@ -23,5 +23,8 @@ class SQLiteJobRepository(SQLJobRepository):
     async def check(self) -> None:
         await self._sqlite.read(lambda db: require_current_schema(db, self._path))
 
+    async def count_standing_by(self) -> int:
+        return 0  # of one file a second controller is refused
+
     async def rewrite(self) -> None:
         await settled(asyncio.to_thread(rewrite_database, self._path))

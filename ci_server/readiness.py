@@ -89,18 +89,19 @@ async def _check_database(repository: JobRepository) -> Finding:
 
 async def _check_controller(repository: JobRepository, clock: Clock) -> tuple[Finding, Finding]:
     """Return how the controller is and, as it sees it, the engine: this process never asks the engine itself."""
-    found: ControllerState | None = None
+    found, waiting = None, 0
 
     async def look() -> Finding:
-        nonlocal found
+        nonlocal found, waiting
         found = await repository.controller_state()
+        waiting = await repository.count_standing_by()
         return Finding(Health.OK)
 
     asked = await _guarded(look)
     if asked.health is not Health.OK:
         return asked, Finding(Health.FAILING, _UNKNOWN)
     now = clock.now()
-    return _judge_controller(found, now), _judge_engine(found, now)
+    return _judge_controller(found, waiting, now), _judge_engine(found, now)
 
 
 async def _check_queue(repository: JobRepository) -> Finding:
@@ -111,12 +112,17 @@ async def _check_queue(repository: JobRepository) -> Finding:
     return await _guarded(look)
 
 
-def _judge_controller(state: ControllerState | None, now: datetime) -> Finding:
+def _judge_controller(state: ControllerState | None, waiting: int, now: datetime) -> Finding:
     trouble = controller_trouble(state, now)
     if state and state.is_alive(now) and _is_of_engine(state.note):
         trouble = None  # the controller does what it can
     age = round((now - state.heartbeat_at).total_seconds(), 1) if state else None
-    details = (("heartbeat_age_seconds", age), ("note", state.note if state else None))
+    details = (
+        ("heartbeat_age_seconds", age),
+        ("note", state.note if state else None),
+        ("holder", state.holder if state else None),
+        ("waiting", waiting),  # controllers that will take over
+    )
     return Finding(Health.DEGRADED if trouble else Health.OK, trouble, details)
 
 

@@ -13,7 +13,7 @@ _AT = "2026-01-02T03:04:0{}.000000Z"
 # What every schema since the first can hold: a job in each state, keys, attempts, timelines.
 _ROWS = (
     "INSERT INTO installation VALUES (1, '11111111-2222-4333-8444-555555555555')",
-    f"INSERT INTO controller VALUES (1, 7, 'box:42', '{_AT.format(9)}', NULL)",
+    f"INSERT INTO controller (id, epoch, holder, heartbeat_at) VALUES (1, 7, 'box:42', '{_AT.format(9)}')",
     f"INSERT INTO users (id, name, email, email_folded, created_at, is_active, role) VALUES "
     f"('u-ada', 'Ada é', 'Ada@example.org', 'ada@example.org', '{_AT.format(0)}', 1, 'admin'), "
     f"('u-bob', 'Bob', 'bob@example.org', 'bob@example.org', '{_AT.format(0)}', 0, 'user')",

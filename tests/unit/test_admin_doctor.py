@@ -150,6 +150,13 @@ def test_a_heartbeat_tells_whether_a_controller_is_alive(
     assert said in check.detail
 
 
+def test_of_several_controllers_it_tells_which_one_leads() -> None:
+    state = ControllerState(7, "box:1", NOW)
+    assert judge_controller(state, NOW).detail == "box:1 was alive 0 s ago (epoch 7)"
+    assert judge_controller(state, NOW, 1).detail == "box:1 was alive 0 s ago (epoch 7); 1 more waits"
+    assert judge_controller(state, NOW, 2).detail.endswith("; 2 more wait")
+
+
 @pytest.mark.parametrize(("checks", "code"), [([GOOD], 0), ([GOOD, ODD], 0), ([GOOD, BAD, ODD], 69)])
 def test_only_what_failed_makes_the_command_fail(checks: list[Check], code: int) -> None:
     assert doctor.exit_code(checks) == code

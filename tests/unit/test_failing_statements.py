@@ -26,6 +26,7 @@ from ci_common.models import (
     Attempt,
     AuditAction,
     AuditEvent,
+    ControllerState,
     Fence,
     Job,
     JobEvent,
@@ -39,7 +40,16 @@ from ci_persistence.sqlite_connection import connect
 from ci_persistence.sqlite_repository import SQLiteJobRepository
 from tests.support.database import new_database
 from tests.support.in_memory import home
-from tests.support.repository_contract.story import PROFILE, SEAL, Story, at, make_job, make_key, make_user
+from tests.support.repository_contract.story import (
+    PROFILE,
+    SEAL,
+    START,
+    Story,
+    at,
+    make_job,
+    make_key,
+    make_user,
+)
 
 __all__ = ["home"]
 
@@ -146,6 +156,10 @@ WRITES: dict[str, Write] = {
     "resume_queue": lambda cast: cast.repository.resume_queue(at(50)),
     "limit_pool": lambda cast: cast.repository.limit_pool("gpu", 3, at(50)),
     "take_over": lambda cast: cast.repository.take_over("successor", at(50)),
+    "succeed": lambda cast: cast.repository.succeed(
+        ControllerState(cast.story.lease.epoch, cast.story.lease.holder, START), "successor", at(50)
+    ),
+    "release": lambda cast: cast.repository.release(cast.story.lease, "stopped", at(50)),
     "heartbeat": lambda cast: cast.repository.heartbeat(cast.story.lease, at(50), "note"),
     "claim_jobs": lambda cast: cast.repository.claim_jobs(cast.story.lease, 2, at(50)),
     "expire_queued": lambda cast: cast.repository.expire_queued(cast.story.lease, timedelta(0), at(50)),

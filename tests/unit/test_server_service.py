@@ -40,6 +40,7 @@ async def test_ready_is_ok_when_a_controller_is_alive(site: Site, http: httpx.As
     found = response.json()
     assert (found["status"], found["reasons"]) == ("ok", [])
     assert found["checks"]["controller"]["heartbeat_age_seconds"] < 30
+    assert (found["checks"]["controller"]["holder"], found["checks"]["controller"]["waiting"]) == ("test", 0)
     assert found["checks"]["disk"]["free_bytes"] > 0
 
 

@@ -48,6 +48,63 @@ class ControlContract:
         assert await story.repository.expire_queued(story.lease, timedelta(0), at(600)) == []
         assert await story.job(job.id) == job
 
+    async def test_who_succeeds_nobody_is_the_first(self, repository: JobRepository) -> None:
+        lease = await repository.succeed(None, "first", START, runs_on="engine-1")
+        assert lease == ControllerLease(1, "first")
+        assert await repository.succeed(None, "late", at(1)) is None
+        state = await repository.controller_state()
+        assert state is not None
+        assert (state.holder, state.runs_on, state.is_released) == ("first", "engine-1", False)
+
+    async def test_succeeding_is_taking_over(self, story: Story, other: JobRepository) -> None:
+        await story.queue()
+        running = await story.run()
+        seen = await other.controller_state()
+        lease = await other.succeed(seen, "successor", at(5))
+        assert lease == ControllerLease(story.lease.epoch + 1, "successor")
+        [inherited] = await other.open_attempts()
+        assert not await story.repository.heartbeat(story.lease, at(6))
+        assert not await story.repository.finish_attempt(running.fence, verdict(None), SEAL, at(6))
+        assert await other.finish_attempt(inherited.fence, verdict(None), SEAL, at(6))
+
+    async def test_who_was_heard_of_again_is_not_succeeded(self, story: Story, other: JobRepository) -> None:
+        await story.queue()
+        running = await story.run()
+        seen = await other.controller_state()
+        assert await story.repository.heartbeat(story.lease, at(5))
+        assert await other.succeed(seen, "successor", at(5)) is None
+        assert await story.repository.finish_attempt(running.fence, verdict(None), SEAL, at(6))
+        assert await story.repository.heartbeat(story.lease, at(7))
+
+    async def test_of_those_who_saw_the_same_exactly_one_succeeds(
+        self, story: Story, other: JobRepository
+    ) -> None:
+        seen = await other.controller_state()
+        pairs = [(one, n) for n in range(4) for one in (story.repository, other)]
+        tries = [one.succeed(seen, f"heir {n}", at(5 + n)) for one, n in pairs]
+        leases = await asyncio.gather(*tries)
+        [lease] = [lease for lease in leases if lease]
+        assert lease.epoch == story.lease.epoch + 1
+        assert await other.heartbeat(lease, at(20))
+
+    async def test_a_lease_that_was_released_entitles_to_nothing(
+        self, story: Story, other: JobRepository
+    ) -> None:
+        job = await story.queue()
+        assert await story.repository.release(story.lease, "it was stopped", at(5))
+        state = await other.controller_state()
+        assert state is not None
+        assert (state.is_released, state.note, state.heartbeat_at) == (True, "it was stopped", at(5))
+        assert not await story.repository.heartbeat(story.lease, at(6))
+        assert await story.repository.claim_jobs(story.lease, 1, at(6)) == []
+        assert await story.job(job.id) == job
+        successor = await other.succeed(state, "successor", at(7))
+        assert successor is not None
+        assert not await story.repository.release(story.lease, "it was stopped", at(8))
+        state = await other.controller_state()
+        assert state is not None
+        assert (state.is_released, state.note, state.holder) == (False, None, "successor")
+
     async def test_a_lease_is_also_its_holders_name(self, story: Story) -> None:
         await story.queue()
         impostor = ControllerLease(story.lease.epoch, "impostor")

@@ -1,0 +1,28 @@
+"""The seam to who is there: which controllers have a session with the database, as far as the database can tell."""
+
+from abc import ABC, abstractmethod
+
+
+class Presence(ABC):
+    """This controller among others; a session ends with its process, whatever that dies of.
+
+    Evidence only: a session may be cut while its process lives, and live while its process is stopped. The epoch in
+    the row is the truth.
+    """
+
+    @abstractmethod
+    async def stand_by(self) -> None:
+        """This process is counted among those that wait; raises Unavailable."""
+
+    @abstractmethod
+    async def is_led(self, epoch: int | None = None) -> bool:
+        """Tell whether the controller of that epoch (None: of any) has a session; raises Unavailable."""
+
+    @abstractmethod
+    async def lead(self, epoch: int) -> bool:
+        """This process is seen as the controller of that epoch, and again whenever its session was cut; it waits no
+        more. False: another one is. Raises Unavailable."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Nothing is seen of this process."""

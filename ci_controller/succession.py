@@ -1,0 +1,134 @@
+"""How a controller comes to lead where several may be started: it waits until the one that leads is gone.
+
+What it sees only says when to try. That it leads is decided by one write that fails if the leader was heard of since,
+or if another one that waits was quicker.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from ci_common.clock import Clock
+from ci_common.errors import (
+    CIError,
+    DatabaseBusy,
+    DatabaseCorrupt,
+    RunnerElsewhere,
+    SchemaMissing,
+    SchemaTooNew,
+)
+from ci_common.models import ControllerLease, ControllerState
+from ci_common.presence import Presence
+from ci_common.repository import JobRepository
+from ci_common.stores import ChangeHub, Subscription
+from ci_controller.vigil import LOOK_EVERY, Vigil
+
+log = structlog.get_logger(__name__)
+
+_QUIET: Final = 0.1  # seconds between two looks: every commit of a busy installation wakes who waits
+_FINAL: Final = (DatabaseCorrupt, RunnerElsewhere, SchemaTooNew)  # no waiting helps
+_PASSING: Final = (DatabaseBusy, SchemaMissing)  # waiting does, from the start
+
+
+class Succession:
+    """Waits for the end of one leader after the other."""
+
+    def __init__(
+        self,
+        repository: JobRepository,
+        presence: Presence,
+        changes: ChangeHub,
+        clock: Clock,
+        *,
+        runs_on: str | None = None,
+    ) -> None:
+        self._repository = repository
+        self._presence = presence
+        self._changes = changes
+        self._clock = clock
+        self._runs_on = runs_on
+        self._vigil = Vigil()
+        self._waits_for: int | None = None  # the epoch, once that was said
+        self._has_looked = False
+        self._trouble: str | None = None  # that was said
+
+    async def gain(self, holder: str, asking: Callable[[], None]) -> ControllerLease:
+        """The holder is the controller, after however long it took; `asking` was called before the question whose
+        answer that is.
+
+        Raises RunnerElsewhere, SchemaTooNew, DatabaseCorrupt, and what keeps it from the first look.
+        """
+        with self._changes.database() as changes:
+            while True:
+                try:
+                    if lease := await self._try(holder, asking):
+                        return lease
+                except CIError as error:
+                    self._bear(error)
+                await _next_look(changes)
+
+    async def _try(self, holder: str, asking: Callable[[], None]) -> ControllerLease | None:
+        state, has_session = await self._look()
+        self._has_looked, self._trouble = True, None
+        why = self._vigil.is_over(state, has_session=has_session, now=self._clock.monotonic())
+        if why is None:
+            self._wait_for(state)
+            return None
+        return await self._succeed(state, why, holder, asking)
+
+    async def _look(self) -> tuple[ControllerState | None, bool]:
+        """Return what is known of the leader, and whether it has a session."""
+        await self._presence.stand_by()
+        try:
+            state = await self._repository.controller_state()
+        except SchemaMissing:
+            if await self._presence.is_led():  # by an older release, whose tables these are
+                raise
+            await self._repository.initialize()
+            state = await self._repository.controller_state()
+        return state, state is not None and await self._presence.is_led(state.epoch)
+
+    async def _succeed(
+        self, seen: ControllerState | None, why: str, holder: str, asking: Callable[[], None]
+    ) -> ControllerLease | None:
+        lease = None
+        try:
+            # First, or the next one that waits would see a leader without a session.
+            if await self._presence.lead(seen.epoch + 1 if seen else 1):
+                asking()
+                now = self._clock.now()
+                lease = await self._repository.succeed(seen, holder, now, runs_on=self._runs_on)
+        finally:
+            if lease is None:
+                await self._presence.close()
+        if lease and seen:
+            log.info("taking over", holder=seen.holder, epoch=lease.epoch, why=why)
+        return lease
+
+    def _wait_for(self, state: ControllerState | None) -> None:
+        assert state is not None  # else nobody is waited for
+        if state.runs_on and self._runs_on and state.runs_on != self._runs_on:
+            raise RunnerElsewhere(
+                f"The controller {state.holder} runs jobs on another engine, whose containers this one could not "
+                "take over: start it with --no-local-runner, or stop that one first."
+            )
+        if self._waits_for != state.epoch:
+            self._waits_for = state.epoch
+            log.info("waiting: another controller leads", leader=state.holder, epoch=state.epoch)
+
+    def _bear(self, error: CIError) -> None:
+        """The error passes, or it is raised: at first the operator is told, later a database may be away."""
+        if isinstance(error, _FINAL) or not (self._has_looked or isinstance(error, _PASSING)):
+            raise error
+        self._vigil.forget()
+        if self._trouble != error.detail:
+            self._trouble = error.detail
+            log.warning("cannot look for the leader", code=error.code, error=error.detail)
+
+
+async def _next_look(changes: Subscription) -> None:
+    """Something was written, or a while has passed; in no case too soon."""
+    await asyncio.sleep(_QUIET)
+    await changes.wait(LOOK_EVERY)

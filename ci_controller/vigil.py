@@ -1,0 +1,59 @@
+"""Whether the leader is gone, as one that waits sees it: pure, by what changes while its own monotonic clock goes on.
+
+No clock of another host is asked: a heartbeat is a value that is another one than before, or is not.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from ci_common.models import CONTROLLER_GONE_AFTER, ControllerState
+
+LOOK_EVERY: Final = 1.0  # seconds, where nothing was heard of sooner
+_CUT_FOR: Final = 1.0  # a leader that lives has its session back within less
+_MISSED: Final = 5.0  # seconds without a look, and what was seen before them proves nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A heartbeat, and when it was first seen; and since when its session has been missed."""
+
+    beat: tuple[int, datetime]
+    since: float
+    cut_since: float | None
+
+
+class Vigil:
+    """Remembers what was seen of the leader."""
+
+    def __init__(self) -> None:
+        self._seen: _Seen | None = None
+        self._looked_at = 0.0
+
+    def forget(self) -> None:
+        """Nothing that was seen counts: where the database was away, no leader could be heard of either."""
+        self._seen = None
+
+    def is_over(self, state: ControllerState | None, *, has_session: bool, now: float) -> str | None:
+        """Return why the leader of that state counts as gone; None: it may live, go on waiting."""
+        if state is None:
+            return "there was none"
+        if state.is_released:
+            return "it was stopped"
+        seen = self._noted(state, has_session, now)
+        if seen.cut_since is not None and now - seen.cut_since >= _CUT_FOR:
+            return "it has died, or has lost the database"
+        silence = now - seen.since
+        return (
+            f"it is silent for {silence:.0f} s" if silence >= CONTROLLER_GONE_AFTER.total_seconds() else None
+        )
+
+    def _noted(self, state: ControllerState, has_session: bool, now: float) -> _Seen:
+        before = self._seen if now - self._looked_at < _MISSED else None
+        self._looked_at = now
+        beat = (state.epoch, state.heartbeat_at)
+        if before is None or before.beat != beat:
+            before = _Seen(beat, now, None)
+        cut_since = None if has_session else before.cut_since if before.cut_since is not None else now
+        self._seen = _Seen(beat, before.since, cut_since)
+        return self._seen
