@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Where pytest believes itself in a CI, a failed comparison of megabytes is written out until the test's time is up.
 unexport CI BUILD_NUMBER
 
-.PHONY: help venv docker runner-image demo test soak check format doctor bench bench-check bench-peers bench-reliability clean
+.PHONY: help venv docker runner-image demo cluster-demo test soak check format doctor bench bench-check bench-peers bench-reliability clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ runner-image: docker ## see to a Docker engine and build the runner image if it 
 
 demo: $(STAMP) runner-image ## test a sample project with everything real, from nothing to its verdict
 	@$(BIN)/python scripts/demo.py
+
+cluster-demo: $(STAMP) runner-image ## as root: 60 jobs through PostgreSQL, two servers, a controller and three agents, on this machine
+	@scripts/ensure-test-tools.sh
+	@$(BIN)/python -m scripts.cluster_demo $(CLUSTER_ARGS)
 
 test: $(STAMP) runner-image ## run the whole suite (PYTEST_ARGS="…" replaces its options)
 	@scripts/ensure-test-tools.sh

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.support.archives import zip_of
-from tests.support.installation import Daemon, Installation
+from tests.support.installation import Installation, Served
 
 
 def zip_of_project(project: Path) -> bytes:
@@ -13,7 +13,7 @@ def zip_of_project(project: Path) -> bytes:
 
 
 def hand_in(
-    system: Installation, server: Daemon, project: Path, *arguments: str, user: str = "ada", **fields: str
+    system: Installation, server: Served, project: Path, *arguments: str, user: str = "ada", **fields: str
 ) -> str:
     """The server has a job of this project, with these arguments for pytest; returns its id."""
     form = {"pytest_args": list(arguments), **fields}
@@ -23,7 +23,7 @@ def hand_in(
     return job_id
 
 
-def cancel(system: Installation, server: Daemon, job_id: str, user: str = "ada") -> None:
+def cancel(system: Installation, server: Served, job_id: str, user: str = "ada") -> None:
     """The job is to end."""
     with system.http(server, user) as http:
         http.delete(f"/jobs/{job_id}").raise_for_status()

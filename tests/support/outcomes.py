@@ -12,7 +12,7 @@ from typing import Any
 
 from ci_controller.labels import INSTANCE
 from tests.support.eventually import eventually
-from tests.support.installation import Daemon, Installation
+from tests.support.installation import Installation, Served
 
 FINAL = ("completed", "failed", "cancelled", "dead_lettered")
 
@@ -81,9 +81,9 @@ def logs_of(system: Installation, job_id: str) -> list[Path]:
     return sorted(system.root.glob(f"*.data/logs/{job_id}/*.log"))
 
 
-def check_log(system: Installation, server: Daemon, job_id: str) -> bytes:
+def check_log(system: Installation, server: Served, job_id: str, user: str = "ada") -> bytes:
     """The log is what its row says of it, byte for byte; returns it."""
-    log = system.log(server, job_id)
+    log = system.log(server, job_id, user)
     [(size, digest)] = system.query("SELECT log_size, log_sha256 FROM jobs WHERE id = ?", job_id)
     assert (size, digest) == (len(log), hashlib.sha256(log).hexdigest()), job_id
     return log

@@ -9,5 +9,5 @@ NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
 
 
 def get(url: str) -> httpx.Response:
-    """Return the answer to one request on a connection of its own."""
-    return httpx.get(url, verify=NO_TLS)
+    """Return the answer to one request on a connection of its own, by no proxy of the environment."""
+    return httpx.get(url, verify=NO_TLS, trust_env=False)

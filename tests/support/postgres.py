@@ -24,10 +24,9 @@ from tests.support.eventually import eventually
 from tests.support.in_memory import in_memory
 
 _USER: Final = "postgres"
-_PORT: Final = 5432  # a name of the socket's file: the server listens on nothing else
+_PORT: Final = 5432  # also a name of the socket's file
 _TEMPLATE: Final = "template_of_ours"
 _SETTINGS: Final = (
-    "listen_addresses=",
     "max_connections=120",  # several clients of 8 connections each, in several processes
     "shared_buffers=32MB",
     "fsync=on",
@@ -37,9 +36,14 @@ _SETTINGS: Final = (
 
 
 class Cluster:
-    """A server of our own, reached through a socket in its directory."""
+    """A server of our own, reached through a socket in its directory, and through an address if it has one.
 
-    def __init__(self) -> None:
+    The socket lets everybody in; who comes over the network needs a password. `inside` is put before its command.
+    """
+
+    def __init__(self, address: str = "", inside: Sequence[str] = ()) -> None:
+        self._address = address
+        self._inside = tuple(inside)
         self._home = Path(tempfile.mkdtemp(prefix="ci-postgres-", dir=in_memory()))
         self._binaries = _binaries()
         if os.geteuid() == 0:
@@ -47,6 +51,9 @@ class Cluster:
             os.chown(self._home, account.pw_uid, account.pw_gid)
         options = ("-A", "trust", "-U", _USER, "--no-sync", "--locale=C", "-E", "UTF8")
         self._done("initdb", "-D", self._data, *options)
+        if address:
+            with Path(self._data, "pg_hba.conf").open("a") as rules:
+                rules.write("host all all all scram-sha-256\n")
         self.start()
 
     @property
@@ -55,7 +62,8 @@ class Cluster:
 
     def start(self) -> None:
         """The server runs and answers."""
-        settings = [part for setting in _SETTINGS for part in ("-c", setting)]
+        known = (f"listen_addresses={self._address}", *_SETTINGS)
+        settings = [part for setting in known for part in ("-c", setting)]
         command = self._command(
             "postgres", "-D", self._data, "-k", str(self._home), "-p", str(_PORT), *settings
         )
@@ -96,9 +104,9 @@ class Cluster:
     def _command(self, program: str, *arguments: str) -> Sequence[str]:
         command = (str(self._binaries / program), *arguments)
         if os.geteuid() != 0:
-            return ("setpriv", "--pdeathsig", "QUIT", *command)
+            return (*self._inside, "setpriv", "--pdeathsig", "QUIT", *command)
         user = ("--reuid", _USER, "--regid", _USER, "--init-groups")
-        return ("setpriv", *user, "--pdeathsig", "QUIT", *command)
+        return (*self._inside, "setpriv", *user, "--pdeathsig", "QUIT", *command)
 
     def _done(self, program: str, *arguments: str) -> None:
         ended = subprocess.run(

@@ -14,9 +14,11 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from tests.support.docker_cli import RUNNER_IMAGE
 from tests.support.eventually import eventually
+from tests.support.namespaces import children_of, inside, namespace_with_a_way_out, processes_in, run
 
 _MOST_FILES = "2g"  # of an engine; a runner image takes 300 MB of it
 
@@ -25,8 +27,7 @@ _MOST_FILES = "2g"  # of an engine; a runner image takes 300 MB of it
 class PrivateEngine:
     """One private `dockerd`, its files below `root`, its network in the namespace `name`."""
 
-    name: str  # at most 12 characters: interfaces are named after it
-    subnet: str  # the first three numbers of a /24
+    name: str
     root: Path
     live_restore: bool = False
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -39,7 +40,7 @@ class PrivateEngine:
     @property
     def inside(self) -> list[str]:
         """What to put before a command that is to run in the engine's network."""
-        return ["nsenter", f"--net=/run/netns/{self.name}"]
+        return inside(self.name)
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -115,9 +116,14 @@ class PrivateEngine:
     def load(self, image: str) -> None:
         """The engine has that image of the host's engine."""
         with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saving:
-            loading = ["docker", "--host", self.url, "load", "--quiet"]
-            subprocess.run(loading, stdin=saving.stdout, stdout=subprocess.DEVNULL, check=True, timeout=120)
+            assert saving.stdout is not None
+            self.load_from(saving.stdout)
         assert saving.returncode == 0, f"docker save {image}"
+
+    def load_from(self, saved: IO[bytes]) -> None:
+        """The engine has what `docker save` wrote."""
+        loading = ["docker", "--host", self.url, "load", "--quiet"]
+        subprocess.run(loading, stdin=saved, stdout=subprocess.DEVNULL, check=True, timeout=120)
 
     def _docker(self, *args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -143,13 +149,10 @@ class PrivateEngine:
 
     def _left_over(self) -> list[int]:
         """Return the processes in the engine's network namespace or of its shims, wherever their files are."""
-        listed = subprocess.run(
-            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
-        )
-        found = {int(pid) for pid in listed.stdout.split()}
+        found = processes_in(self.name)
         for pid, command in _processes():
             if str(self.root) in command:
-                found |= {pid, *_children(pid)}
+                found |= {pid, *children_of(pid)}
         return sorted(found - {os.getpid()})
 
 
@@ -170,24 +173,23 @@ def _command_line(process: Path) -> str:
         return ""
 
 
-def _children(pid: int) -> set[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:  # it has ended
-        return set()
-    return {int(child) for child in text.split()}
-
-
 @contextmanager
 def private_engine(number: int, *, image: str = RUNNER_IMAGE) -> Generator[PrivateEngine]:
     """A running private engine with that image; `number` (0-99) keeps those of parallel tests apart."""
     assert os.geteuid() == 0, "a private engine needs root"
     name, subnet = f"ci-eng{number}", f"10.231.{number}"
-    with _files(name) as root, _network(name, subnet):
-        engine = PrivateEngine(name, subnet, root)
+    with namespace_with_a_way_out(name, subnet), engine_in(name) as engine:
+        engine.load(image)
+        yield engine
+
+
+@contextmanager
+def engine_in(namespace: str) -> Generator[PrivateEngine]:
+    """A running private engine without any image, in a network namespace that is there."""
+    with _files(namespace) as root:
+        engine = PrivateEngine(namespace, root)
         try:
             engine.start()
-            engine.load(image)
             yield engine
         finally:
             engine.close()
@@ -196,65 +198,23 @@ def private_engine(number: int, *, image: str = RUNNER_IMAGE) -> Generator[Priva
 @contextmanager
 def _files(name: str) -> Generator[Path]:
     """A folder in memory: an image is unpacked there without a wait for a disk, and gone at once."""
-    for left in _mounted(name):  # by a test that was killed
-        _remove_files(left)
+    remove_files_of_killed(name)
     root = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))  # a socket's path has 108 bytes at most
-    _run("mount", "-t", "tmpfs", "-o", f"size={_MOST_FILES}", name, str(root))
+    run("mount", "-t", "tmpfs", "-o", f"size={_MOST_FILES}", name, str(root))
     try:
         yield root
     finally:
         _remove_files(root)
 
 
-def _mounted(name: str) -> list[Path]:
+def remove_files_of_killed(name: str) -> None:
+    """No files are left of an engine of that name, or of those called NAME-…, by a test that was killed."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    return [Path(where) for what, where, *_ in mounts if what == name]
+    for what, where, *_ in mounts:
+        if what == name or what.startswith(f"{name}-"):
+            _remove_files(Path(where))
 
 
 def _remove_files(root: Path) -> None:
-    _run("umount", "--lazy", str(root))
+    run("umount", "--lazy", str(root))
     root.rmdir()
-
-
-@contextmanager
-def _network(name: str, subnet: str) -> Generator[None]:
-    """A network namespace with a way out through the host."""
-    outer, inner = f"{name}-h", f"{name}-c"
-    _remove_network(name, outer, subnet)  # of a test that was killed
-    try:
-        _run("ip", "netns", "add", name)
-        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
-        _run("ip", "addr", "add", f"{subnet}.1/24", "dev", outer)
-        _run("ip", "link", "set", outer, "up")
-        for words in (
-            ["addr", "add", f"{subnet}.2/24", "dev", inner],
-            ["link", "set", inner, "up"],
-            ["link", "set", "lo", "up"],
-            ["route", "add", "default", "via", f"{subnet}.1"],
-        ):
-            _run("ip", "-n", name, *words)
-        for rule in _rules(outer, subnet):
-            _run("iptables", "-w", *rule[:2], "-I", *rule[2:])
-        yield
-    finally:
-        _remove_network(name, outer, subnet)
-
-
-def _rules(outer: str, subnet: str) -> list[list[str]]:
-    return [
-        ["-t", "nat", "POSTROUTING", "-s", f"{subnet}.0/24", "!", "-o", outer, "-j", "MASQUERADE"],
-        ["-t", "filter", "FORWARD", "-i", outer, "-j", "ACCEPT"],
-        ["-t", "filter", "FORWARD", "-o", outer, "-j", "ACCEPT"],
-    ]
-
-
-def _remove_network(name: str, outer: str, subnet: str) -> None:
-    for rule in _rules(outer, subnet):
-        _run("iptables", "-w", *rule[:2], "-D", *rule[2:], check=False)
-    _run("ip", "link", "delete", outer, check=False)
-    _run("ip", "netns", "delete", name, check=False)
-
-
-def _run(*command: str, check: bool = True) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, f"{command}: {done.stderr}"
