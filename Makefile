@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Where pytest believes itself in a CI, a failed comparison of megabytes is written out until the test's time is up.
 unexport CI BUILD_NUMBER
 
-.PHONY: help venv docker runner-image demo cluster-demo test soak check format doctor bench bench-check bench-peers bench-reliability clean
+.PHONY: help venv docker runner-image demo cluster-demo test soak check format doctor bench bench-check bench-peers bench-queue bench-reliability clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench-check: bench ## the same, then compare its ratios with the committed ones;
 
 bench-peers: $(STAMP) ## install what can be had of the CI systems that `make bench` compares with
 	@$(BIN)/python -m bench.peers
+
+bench-queue: $(STAMP) ## our queue beside procrastinate, pgqueuer and huey (BENCH_ARGS="--rounds 5"); no Docker, some minutes
+	@$(BIN)/python -m bench.queue_peers $(BENCH_ARGS)
 
 clean: ## remove what was built here (the engine and the runner image stay)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

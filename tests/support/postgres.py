@@ -41,10 +41,10 @@ class Cluster:
     The socket lets everybody in; who comes over the network needs a password. `inside` is put before its command.
     """
 
-    def __init__(self, address: str = "", inside: Sequence[str] = ()) -> None:
+    def __init__(self, address: str = "", inside: Sequence[str] = (), parent: Path | None = None) -> None:
         self._address = address
         self._inside = tuple(inside)
-        self._home = Path(tempfile.mkdtemp(prefix="ci-postgres-", dir=in_memory()))
+        self._home = Path(tempfile.mkdtemp(prefix="ci-postgres-", dir=parent or in_memory()))
         self._binaries = _binaries()
         if os.geteuid() == 0:
             account = pwd.getpwnam(_USER)

@@ -13,6 +13,8 @@ from bench.alternate import alternating
 from bench.big_tree import counting
 from bench.check import main
 from bench.goals import GOALS, Goal
+from bench.queue_peers import Case, Sample, ratios, text_of
+from bench.queues.worker import Found
 from bench.ratios import Finding, Ratio, compare, ratios_in
 from bench.report import Missing, Row, bars, percentile, quartiles, row_document, table
 from bench.run import MEASUREMENTS, SLOW, Result, TookTooLong, at_most, chosen, document
@@ -204,3 +206,20 @@ def test_what_clients_send_is_counted_and_arrives() -> None:
 def test_every_goal_is_of_a_row_that_a_measurement_makes() -> None:
     sources = "".join(path.read_text() for path in Path(__file__).parents[2].joinpath("bench").glob("*.py"))
     assert [key for key in GOALS if sources.count(f'"{key}"') < 2] == []
+
+
+def test_what_processes_of_a_queue_measured_is_put_together() -> None:
+    found = [
+        Found(began=1.0, ended=3.0, jobs=6, claims=[1.0]),
+        Found(began=2.0, ended=5.0, jobs=2, claims=[2.0]),
+    ]
+    assert Sample.of(found) == Sample(2.0, (1.0, 2.0), ())
+
+
+def test_queues_are_compared_round_by_round() -> None:
+    case = Case(4, 10)
+    ours = [Sample(rate, (1.0,), (2.0,)) for rate in (100.0, 10.0, 30.0)]
+    theirs = [Sample(rate, (1.0,), (2.0,)) for rate in (50.0, 20.0, 10.0)]
+    assert ratios(ours, theirs) == [2.0, 0.5, 3.0]
+    table = text_of({case: {"ours, PostgreSQL": ours, "pgqueuer": theirs}}, {})
+    assert "| 4 workers, batches of 10 | pgqueuer | 20 | 1.00, 1.0 | 2.00, 2.0 | 2.00 |" in table
