@@ -81,12 +81,13 @@ ContentRange = Annotated[
     responses={
         **example("claimed"),
         204: {"description": "There is none."},
-        **problems(StaleClaim, *FENCED),
+        **problems(StorageFull, *FENCED),
     },
     openapi_extra=json_request(ClaimRequest),
     dependencies=[MAY_WAIT],
 )
 async def claim(request: Request, agent: CallingAgent, caller: Runner, server: Server) -> Response:
+    await require_room(request, server.settings)  # for their logs; a control plane alone has no other guard
     asked = await said(request, server.bodies, caller.user.id, ClaimRequest)
     claimed = await _claimed(agent, caller, asked, server)
     if not claimed:

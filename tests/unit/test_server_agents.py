@@ -18,7 +18,7 @@ from ci_common.models import AgentState, Job, Scope
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
 from ci_server.waiting import waiting_for
-from tests.support.server import PROJECT, Account, Site, client, serving, upload, zipped
+from tests.support.server import PROJECT, Account, Site, client, open_site, serving, upload, zipped
 
 GPU = JobOptions(pool="gpu")
 PROFILE = {"name": "rack-1", "pool": "gpu", "slots": 2, "labels": ["cuda"], "version": "1"}
@@ -421,6 +421,17 @@ async def test_an_agent_whose_key_is_revoked_while_it_registers_is_not_there(sit
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
     [agent] = await site.repository.list_agents()
     assert agent.state is AgentState.REMOVED
+
+
+async def test_nothing_is_claimed_while_the_servers_disk_is_full(tmp_path: Path) -> None:
+    async with open_site(tmp_path, submit_min_free_bytes=2**60) as site:
+        await site.queue_job(await site.account("ada"), options=GPU)
+        account = await site.account("rack", frozenset({Scope.AGENT}))
+        with serving(site.settings) as url:
+            async with registered(url, account) as rack:
+                answer = await rack.claim()
+                assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
+                assert await site.repository.open_attempts(rack.id) == []
 
 
 @pytest.mark.parametrize("what", ["claims", "news"])
