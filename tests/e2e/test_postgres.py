@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,39 @@ def test_jobs_run_over_postgresql_and_through_a_restart_of_it(
     assert installation.wait(server, running)["success"] is True
     assert installation.wait(server, later)["success"] is True
     _is_told_of_nothing_secret(installation, server)
+
+
+def test_a_controller_that_waits_goes_on_with_the_job_of_a_leader_that_was_killed(
+    installation: Installation, tmp_path: Path
+) -> None:
+    leader = installation.start_controller()
+    server = installation.start_server()
+    installation.wait_ready(server)
+    heir = installation.start_controller()
+    eventually(lambda: "another controller leads" in heir.log.read_text(), what="the one that waits")
+    assert _controller(installation, server)["waiting"] == 1
+
+    waiting = make_project(tmp_path / "waiting", {"requirements.txt": "pytest\n", "test_it.py": WAITING})
+    job_id = hand_in(installation, server, waiting)
+    eventually(lambda: _has_begun(installation, job_id), seconds=90, what="the tests")
+    leader.kill()
+    eventually(lambda: "serving" in heir.log.read_text(), seconds=90, what="the take-over")
+    [container] = installation.containers()
+    installation.tell(container)
+    job = installation.wait(server, job_id)
+    assert (job["success"], job["attempt"]) == (True, 1), "it was adopted, not run again"
+    assert _controller(installation, server)["holder"].endswith(f":{heir.process.pid}")
+    assert _controller(installation, server)["waiting"] == 0
+
+
+def _has_begun(installation: Installation, job_id: str) -> bool:
+    begun = "SELECT 1 FROM attempts WHERE job_id = ? AND begun_at IS NOT NULL"
+    return installation.query(begun, job_id) != []
+
+
+def _controller(installation: Installation, server: Daemon) -> dict[str, Any]:
+    with installation.http(server) as http:
+        return http.get("/ready").json()["checks"]["controller"]
 
 
 def _is_of(installation: Installation, container: str, job_id: str) -> bool:

@@ -1,0 +1,148 @@
+"""Taking turns as leader over PostgreSQL: who may wait, who wins, and what a waiter bears meanwhile."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from ci_common.clock import SystemClock, utcnow
+from ci_common.errors import RunnerElsewhere, Unavailable
+from ci_controller.succession import Succession
+from ci_persistence.postgres_change_hub import PostgresChangeHub
+from ci_persistence.postgres_presence import PostgresPresence
+from ci_persistence.postgres_repository import PostgresJobRepository
+from tests.support.controlled import eventually
+from tests.support.postgres_fixtures import repository, url
+from tests.unit.test_postgres_presence import cut_sessions
+
+__all__ = ["repository", "url"]
+
+LONG = 60.0  # seconds
+
+
+class Candidate:
+    """What one controller needs to come to lead."""
+
+    def __init__(self, url: str, home: Path, runs_on: str | None = None) -> None:
+        self.repository = PostgresJobRepository(url)
+        self.presence = PostgresPresence(url)
+        self.hub = PostgresChangeHub(url, home / "no-file", home / "logs")
+        self.asked = 0
+        self.succession = Succession(self.repository, self.presence, self.hub, SystemClock(), runs_on=runs_on)
+
+    def gaining(self, holder: str) -> "asyncio.Task[object]":
+        return asyncio.create_task(self.succession.gain(holder, self._asking))
+
+    def _asking(self) -> None:
+        self.asked += 1
+
+    async def close(self) -> None:
+        await self.hub.close()
+        await self.presence.close()
+        await self.repository.close()
+
+
+@pytest.fixture
+async def candidates(url: str, tmp_path: Path) -> AsyncIterator["Candidates"]:
+    made = Candidates(url, tmp_path)
+    yield made
+    for one in made.all:
+        await one.close()
+
+
+class Candidates:
+    """Makes candidates whose hubs run, and ends them."""
+
+    def __init__(self, url: str, home: Path) -> None:
+        self._url, self._home = url, home
+        self.all: list[Candidate] = []
+
+    async def one(self, runs_on: str | None = None) -> Candidate:
+        self.all.append(Candidate(self._url, self._home, runs_on))
+        await self.all[-1].hub.start()
+        return self.all[-1]
+
+
+async def test_the_engine_of_the_leader_decides_who_may_wait(
+    candidates: Candidates, repository: PostgresJobRepository
+) -> None:
+    leader = await candidates.one("engine-1")
+    lease = await leader.succession.gain("leader", lambda: None)
+    state = await repository.controller_state()
+    assert state is not None
+    assert state.runs_on == "engine-1"
+    with pytest.raises(RunnerElsewhere, match=r"leader runs jobs on another engine.*--no-local-runner"):
+        await (await candidates.one("engine-2")).gaining("stranger")
+    waiting = [(await candidates.one(engine)).gaining(str(engine)) for engine in ("engine-1", None)]
+    await eventually(lambda: _count(repository, 2), seconds=LONG)
+    assert [one.done() for one in waiting] == [False, False]
+    assert await repository.heartbeat(lease, utcnow())
+    await _cancelled(*waiting)
+
+
+async def test_where_nobody_leads_any_more_the_engine_may_be_another_one(
+    candidates: Candidates, repository: PostgresJobRepository
+) -> None:
+    before = await repository.take_over("gone", utcnow() - timedelta(hours=1), runs_on="engine-1")
+    assert await repository.release(before, "stopped", utcnow())
+    successor = await (await candidates.one("engine-2")).succession.gain("successor", lambda: None)
+    assert successor.epoch == before.epoch + 1
+
+
+async def test_of_two_that_wait_one_succeeds_a_leader_that_releases(
+    candidates: Candidates, repository: PostgresJobRepository
+) -> None:
+    leader = await candidates.one()
+    lease = await leader.succession.gain("leader", lambda: None)
+    waiting = [await candidates.one() for _ in range(2)]
+    tasks = {one.gaining(f"heir {n}"): one for n, one in enumerate(waiting)}
+    await eventually(lambda: _count(repository, 2), seconds=LONG)
+    assert [one.asked for one in waiting] == [0, 0]
+    assert await repository.release(lease, "stopped", utcnow())
+    done, others = await asyncio.wait(tasks, timeout=LONG, return_when=asyncio.FIRST_COMPLETED)
+    [heir], [other] = done, others
+    assert tasks[heir].asked, "the lease counts from when it was asked for, not from when the wait began"
+    await eventually(lambda: _count(repository, 1), seconds=LONG)
+    assert not other.done()
+    state = await repository.controller_state()
+    assert state is not None
+    assert (state.epoch, state.is_released) == (lease.epoch + 1, False)
+    await _cancelled(other)
+
+
+async def test_a_database_that_cannot_be_reached_at_first_is_said_to_the_operator(tmp_path: Path) -> None:
+    nowhere = Candidate("postgresql://ci@127.0.0.1:1/ci", tmp_path)
+    with pytest.raises(Unavailable, match="refused"):
+        await nowhere.gaining("lost")
+    await nowhere.close()
+
+
+async def test_one_that_waits_bears_it_that_the_database_goes_away(
+    candidates: Candidates, repository: PostgresJobRepository, url: str
+) -> None:
+    await (await candidates.one()).succession.gain("leader", lambda: None)
+    with capture_logs() as said:
+        waiting = (await candidates.one()).gaining("heir")
+        await eventually(lambda: _was_said(said, "waiting: another controller leads"), seconds=LONG)
+        cut_sessions(url)
+        await eventually(lambda: _was_said(said, "cannot look for the leader"), seconds=LONG)
+    await eventually(lambda: _count(repository, 1), seconds=LONG)
+    assert not waiting.done()
+    await _cancelled(waiting)
+
+
+async def _was_said(events: Sequence[Mapping[str, object]], what: str) -> bool:
+    return any(one["event"] == what for one in events)
+
+
+async def _count(repository: PostgresJobRepository, number: int) -> bool:
+    return await repository.count_standing_by() == number
+
+
+async def _cancelled(*tasks: "asyncio.Task[object]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
