@@ -67,7 +67,11 @@ class Connection(psycopg.Connection[Any]):
 
     def executemany(self, query: Any, values: Iterable[Any]) -> None:
         """The statement was executed with each of those values."""
-        self.cursor().executemany(query, values)
+        every = list(values)
+        if len(every) == 1:  # most often; the driver's way for many costs three times as much for one
+            self.execute(query, every[0])
+        elif every:
+            self.cursor().executemany(query, every)
 
 
 def connect(url: str) -> Connection:
@@ -97,8 +101,8 @@ def _text(query: str | bytes) -> bytes:
 
 
 @lru_cache(maxsize=512)
-def _row_type(names: tuple[str, ...]) -> Callable[[Sequence[Any]], Any]:
-    places = {name: place for place, name in enumerate(names)}
+def _row_type(names: tuple[bytes, ...]) -> Callable[[Sequence[Any]], Any]:
+    places = {name.decode(): place for place, name in enumerate(names)}
 
     class Row(tuple[Any, ...]):
         """A row whose columns have names and numbers, as SQLite's."""
@@ -113,7 +117,9 @@ def _row_type(names: tuple[str, ...]) -> Callable[[Sequence[Any]], Any]:
 
 def named_row(cursor: psycopg.Cursor[Any]) -> Callable[[Sequence[Any]], Any]:
     """Return what makes a row of values; psycopg calls it for every result."""
-    return _row_type(tuple(column.name for column in cursor.description or ()))
+    result = cursor.pgresult  # its names as they came: `description` makes an object of each column
+    places = range(result.nfields if result else 0)
+    return _row_type(tuple(result.fname(place) or b"" for place in places if result))
 
 
 # -- transactions ------------------------------------------------------------------------------------------

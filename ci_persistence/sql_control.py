@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ci_common.job_terms import DEFAULT_POOL, Reason
-from ci_common.models import Attempt, ControllerLease, ControllerState, JobEvent
+from ci_common.models import Attempt, ControllerLease, ControllerState, Fence, JobEvent
 from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import attempt_from, from_text, job_from, options_from, to_text
 from ci_persistence.sql_connection import Connection
 from ci_persistence.sql_pause import queue_pause
-from ci_persistence.sql_queue import CLAIM, COUNT_QUEUED, TAKE_TURN, times
-from ci_persistence.sql_timeline import HELD_BY, NO_AGENT, OPEN, append_event, end
+from ci_persistence.sql_queue import COUNT_QUEUED, take_jobs, times
+from ci_persistence.sql_timeline import HELD_BY, NO_AGENT, OPEN, append_events, end
 
 OPEN_ATTEMPTS = f"""
     SELECT attempts.* FROM attempts JOIN jobs ON jobs.id = attempts.job_id
@@ -155,25 +155,21 @@ class Claimant:
 
 def claim_for(db: Connection, claimant: Claimant, limit: int, now: datetime) -> list[Attempt]:
     """Up to `limit` jobs are the claimant's, whose right to it was looked at."""
-    claimed: list[Attempt] = []
-    while len(claimed) < limit and (attempt := _claim_one(db, claimant, now)):
-        claimed.append(attempt)
-    return claimed
-
-
-def _claim_one(db: Connection, claimant: Claimant, now: datetime) -> Attempt | None:
-    row = db.execute(CLAIM, times(now, claimant.pool)).fetchone()
-    if row is None:
-        return None
-    job, holder = job_from(row), claimant.holder
-    db.execute(TAKE_TURN, (job.user_id,))
-    inserted = db.execute(
-        "INSERT INTO attempts (job_id, number, holder, token, claimed_at, agent_id) "
-        "VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
-        (job.id, job.attempt, holder, new_token(), to_text(now), claimant.agent_id),
-    ).fetchone()
-    append_event(db, job.id, JobEvent("claimed", now, {"attempt": job.attempt, "holder": holder}))
-    return attempt_from(inserted, job)
+    taken = [job_from(row) for row in take_jobs(db, claimant.pool, limit, now)]
+    tokens = {job.id: new_token() for job in taken}
+    db.executemany(
+        "INSERT INTO attempts (job_id, number, holder, token, claimed_at, agent_id) VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (job.id, job.attempt, claimant.holder, tokens[job.id], to_text(now), claimant.agent_id)
+            for job in taken
+        ],
+    )
+    told = [
+        (job.id, JobEvent("claimed", now, {"attempt": job.attempt, "holder": claimant.holder}))
+        for job in taken
+    ]
+    append_events(db, told)
+    return [Attempt(Fence(job.id, job.attempt, tokens[job.id]), job, claimed_at=now) for job in taken]
 
 
 def open_attempts(db: Connection, agent_id: str | None = None) -> list[Attempt]:

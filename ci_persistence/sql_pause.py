@@ -1,4 +1,4 @@
-"""SQL of pausing the queue: the row whose presence lets `sql_queue.CLAIM` take nothing."""
+"""SQL of pausing the queue: the row whose presence lets `sql_queue.STANDINGS` find nothing."""
 
 from datetime import datetime
 

@@ -1,6 +1,6 @@
 """How a job's status changes: the table of transitions as a guard in SQL, and the event of the same transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from ci_common.job_terms import TRANSITIONS, JobStatus, JobVerdict
@@ -37,10 +37,18 @@ def lock_job(db: Connection, job_id: str) -> None:
 
 def append_event(db: Connection, job_id: str, event: JobEvent) -> None:
     """The event stands at the end of the job's timeline."""
-    db.execute(
+    append_events(db, [(job_id, event)])
+
+
+def append_events(db: Connection, events: Sequence[tuple[str, JobEvent]]) -> None:
+    """Each event stands at the end of its job's timeline."""
+    db.executemany(
         "INSERT INTO job_events (job_id, position, type, timestamp, data) "
         "SELECT :job, coalesce(max(position), -1) + 1, :type, :at, :data FROM job_events WHERE job_id = :job",
-        {"job": job_id, "type": event.type, "at": to_text(event.timestamp), "data": data_text(event.data)},
+        [
+            {"job": job, "type": event.type, "at": to_text(event.timestamp), "data": data_text(event.data)}
+            for job, event in events
+        ],
     )
 
 

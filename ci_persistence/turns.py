@@ -1,8 +1,84 @@
-"""The order in which a queue will be claimed, foretold: the rule of `claim_jobs` as arithmetic. Pure, no SQL."""
+"""Whose turn it is: the rule of `claim_jobs`, and what follows from it for a job further behind. Pure, no SQL."""
 
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import NamedTuple
+
+
+class Head(NamedTuple):
+    """The first queued job of a user, and what orders it among the user's own."""
+
+    rank: int  # of the class; the lowest is claimed first
+    created_at: str
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A user with a job that may be claimed, and what decides on the user's turns."""
+
+    user_id: str
+    head: Head
+    held: int  # jobs that are claimed or running
+    last_claim: int
+    max_running: int | None
+
+    @property
+    def has_room(self) -> bool:
+        return self.max_running is None or self.held < self.max_running
+
+    @property
+    def order(self) -> tuple[int, int, int, str, str]:
+        """Return what the next claim is decided by: the least of all comes first."""
+        return (self.head.rank, self.held, self.last_claim, self.head.created_at, self.head.job_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The next claim: of which user, and which job."""
+
+    user_id: str
+    job_id: str
+
+
+def turns(
+    contenders: Iterable[Contender],
+    limit: int,
+    latest: int,
+    following: Callable[[str, int], Iterator[Head]],
+) -> list[Turn]:
+    """Return the next claims in their order, at most so many; `latest` is the last claim of all.
+
+    `following` is asked for so many of a user's jobs behind the first, once, and only if a second one may be next.
+    """
+    waiting = [(one.order, one) for one in contenders if one.has_room]
+    heapq.heapify(waiting)
+    behind: dict[str, Iterator[Head]] = {}
+    due = set[
+        str
+    ]()  # users who stand there with a job that is taken: the next one comes no earlier than it would
+    chosen: list[Turn] = []
+    while waiting and len(chosen) < limit:
+        _, one = heapq.heappop(waiting)
+        if one.user_id in due:
+            due.remove(one.user_id)
+            if one.user_id not in behind:
+                behind[one.user_id] = following(one.user_id, limit - len(chosen))
+            head = next(behind[one.user_id], None)
+            again = None if head is None else replace(one, head=head)
+        else:
+            chosen.append(Turn(one.user_id, one.head.job_id))
+            due.add(one.user_id)
+            again = replace(one, held=one.held + 1, last_claim=latest + len(chosen))
+        if again is not None and again.has_room:
+            heapq.heappush(waiting, (again.order, again))
+    return chosen
+
+
+# -- foretold --------------------------------------------------------------------------------------------
+
 
 Standing = tuple[int, int, str, str]
 

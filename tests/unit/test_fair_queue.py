@@ -2,7 +2,8 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -135,13 +136,44 @@ def steps_of_a_claim(db: sqlite3.Connection, lease: ControllerLease) -> int:
 
 
 def test_row_44_claiming_uses_its_indexes(crowded: sqlite3.Connection) -> None:
-    plan = [
-        row["detail"]
-        for row in crowded.execute("EXPLAIN QUERY PLAN " + sql_queue.CLAIM, sql_queue.times(START))
-    ]
-    for index in ("jobs_queued_by_user", "jobs_open_by_user"):
-        assert any(index in step for step in plan), plan
-    tables = {step for step in plan if re.fullmatch(r"SCAN (jobs|users|head|queued|held)", step)}
-    assert not tables, plan
-    turn = [row["detail"] for row in crowded.execute("EXPLAIN QUERY PLAN " + sql_queue.TAKE_TURN, ("",))]
-    assert any("users_by_last_claim" in step for step in turn), turn
+    claimable = sql_queue.times(START)
+    choosing = plan_of(crowded, sql_queue.STANDINGS, {**claimable, "limit": 3})
+    for index in ("jobs_queued_by_user", "jobs_open_by_user", "users_by_last_claim"):
+        assert any(index in step for step in choosing), choosing
+    tables = {step for step in choosing if re.fullmatch(r"SCAN (jobs|users|held)", step)}
+    assert not tables, choosing
+    following = plan_of(crowded, sql_queue.FOLLOWING, {**claimable, "user": "user01", "more": 3})
+    assert ["jobs_queued_by_user" in step for step in following] == [True], following
+    taking = plan_of(crowded, sql_queue.TAKE.format(ids=":a, :b"), {**claimable, "a": "job1", "b": "job2"})
+    assert not [step for step in taking if step.startswith("SCAN jobs")], taking
+
+
+def plan_of(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -> list[str]:
+    return [row["detail"] for row in db.execute("EXPLAIN QUERY PLAN " + statement, values)]
+
+
+def test_a_batch_is_claimed_in_the_order_of_single_claims(tmp_path: Path) -> None:
+    one_by_one, at_once = ([*claimed_in(tmp_path / name, batch)] for name, batch in (("a", 1), ("b", 7)))
+    assert one_by_one == at_once
+
+
+def claimed_in(home: Path, batch: int) -> Iterator[str]:
+    """All jobs of three users in batches: users with other limits, held jobs, classes and times of their last claim."""
+    home.mkdir()
+    with closing(connect(new_database(home))) as db:
+        for number, limit in enumerate((None, 9, None)):
+            db.execute(
+                "INSERT INTO users (id, name, email, email_folded, created_at, is_active, role, max_running, "
+                "last_claim) VALUES (:id, :id, :id, :id, :at, 1, 'user', :limit, :last)",
+                {"id": f"user{number}", "at": to_text(START), "limit": limit, "last": 3 - number},
+            )
+        for number in range(40):
+            user, rank = (number * number) % 3, (number * 7) % 4
+            db.execute(
+                "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, queued_since, priority) "
+                """VALUES (?, ?, ?, 'ref', 'queued', '{"pytest_args": [], "timeout_seconds": null}', ?, ?)""",
+                (f"job{number:02}", f"user{user}", to_text(at(number)), to_text(START), rank),
+            )
+        lease = sql_control.take_over(db, "controller", START)
+        while claimed := sql_control.claim_jobs(db, lease, batch, at(50)):
+            yield from (attempt.job.id for attempt in claimed)

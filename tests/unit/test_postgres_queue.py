@@ -1,9 +1,10 @@
 """The rules of the queue between sessions of PostgreSQL: what one forbids, another does not do afterwards."""
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import psycopg
@@ -12,9 +13,11 @@ import pytest
 from ci_common.errors import JobFinished, PriorityNotAllowed
 from ci_common.job_terms import JobOptions, JobStatus, Priority
 from ci_common.models import LimitChange
-from ci_persistence import sql_accounts, sql_control, sql_jobs, sql_pause
+from ci_persistence import sql_accounts, sql_control, sql_jobs, sql_pause, sql_queue
+from ci_persistence.postgres_connection import connect
 from ci_persistence.postgres_database import PostgresDatabase
 from ci_persistence.postgres_repository import PostgresJobRepository
+from ci_persistence.rows import to_text
 from ci_persistence.sql_connection import Work
 from tests.support.eventually import eventually
 from tests.support.postgres_fixtures import repository, story, url
@@ -205,3 +208,41 @@ async def test_priorities_change_while_jobs_are_claimed(story: Story) -> None:
                 *["priority_changed"] * 3,
                 "submitted",
             ]
+
+
+def test_a_claim_reads_no_more_than_it_needs_when_statistics_know_of_no_queue(url: str) -> None:
+    """As they are whenever the queue was empty for a while; then a burst comes."""
+    claimable = sql_queue.times(at(1))
+    with closing(connect(url)) as db:
+        add_jobs(db, "completed", 3000)
+        db.execute("ANALYZE")
+        add_jobs(db, "queued", 3000)
+        choosing = indexes_of(db, sql_queue.STANDINGS, {**claimable, "limit": 3})
+        following = indexes_of(db, sql_queue.FOLLOWING, {**claimable, "user": "user1", "more": 3})
+        taking = indexes_of(db, sql_queue.TAKE.format(ids=":a, :b"), {**claimable, "a": "x", "b": "y"})
+    assert choosing == {"jobs_queued_by_user", "jobs_open_by_user"}
+    assert following == {"jobs_queued_by_user"}
+    assert taking == {"jobs_pkey"}
+
+
+def add_jobs(db: Any, status: str, count: int) -> None:
+    ended = to_text(at(1)) if status == "completed" else None
+    for user in range(10):
+        db.execute(
+            "INSERT INTO users (id, name, email, email_folded, created_at, is_active, role) "
+            "VALUES (:n, :n, :n, :n, :now, 1, 'user') ON CONFLICT DO NOTHING",
+            {"n": f"user{user}", "now": to_text(at(0))},
+        )
+    db.execute(
+        "INSERT INTO jobs (id, user_id, created_at, archive_ref, status, options, queued_since, success, end_time) "
+        "SELECT :status || n, 'user' || n % 10, :now, 'ref', :status, '{}', :now, :success, :ended "
+        "FROM generate_series(1, :count) AS n",
+        {"status": status, "now": to_text(at(0)), "success": ended and 1, "ended": ended, "count": count},
+    )
+
+
+def indexes_of(db: Any, statement: str, values: dict[str, Any]) -> set[str]:
+    """Return the indexes by which the planner would read jobs; reading all of them would be none."""
+    plan = "\n".join(row[0] for row in db.execute("EXPLAIN " + statement, values))
+    assert "Seq Scan on jobs" not in plan, plan
+    return set(re.findall(r"(?:using|Bitmap Index Scan on) (jobs\w+)", plan))
