@@ -434,6 +434,8 @@ class JobController(Runner):
             await self._repository.release(self._control, _GOODBYE, self._clock.now())
         except CIError as error:  # they find out by our silence
             log.warning("the lease was not released", code=error.code, error=error.detail)
+        except Exception:
+            log.exception("the lease was not released: a programming error")
 
     def _works(self, watching: ExitStack) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
         if not self._local_runner:
