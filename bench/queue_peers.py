@@ -5,13 +5,15 @@ below `bench/.peers` on first use, never into the project's environment. Postgre
 `fsync` and `synchronous_commit` on; SQLite, ours and huey's, has `synchronous=FULL`. All files are on one disk.
 
 Every sample has a fresh copy of a filled queue. The contenders take turns, so what the machine does besides falls on
-all of them: the ratio within a round counts, not what was reached.
+all of them: the ratio within a round counts, not what was reached. CPU is that of the process and of PostgreSQL's
+sessions, from their beginning to their end.
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from bench.peers import PEERS
 from bench.queues.worker import Found, Request
@@ -82,6 +84,10 @@ class Places:
     def close(self) -> None:
         """The server is gone."""
         self._cluster.remove()
+
+    def cpu_seconds(self) -> float:
+        """Return what the server's sessions that have ended used."""
+        return self._cluster.cpu_seconds()
 
     def filled(self, contender: Contender, jobs: int) -> str:
         """Return the place of a queue with so many jobs, which nobody changes."""
@@ -161,14 +167,17 @@ class Sample:
     """What all processes of a sample reached together."""
 
     per_second: float
+    cpu: float  # milliseconds for each job
     claims: tuple[float, ...]
     finishes: tuple[float, ...]
 
     @classmethod
-    def of(cls, found: Sequence[Found]) -> "Sample":
+    def of(cls, found: Sequence[Found], server_cpu: float) -> "Sample":
         seconds = max(one.ended for one in found) - min(one.began for one in found)
+        jobs = sum(one.jobs for one in found)
         return cls(
-            sum(one.jobs for one in found) / seconds,
+            jobs / seconds,
+            1000 * (server_cpu + sum(one.cpu for one in found)) / jobs,
             tuple(sample for one in found for sample in one.claims),
             tuple(sample for one in found for sample in one.finishes),
         )
@@ -215,9 +224,12 @@ def compare(
 
 def _sample(places: Places, rival: Contender, case: Case, jobs: int) -> Sample:
     with places.copied(rival, jobs) as place:
+        before = places.cpu_seconds()
         found = work(rival, Request("work", place, workers=case.workers, batch=case.batch), case.processes)
+    # Only now all sessions have ended; that of the drop is counted for everybody.
+    server_cpu = places.cpu_seconds() - before if rival.on_server else 0.0
     assert sum(one.jobs for one in found) == jobs, f"{rival.name} did not empty its queue"
-    return Sample.of(found)
+    return Sample.of(found, server_cpu)
 
 
 def ratios(ours: Sequence[Sample], theirs: Sequence[Sample]) -> list[float]:
@@ -243,8 +255,8 @@ def claim_p99s(places: Places, ours: Contender, rounds: int) -> Mapping[int, lis
 def text_of(samples: Samples, depths: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
     """Return Markdown tables of everything."""
     lines = [
-        "| | queue | jobs/s | claim p50, p99 (ms) | finish p50, p99 (ms) | ours against it |",
-        "|---|---|---|---|---|---|",
+        "| | queue | jobs/s | ours against it | CPU of a job (ms) | claim p50, p99 (ms) | finish p50, p99 (ms) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for case, by_name in samples.items():
         lines += [_line(case, name, by_name) for name in by_name]
@@ -266,7 +278,9 @@ def _line(case: Case, name: str, by_name: Mapping[str, Sequence[Sample]]) -> str
     ratio = "-" if ours is None or samples is ours else f"{statistics.median(ratios(ours, samples)):.2f}"
     claims = [time for sample in samples for time in sample.claims]
     finishes = [time for sample in samples for time in sample.finishes]
-    return f"| {case} | {name} | {rate:.0f} | {_percentiles(claims)} | {_percentiles(finishes)} | {ratio} |"
+    cpu = statistics.median(sample.cpu for sample in samples)
+    times = f"{_percentiles(claims)} | {_percentiles(finishes)}"
+    return f"| {case} | {name} | {rate:.0f} | {ratio} | {cpu:.1f} | {times} |"
 
 
 def _percentiles(times: Sequence[float]) -> str:
@@ -298,6 +312,7 @@ def document(
 def _sample_document(sample: Sample) -> dict[str, float]:
     return {
         "per_second": sample.per_second,
+        "cpu": sample.cpu,
         "claim_p50": percentile(sample.claims, 50),
         "claim_p99": percentile(sample.claims, 99),
         "finish_p50": percentile(sample.finishes, 50),
@@ -333,8 +348,14 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _leave(*_: object) -> NoReturn:
+    """The process ends, and everything is cleaned up on the way."""
+    sys.exit(143)
+
+
 def main(arguments: Sequence[str]) -> int:
     options = options_of(arguments)
+    signal.signal(signal.SIGTERM, _leave)
     install()
     rivals = [
         rival

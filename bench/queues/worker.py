@@ -39,6 +39,7 @@ class Found:
 
     began: float = 0.0
     ended: float = 0.0
+    cpu: float = 0.0  # seconds, of the process
     jobs: int = 0
     claims: list[float] = field(default_factory=list[float])  # milliseconds of each call that got something
     finishes: list[float] = field(default_factory=list[float])
@@ -106,9 +107,10 @@ async def _serve(queue: Queue, request: Request) -> None:
             return
         await queue.open(request.workers)
         _wait_for_the_others()
-        found = Found(began=time.monotonic())
+        found = Found(began=time.monotonic(), cpu=-time.process_time())
         await asyncio.gather(*(_work(queue, request, found) for _ in range(request.workers)))
         found.ended = time.monotonic()
+        found.cpu += time.process_time()
     finally:
         await queue.close()
     print(json.dumps(asdict(found)), flush=True)
@@ -150,7 +152,7 @@ def main_of_threads(make: Callable[[str], Callable[[], ThreadedQueue]]) -> None:
         for queue, found in zip(queues, every, strict=True)
     ]
     _wait_for_the_others()
-    whole = Found(began=time.monotonic())
+    whole = Found(began=time.monotonic(), cpu=-time.process_time())
     for thread in threads:
         thread.start()
     for thread, found in zip(threads, every, strict=True):
@@ -159,6 +161,7 @@ def main_of_threads(make: Callable[[str], Callable[[], ThreadedQueue]]) -> None:
         whole.claims += found.claims
         whole.finishes += found.finishes
     whole.ended = time.monotonic()
+    whole.cpu += time.process_time()
     for queue in queues:
         queue.close()
     print(json.dumps(asdict(whole)), flush=True)

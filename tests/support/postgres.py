@@ -88,6 +88,11 @@ class Cluster:
         """Return what names one of its databases."""
         return f"postgresql://{_USER}@/{database}?host={self._home}&port={_PORT}"
 
+    def cpu_seconds(self) -> float:
+        """Return what the server and those of its sessions that have ended used."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
     def execute(self, statement: str) -> None:
         """The statement was executed, outside of any transaction, in no database of a test."""
         with psycopg.connect(self.url(_USER), autocommit=True) as db:

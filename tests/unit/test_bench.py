@@ -210,16 +210,16 @@ def test_every_goal_is_of_a_row_that_a_measurement_makes() -> None:
 
 def test_what_processes_of_a_queue_measured_is_put_together() -> None:
     found = [
-        Found(began=1.0, ended=3.0, jobs=6, claims=[1.0]),
-        Found(began=2.0, ended=5.0, jobs=2, claims=[2.0]),
+        Found(began=1.0, ended=3.0, cpu=0.5, jobs=6, claims=[1.0]),
+        Found(began=2.0, ended=5.0, cpu=0.5, jobs=2, claims=[2.0]),
     ]
-    assert Sample.of(found) == Sample(2.0, (1.0, 2.0), ())
+    assert Sample.of(found, server_cpu=3.0) == Sample(2.0, 500.0, (1.0, 2.0), ())
 
 
 def test_queues_are_compared_round_by_round() -> None:
     case = Case(4, 10)
-    ours = [Sample(rate, (1.0,), (2.0,)) for rate in (100.0, 10.0, 30.0)]
-    theirs = [Sample(rate, (1.0,), (2.0,)) for rate in (50.0, 20.0, 10.0)]
+    ours = [Sample(rate, 5.0, (1.0,), (2.0,)) for rate in (100.0, 10.0, 30.0)]
+    theirs = [Sample(rate, 5.0, (1.0,), (2.0,)) for rate in (50.0, 20.0, 10.0)]
     assert ratios(ours, theirs) == [2.0, 0.5, 3.0]
     table = text_of({case: {"ours, PostgreSQL": ours, "pgqueuer": theirs}}, {})
-    assert "| 4 workers, batches of 10 | pgqueuer | 20 | 1.00, 1.0 | 2.00, 2.0 | 2.00 |" in table
+    assert "| 4 workers, batches of 10 | pgqueuer | 20 | 2.00 | 5.0 | 1.00, 1.0 | 2.00, 2.0 |" in table
