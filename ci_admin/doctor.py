@@ -14,6 +14,7 @@ from ci_admin.local_checks import (
     check_disk,
     check_permissions,
     check_sqlite,
+    check_storage,
 )
 from ci_admin.session import settings_in_force
 from ci_common.clock import utcnow
@@ -62,6 +63,7 @@ async def _all_checks(settings: ControllerSettings) -> list[Check]:
         *await _asked_of_the_engine(settings, run_checks),
         *([] if settings.server_url else [check_sqlite()]),
         check_disk(settings),
+        check_storage(settings),
         check_permissions(settings),
         *await _database_checks(settings),
     ]

@@ -12,6 +12,7 @@ from ci_common.models import ControllerState
 from ci_common.repository import JobRepository
 from ci_common.settings import StorageSettings
 from ci_controller.doctor import Check
+from ci_persistence.factory import open_stores
 from ci_persistence.sqlite_connection import HAS_WAL_RESET_BUG, can_shrink
 
 _GIB = 1024**3
@@ -41,6 +42,18 @@ def check_disk(settings: StorageSettings) -> Check:
         return Check("disk", "ok", detail)
     fix = "Free some space, or move the data with CI_DATA_DIR."
     return Check("disk", "failed" if free < _NO_SPACE else "warning", detail, fix)
+
+
+def check_storage(settings: StorageSettings) -> Check:
+    """Tell whether the bucket answers and lets us in, where uploads are kept in one."""
+    if settings.bucket_url is None:
+        return Check("storage", "ok", f"uploads are kept in {settings.data_path}")
+    try:
+        open_stores(settings).archives.check()
+    except CIError as error:
+        fix = "See CI_STORAGE_URL in docs/operations.md; until it can be used, nothing is submitted and no job starts."
+        return Check("storage", "failed", error.detail, fix)
+    return Check("storage", "ok", f"{settings.bucket_url} answers and lets us in")
 
 
 def check_permissions(settings: StorageSettings) -> Check:

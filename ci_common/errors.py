@@ -313,6 +313,13 @@ class StorageFull(Unavailable):
     http_status = 507
 
 
+class StorageUnavailable(Unavailable):
+    """The object store does not answer, or does not let us in."""
+
+    code = "storage_unavailable"
+    title = "Storage unavailable"
+
+
 class ControllerRunning(CIError):
     """Another controller is alive on this database; exactly one may run."""
 

@@ -55,6 +55,17 @@ class StorageSettings(ArchiveSettings):
         default=None,
         description="Archives, contents of files and logs; by default `<database file>.data` beside the database.",
     )
+    storage_url: str | None = Field(
+        default=None,
+        description="Where archives and contents of files are kept: `s3://bucket/prefix`, with copies in the data "
+        "directory; by default there alone, which `file:///absolute/directory` names, too.",
+    )
+    storage_copies: int = Field(
+        default=10 * 1024**3,
+        ge=0,
+        description="Bytes that copies of archives, and copies of contents, may each take in the data directory; only "
+        "with `s3://`.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +86,36 @@ class StorageSettings(ArchiveSettings):
             )
         path = Path(given["data_dir"]) / _INSTEAD_OF_A_FILE
         return {**given, "db_path": _only(path, given.get("db_path"))}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_one_directory(
+        cls, given: dict[str, Any]
+    ) -> dict[str, Any]:  # before the other one: last comes first
+        """`data_dir` is the directory of a `file://` URL; what is said of both must agree."""
+        url = given.get("storage_url")
+        if not url:
+            return {name: value for name, value in given.items() if name != "storage_url"}
+        parts = urlsplit(str(url))
+        if (
+            parts.username or parts.password or parts.query or parts.fragment
+        ):  # not shown: it may hold a secret
+            raise ValueError(
+                "CI_STORAGE_URL holds no credentials: the environment has them (AWS_ACCESS_KEY_ID, …)"
+            )
+        if parts.scheme == "s3" and parts.netloc:
+            return given
+        if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
+            raise ValueError("CI_STORAGE_URL is s3://bucket/prefix or file:///absolute/directory")
+        named, other = Path(parts.path), given.get("data_dir")
+        if other and Path(other) != named:
+            raise ValueError("CI_STORAGE_URL and CI_DATA_DIR name two directories: keep one of them")
+        return {**given, "data_dir": named}
+
+    @property
+    def bucket_url(self) -> str | None:
+        """The URL of the bucket; None where everything is in the data directory."""
+        return self.storage_url if self.storage_url and self.storage_url.startswith("s3://") else None
 
     @property
     def server_url(self) -> str | None:

@@ -247,6 +247,17 @@ class ArchiveStore(ABC):
         """The archive is gone; it is no error if it was before."""
 
     @abstractmethod
+    def trim(self) -> int:
+        """Local copies of what is kept elsewhere take no more room than they may; returns how many went.
+
+        As every method, where uploads are kept elsewhere, it may raise StorageUnavailable.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Where uploads are kept elsewhere, that place answers and lets us in; raises StorageUnavailable."""
+
+    @abstractmethod
     def items(self) -> Iterator[StoredItem]:
         """Yield every stored archive under its reference, for pruning."""
 

@@ -447,12 +447,18 @@ class JobController(Runner):
             *super()._duties(),
             partial(_every, self._agents.seconds / LOOKS, self.expire_agents),
             partial(_every, _TIDY_INTERVAL, self.put_logs_away),
+            partial(_every, _TIDY_INTERVAL, self.trim_copies),
         )
 
     async def put_logs_away(self) -> None:
         """The logs of jobs that ended a while ago are compressed, whoever wrote them."""
         if count := await self._quiet_logs.put_away(self._clock.now()):
             log.info("logs put away", count=count)
+
+    async def trim_copies(self) -> None:
+        """Of uploads that are kept elsewhere no more copies are here than there may be."""
+        if count := await asyncio.to_thread(self._archives.trim):
+            log.info("copies removed", count=count)
 
     async def expire_agents(self) -> None:
         """What agents hold that were not heard of for their lease is queued again."""

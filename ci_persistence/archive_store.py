@@ -26,8 +26,9 @@ from ci_persistence.judged_trees import JudgedTrees, Known
 from ci_persistence.log_store import disk_full_as_storage_full
 from ci_persistence.manifest_archive import manifest_bytes, read_blob, read_manifest, sealed
 from ci_persistence.manifest_rules import check_sizes, judge, read_files
-from ci_persistence.ownership import FILE_MODE, adopt_owner, fsync_directory, make_shared_directory
+from ci_persistence.ownership import FILE_MODE, adopt_owner, make_shared_directory
 from ci_persistence.settled import settled
+from ci_persistence.shelf import FolderShelf, Shelve
 from ci_persistence.tree_listings import Expansion
 from ci_persistence.zip_format import refuse
 
@@ -47,10 +48,11 @@ class FileArchiveStore(ArchiveStore):
     Contents that came apart are in `blobs` beside it.
     """
 
-    def __init__(self, root: Path, limits: ArchiveLimits) -> None:
+    def __init__(self, root: Path, limits: ArchiveLimits, shelve: Shelve = FolderShelf) -> None:
         self._root = root
         self._limits = limits
-        self._blobs = FileBlobStore(root.with_name("blobs"), limits)
+        self._shelf = shelve(root)
+        self._blobs = FileBlobStore(root.with_name("blobs"), limits, shelve)
         self._judged = JudgedTrees()
         self._judging = asyncio.Semaphore(_JUDGED_AT_ONCE)
         self._turns = WeakValueDictionary[str, asyncio.Lock]()  # of owners whose uploads are judged or wait
@@ -156,7 +158,7 @@ class FileArchiveStore(ArchiveStore):
             upload.sync()
         finally:
             upload.close()
-        self._name(unfinished, ref)
+        self._shelf.publish(unfinished, ref)
         return len(data)
 
     async def _receive(self, upload: "_Upload", chunks: AsyncIterable[bytes]) -> bytes:
@@ -185,23 +187,20 @@ class FileArchiveStore(ArchiveStore):
 
     def _publish(self, upload: "_Upload", ref: str) -> None:
         upload.sync()
-        self._name(upload.path, ref)
-
-    def _name(self, unfinished: Path, ref: str) -> None:
-        unfinished.rename(self._root / ref)
-        fsync_directory(self._root)
+        self._shelf.publish(upload.path, ref)
 
     def _discard(self, unfinished: Path, ref: str) -> None:
+        if not unfinished.exists():
+            self._shelf.take_back(ref)  # published, but its caller never got to know it
         unfinished.unlink(missing_ok=True)
-        (self._root / ref).unlink(missing_ok=True)  # renamed, but its caller never got to know it
 
     def open(self, ref: str) -> AbstractContextManager[Archive]:
         return self._open(ref)
 
     @contextmanager
     def _open(self, ref: str) -> Generator[Archive]:
-        path = self._path(ref)
-        if not path.exists():
+        path = self._shelf.find(self._name(ref))
+        if path is None:
             raise refuse("gone", "The archive is not in the store any more.")
         if path.suffix == MANIFEST:
             with contextlib.closing(read_manifest(path, self._blobs.open)) as tree:
@@ -211,15 +210,16 @@ class FileArchiveStore(ArchiveStore):
             yield archive
 
     def delete(self, ref: str) -> None:
-        self._path(ref).unlink(missing_ok=True)
+        self._shelf.remove(self._name(ref))
+
+    def trim(self) -> int:
+        return self._shelf.trim() + self._blobs.trim()
+
+    def check(self) -> None:
+        self._shelf.check()
 
     def items(self) -> Iterator[StoredItem]:
-        now = time.time()
-        for path in sorted(self._root.glob("*.*")):
-            with contextlib.suppress(FileNotFoundError):
-                found = path.stat()
-                if _REF.fullmatch(path.name):
-                    yield StoredItem(path.name, found.st_size, max(0.0, now - found.st_mtime))
+        yield from (item for item in self._shelf.items() if _REF.fullmatch(item.name))
 
     def remove_unfinished(self, older_than_seconds: float) -> list[str]:
         now = time.time()
@@ -231,10 +231,10 @@ class FileArchiveStore(ArchiveStore):
                 removed.append(path.name)
         return removed
 
-    def _path(self, ref: str) -> Path:
+    def _name(self, ref: str) -> str:
         if not _REF.fullmatch(ref):
             raise refuse("gone", "The archive's reference is not one of this store.")
-        return self._root / ref
+        return ref
 
 
 async def _found(find: FindBlobs, hashes: set[bytes]) -> Mapping[bytes, BlobPlace]:

@@ -17,9 +17,10 @@ from ci_common.blobs import Pack
 from ci_common.stores import BlobStore, StoredItem
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.log_store import disk_full_as_storage_full
-from ci_persistence.ownership import FILE_MODE, adopt_owner, fsync_directory, make_shared_directory
+from ci_persistence.ownership import FILE_MODE, adopt_owner, make_shared_directory
 from ci_persistence.record_stream import RecordStream
 from ci_persistence.settled import settled
+from ci_persistence.shelf import FolderShelf, Shelf, Shelve
 from ci_persistence.zip_format import refuse
 
 DIRECTORY_MODE = 0o2770  # as that of the archives
@@ -32,9 +33,10 @@ _UNPACKED_AT_ONCE = 2  # batches, each of which may inflate to 200 times its siz
 class FileBlobStore(BlobStore):
     """Packs in one directory, which is made when it is needed, and so is the one that holds it."""
 
-    def __init__(self, root: Path, limits: ArchiveLimits) -> None:
+    def __init__(self, root: Path, limits: ArchiveLimits, shelve: Shelve = FolderShelf) -> None:
         self._root = root
         self._limits = limits
+        self._shelf = shelve(root)
         self._unpacking = asyncio.Semaphore(_UNPACKED_AT_ONCE)
 
     def prepare(self) -> None:
@@ -44,7 +46,7 @@ class FileBlobStore(BlobStore):
 
     async def receive(self, chunks: AsyncIterable[bytes]) -> Pack:
         name = f"{uuid.uuid4().hex}.pack"
-        pack = _NewPack(self._root / name, self._limits)
+        pack = _NewPack(self._shelf, self._root / name, self._limits)
         try:
             try:
                 await settled(asyncio.to_thread(self._begin, pack))
@@ -76,26 +78,24 @@ class FileBlobStore(BlobStore):
 
     def open(self, name: str) -> int:
         """Return a descriptor of the pack, which the caller closes; raises InvalidArchive when it is gone."""
-        try:
-            return os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise refuse(
-                "gone", "A pack with contents of the archive is not in the store any more."
-            ) from None
+        path = self._shelf.find(self._name(name))
+        with contextlib.suppress(FileNotFoundError):
+            if path is not None:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        raise refuse("gone", "A pack with contents of the archive is not in the store any more.")
 
     def absent(self, names: Collection[str]) -> set[str]:
-        return {name for name in names if not self._path(name).exists()}
+        return {name for name in names if not self._shelf.has(self._name(name))}
 
     def delete(self, name: str) -> None:
-        self._path(name).unlink(missing_ok=True)
+        self._shelf.remove(self._name(name))
+
+    def trim(self) -> int:
+        """Copies take no more room than they may; returns how many went."""
+        return self._shelf.trim()
 
     def items(self) -> Iterator[StoredItem]:
-        now = time.time()
-        for path in sorted(self._root.glob("*.pack")):
-            with contextlib.suppress(FileNotFoundError):
-                found = path.stat()
-                if PACK_NAME.fullmatch(path.name):
-                    yield StoredItem(path.name, found.st_size, max(0.0, now - found.st_mtime))
+        yield from (item for item in self._shelf.items() if PACK_NAME.fullmatch(item.name))
 
     def remove_unfinished(self, older_than_seconds: float) -> list[str]:
         now = time.time()
@@ -107,16 +107,17 @@ class FileBlobStore(BlobStore):
                     removed.append(path.name)
         return removed
 
-    def _path(self, name: str) -> Path:
+    def _name(self, name: str) -> str:
         if not PACK_NAME.fullmatch(name):
             raise refuse("gone", "The pack's name is not one of this store.")
-        return self._root / name
+        return name
 
 
 class _NewPack:
     """A pack that grows out of a body; used from threads, one at a time."""
 
-    def __init__(self, path: Path, limits: ArchiveLimits) -> None:
+    def __init__(self, shelf: Shelf, path: Path, limits: ArchiveLimits) -> None:
+        self._shelf = shelf
         self._path = path
         self._unfinished = path.with_name(path.name + _UNFINISHED)
         self._gathered: list[memoryview] = []
@@ -146,13 +147,13 @@ class _NewPack:
             return
         with disk_full_as_storage_full(self._path):
             os.fsync(self._descriptor)
-        self._unfinished.rename(self._path)
-        fsync_directory(self._path.parent)
+        self._shelf.publish(self._unfinished, self._path.name)
 
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
     def discard(self) -> None:
+        if not self._unfinished.exists():
+            self._shelf.take_back(self._path.name)  # published, but its caller never got to know it
         self._unfinished.unlink(missing_ok=True)
-        self._path.unlink(missing_ok=True)  # renamed, but its caller never got to know it

@@ -161,6 +161,7 @@ READY: Document = {
         },
         "engine": {"status": "ok", "message": None},
         "queue": {"status": "ok", "message": None},
+        "storage": {"status": "ok", "message": None},
         "disk": _DISK,
     },
 }
@@ -180,6 +181,7 @@ DEGRADED: Document = {
         },
         "engine": {"status": "degraded", "message": _ENGINE_UNKNOWN},
         "queue": {"status": "ok", "message": None},
+        "storage": {"status": "ok", "message": None},
         "disk": _DISK,
     },
 }
@@ -197,6 +199,7 @@ FAILING: Document = {
         "controller": {"status": "failing", "message": "unknown without the database"},
         "engine": {"status": "failing", "message": "unknown without the database"},
         "queue": {"status": "failing", "message": "unknown without the database"},
+        "storage": {"status": "ok", "message": None},
         "disk": _DISK,
     },
 }

@@ -23,6 +23,7 @@ from ci_server.bodies import JsonBodies
 from ci_server.event_stream import StreamSlots
 from ci_server.listings import Listings
 from ci_server.rate_limits import RateLimits
+from ci_server.readiness import StorageLook
 from ci_server.repeats import Repeats
 from ci_server.request_context import client_address
 from ci_server.settings import ServerSettings
@@ -42,6 +43,7 @@ class Resources:
     repository: JobRepository
     logs: LogStore
     archives: ArchiveStore
+    storage: StorageLook
     hub: ChangeHub
     listings: Listings
     looks: SharedLooks
@@ -78,6 +80,7 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             repository=repository,
             logs=stores.logs,
             archives=stores.archives,
+            storage=StorageLook(stores.archives, settings, clock),
             hub=stores.hub,
             listings=Listings(repository),
             looks=SharedLooks(repository, stores.logs, clock),

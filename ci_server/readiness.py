@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -14,11 +14,13 @@ from ci_common.disk_space import Space, space_of
 from ci_common.errors import CIError
 from ci_common.models import ControllerState
 from ci_common.repository import JobRepository
+from ci_common.stores import ArchiveStore
 from ci_server.disk import MIN_FREE_INODES_PERCENT
 from ci_server.settings import MIB, ServerSettings
 from ci_server.waiting import controller_trouble
 
 _DATABASE_SECONDS = 2.0
+_STORAGE_SECONDS = 10.0  # for which a look at the bucket is believed
 _UNKNOWN = "unknown without the database"
 
 _log = structlog.stdlib.get_logger("ci_server.readiness")
@@ -44,8 +46,38 @@ class Finding:
         return {"status": self.health.value, "message": self.message, **dict(self.details)}
 
 
+class StorageLook:
+    """Whether uploads can be kept and read where they are kept elsewhere, looked at now and then.
+
+    Anybody may ask /ready, as often as they like: the bucket is not asked as often.
+    """
+
+    def __init__(self, archives: ArchiveStore, settings: ServerSettings, clock: Clock) -> None:
+        self._archives = archives
+        self._is_elsewhere = settings.bucket_url is not None
+        self._clock = clock
+        self._looking = asyncio.Lock()
+        self._found: tuple[float, Finding] | None = None
+
+    async def finding(self) -> Finding:
+        """Return what was found, at most some seconds ago."""
+        if not self._is_elsewhere:
+            return Finding(Health.OK)
+        async with self._looking:
+            if self._found is None or self._clock.monotonic() - self._found[0] > _STORAGE_SECONDS:
+                found = await _guarded(self._look)
+                # Who reads logs and waits for verdicts is still served.
+                health = Health.OK if found.health is Health.OK else Health.DEGRADED
+                self._found = self._clock.monotonic(), replace(found, health=health)
+            return self._found[1]
+
+    async def _look(self) -> Finding:
+        await asyncio.to_thread(self._archives.check)
+        return Finding(Health.OK)
+
+
 async def check_readiness(
-    repository: JobRepository, settings: ServerSettings, clock: Clock
+    repository: JobRepository, storage: StorageLook, settings: ServerSettings, clock: Clock
 ) -> dict[str, Finding]:
     """Return what each check found; none of them raises or takes longer than a few seconds."""
     database = await _check_database(repository)
@@ -59,6 +91,7 @@ async def check_readiness(
         "controller": controller,
         "engine": engine,
         "queue": queue,
+        "storage": await storage.finding(),
         "disk": await _check_disk(settings),
     }
 

@@ -40,7 +40,7 @@ async def health() -> Response:
     },
 )
 async def ready(server: Server) -> Response:
-    findings = await check_readiness(server.repository, server.settings, server.clock)
+    findings = await check_readiness(server.repository, server.storage, server.settings, server.clock)
     status = 503 if overall(findings) is Health.FAILING else 200
     return json_response(readiness_document(findings, __version__), status=status)
 

@@ -76,6 +76,7 @@ HOMES: Mapping[str, str] = {
     "fastapi": "ci_server",
     "starlette": "ci_server",
     "certifi": "ci_client._connections",
+    "obstore": "ci_persistence.s3_objects",
 }
 LINUX_ONLY = frozenset({"asyncinotify", "docker", "fcntl", "grp", "pwd", "resource", "termios", "tty"})
 
