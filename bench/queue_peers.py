@@ -77,7 +77,7 @@ class Places:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._cluster = Cluster(root)
+        self._cluster = Cluster(parent=root)
         self._filled: dict[tuple[Contender, int], str] = {}
         self._made = 0
 

@@ -17,20 +17,14 @@ if TYPE_CHECKING:
     from ci_common.repository import JobRepository
 
 
-class _Limit(click.ParamType[int | None]):
-    """A number above 0, or "none"."""
-
-    name = "limit"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value == "none":
-            return None
-        number = click.INT.convert(value, param, ctx)
-        if number < 1:
-            self.fail(
-                "a pool that is to run nothing has its agents drained: say 1 or more, or none", param, ctx
-            )
-        return number
+def _limit(_: click.Context, __: click.Parameter, said: str) -> int | None:
+    if said == "none":
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,5}", said):
+        raise click.BadParameter(
+            "say 1 or more, or none; a pool that is to run nothing has its agents drained"
+        )
+    return int(said)
 
 
 def _pool_name(_: click.Context, __: click.Parameter, name: str) -> str:
@@ -58,7 +52,7 @@ def list_(db_path: Path | None, as_json: bool) -> None:
 
 @pool.command()
 @click.argument("pool", callback=_pool_name)
-@click.argument("limit", type=_Limit(), metavar="LIMIT")
+@click.argument("limit", callback=_limit)
 @with_database
 def limit(pool: str, limit: int | None, db_path: Path | None, as_json: bool) -> None:
     """Let no more than LIMIT jobs of the pool run at the same time; "none" lets any number.

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 import ci_server
 from ci_common.errors import InvalidRequest, Unavailable, errors_by_code
+from ci_common.service_log import configure_logging
 from ci_persistence.log_store import disk_full_as_storage_full
 from ci_server.agent_schemas import (
     AgentModel,
@@ -359,16 +360,23 @@ def in_process(app: FastAPI) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ci")
 
 
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What is logged as a server logs it, whatever test came before."""
+    configure_logging("info", "json")
+    return caplog
+
+
 async def test_the_unexpected_is_a_problem_whose_details_are_in_the_log(
-    caplog: pytest.LogCaptureFixture,
+    logged: pytest.LogCaptureFixture,
 ) -> None:
     async with in_process(broken_app()) as http:
         response = await http.get("/fail", headers={"X-Request-ID": "r-1"})
     document = assert_problem(response, 500, "internal_error")
     assert "r-1" in document["detail"]
     assert "secret" not in response.text
-    assert "the secret of the house" in caplog.text
-    assert "unexpected_error" in caplog.text
+    assert "the secret of the house" in logged.text
+    assert "unexpected_error" in logged.text
 
 
 async def test_an_error_says_when_to_come_back_and_keeps_its_own_members_apart() -> None:
@@ -380,14 +388,14 @@ async def test_an_error_says_when_to_come_back_and_keeps_its_own_members_apart()
 
 
 async def test_a_full_disk_is_named_in_the_log_and_not_to_the_caller(
-    caplog: pytest.LogCaptureFixture,
+    logged: pytest.LogCaptureFixture,
 ) -> None:
     async with in_process(broken_app()) as http:
         response = await http.get("/full")
     document = assert_problem(response, 507, "storage_full")
     assert document["detail"].startswith("There is no space left on the server's data disk")
     assert "/dev/full" not in response.text
-    assert "/dev/full" in caplog.text
+    assert "/dev/full" in logged.text
 
 
 def test_a_client_error_has_no_retry_after() -> None:
