@@ -30,6 +30,8 @@ AT_MOST = 1800.0  # seconds for all jobs
 LOG_TAIL = 15  # lines
 NOT_ROOT, WRONG, FAILED, INTERRUPTED = 77, 1, 70, 130  # exit codes
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
 _begun = time.monotonic()
 
 
@@ -46,7 +48,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=60, help="jobs in all (60)")
     parser.add_argument("--agents", type=int, default=3, help="agents (3)")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for number in _ENDING:
+        signal.signal(number, _as_interrupt)
     try:
         with tempfile.TemporaryDirectory(prefix="ci-cluster-") as root:
             return _demo(Path(root), asked.jobs, Layout(agents=asked.agents))
@@ -62,6 +65,9 @@ def main() -> int:
 
 
 def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """What was started is taken down, and nobody who is impatient stops that half-way."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

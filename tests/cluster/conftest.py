@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.support.cluster.claims import let_end
 from tests.support.cluster.cluster import Cluster, Layout, cluster
-from tests.support.cluster.workload import Handed, Kind, handed_in, wrong
+from tests.support.cluster.workload import WAITING, Handed, Kind, handed_in, wrong
 from tests.support.installation import Served
 from tests.support.outcomes import until_ended
 from tests.support.prepared_image import prepared_image
@@ -65,3 +66,4 @@ def used(shared_cluster: Used) -> Iterator[Used]:
     """The cluster, whole at the beginning, and whole again afterwards whatever the test did to it."""
     yield shared_cluster
     shared_cluster.cluster.mend()
+    let_end(shared_cluster.cluster, *(job for job in shared_cluster.jobs if job.kind is WAITING))

@@ -170,9 +170,10 @@ class Installation:
         """That command runs over this installation, whatever it is and wherever."""
         return self._spawn(name, command, env)
 
-    def wait_ready(self, server: Served) -> None:
+    def wait_ready(self, server: Served, seconds: float = 30) -> None:
         """The server says that a controller serves its database."""
-        eventually(lambda: plain_http.get(f"{server.url}/ready").status_code == 200, what="/ready")
+        ready = f"{server.url}/ready"
+        eventually(lambda: plain_http.get(ready).status_code == 200, seconds=seconds, what="/ready")
 
     def start(self) -> Daemon:
         """A controller and a server run; returns the server."""

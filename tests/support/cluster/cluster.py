@@ -29,6 +29,7 @@ _FRONT, _DATABASE, _REPLICA, _CONTROLLER, _AGENT = (
     30,
     40,
 )  # addresses, or the first of them less one
+_PATIENCE: Final = 120  # seconds: many processes begin at the same time, perhaps on two cores that are busy
 _OF_THE_CONTROL_PLANE: Final = ("CI_DATABASE_URL", "CI_DATA_DIR", "CI_DB_PATH")  # nothing for agents
 
 
@@ -124,10 +125,11 @@ class Cluster:
         for replica in self.replicas:
             eventually(
                 lambda one=replica: one.running.is_alive() and self.system.answers(one),
+                seconds=_PATIENCE,
                 what=f"the first answer of {replica.name}",
             )
-            self.system.wait_ready(replica)
-        eventually(lambda: not self.silent(), what="a heartbeat of every agent", seconds=60)
+            self.system.wait_ready(replica, _PATIENCE)
+        eventually(lambda: not self.silent(), what="a heartbeat of every agent", seconds=_PATIENCE)
 
     def silent(self) -> list[str]:
         """Return the agents that the control plane does not call healthy."""
@@ -147,7 +149,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Every process was told to end, did so in good order, and left no container behind."""
-        eventually(lambda: not self.containers(), what="the removal of every container", seconds=60)
+        eventually(lambda: not self.containers(), what="the removal of every container", seconds=_PATIENCE)
         for machine in reversed(self.machines):  # agents take their leave while there is somebody to hear it
             code = machine.running.terminate()
             assert code == 0, f"{machine.name} ended with {code}: {machine.running.tail()}"
