@@ -30,6 +30,7 @@ from ci_controller.retention import Prunable
 log = structlog.get_logger(__name__)
 
 _MOST_TEXT: Final = 1000  # characters that the server takes of what is said to people
+_CONTAINERS_AT_ONCE: Final = 500  # that the server answers for in one request
 _BEATS: Final = 5  # of a lease: none of them waits longer than until the next one
 OpenZip = Callable[[Path], AbstractContextManager[Archive]]
 
@@ -231,8 +232,12 @@ class HttpJobSource:
             self._link.tell("heartbeat", said, patience)
 
     def _ended(self, containers: Collection[str]) -> Mapping[str, AttemptKey]:
-        answer = self._link.tell("ended", {"containers": sorted(containers)})
-        return {name: AttemptKey(one["job_id"], one["attempt"]) for name, one in answer["ended"].items()}
+        names, found = sorted(containers), dict[str, AttemptKey]()
+        for start in range(0, len(names), _CONTAINERS_AT_ONCE):
+            asked = {"containers": names[start : start + _CONTAINERS_AT_ONCE]}
+            for name, one in self._link.tell("ended", asked)["ended"].items():
+                found[name] = AttemptKey(one["job_id"], one["attempt"])
+        return found
 
     async def _reported(self, fence: Fence, what: str, said: Mapping[str, Any]) -> bool:
         try:

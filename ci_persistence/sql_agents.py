@@ -137,6 +137,11 @@ def deregister_agent(db: Connection, lease: AgentLease, now: datetime) -> bool:
     return True
 
 
+# Nobody else claims, and no controller's heartbeat gets through, until the transaction ends: an agent with more slots
+# asks again.
+MOST_AT_ONCE = 32
+
+
 def claim_for_agent(db: Connection, lease: AgentLease, limit: int, now: datetime) -> list[Attempt]:
     """Up to `limit` jobs of its pool are the agent's, within its slots."""
     # One after the other with the controller's claims: users' limits are looked at in one statement, and hold.
@@ -145,7 +150,9 @@ def claim_for_agent(db: Connection, lease: AgentLease, limit: int, now: datetime
     if row is None or row["state"] != AgentState.ACTIVE:
         return []
     free = row["slots"] - _agent(db, lease.agent_id).jobs_running
-    return claim_for(db, Claimant(row["name"], lease.agent_id, row["pool"]), min(limit, free), now)
+    return claim_for(
+        db, Claimant(row["name"], lease.agent_id, row["pool"]), min(limit, free, MOST_AT_ONCE), now
+    )
 
 
 def expire_agent(

@@ -21,8 +21,10 @@ OPEN_ATTEMPTS = f"""
     ORDER BY attempts.claimed_at, attempts.job_id
 """  # noqa: S608
 ENDED = f"""
-    SELECT job_id, number FROM attempts WHERE container_id = :container AND ended_at IS NOT NULL AND {HELD_BY}
+    SELECT container_id, job_id, number FROM attempts
+    WHERE container_id IN ({{names}}) AND ended_at IS NOT NULL AND {HELD_BY}
 """  # noqa: S608
+_NAMES_AT_ONCE = 500
 # Who comes first, or comes after somebody: then the epoch rises, and nothing of what that one said is left.
 FIRST = (
     "INSERT INTO controller (id, epoch, holder, heartbeat_at, runs_on) VALUES (1, 1, :holder, :now, :runs_on) "
@@ -186,12 +188,13 @@ def ended_attempts(
     db: Connection, containers: Collection[str], agent_id: str | None
 ) -> dict[str, tuple[str, int]]:
     """Return the attempts of that holder that were recorded in these containers and have ended, by container."""
-    holder = agent_id or NO_AGENT
-    rows = {
-        container: db.execute(ENDED, {"container": container, "agent": holder}).fetchone()
-        for container in containers
-    }
-    return {container: (row["job_id"], row["number"]) for container, row in rows.items() if row}
+    found, asked = dict[str, tuple[str, int]](), list(containers)
+    for start in range(0, len(asked), _NAMES_AT_ONCE):
+        names = {f"c{n}": name for n, name in enumerate(asked[start : start + _NAMES_AT_ONCE])}
+        query = ENDED.format(names=", ".join(f":{name}" for name in names))
+        for row in db.execute(query, {**names, "agent": agent_id or NO_AGENT}):
+            found[row["container_id"]] = (row["job_id"], row["number"])
+    return found
 
 
 def expire_queued(

@@ -7,18 +7,25 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from ci_common.errors import InvalidRequest
-from ci_server.bodies import JsonBodies
+from ci_server.auth import Caller
+from ci_server.dependencies import Resources
 
 Said = TypeVar("Said", bound=BaseModel)
 
-MOST_BYTES: Final = 4 * 1024 * 1024  # of one request
+MOST_BYTES: Final = 4 * 1024 * 1024  # of a piece of a log
+_MOST_JSON: Final = 256 * 1024
 _MOST_VALUES: Final = 20_000
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:\*|\d{1,18})", re.ASCII)
 
 
-async def said(request: Request, bodies: JsonBodies, user_id: str, shape: type[Said]) -> Said:
-    """Return what the request's JSON says; raises InvalidRequest, ArchiveTooLarge."""
-    async with bodies.read(request, user_id, MOST_BYTES, _MOST_VALUES) as document:
+async def said(request: Request, caller: Caller, server: Resources, shape: type[Said]) -> Said:
+    """Return what the request's JSON says, of a key that is still good now, however slowly that came.
+
+    It counts by key: the agents of one user have one key each, and none keeps another's heartbeats out. Raises
+    InvalidRequest, ArchiveTooLarge, TooManyRequests, Unauthorized.
+    """
+    async with server.bodies.read(request, caller.key.id, _MOST_JSON, _MOST_VALUES) as document:
+        await server.authenticator.recheck(caller)
         try:
             return shape.model_validate(document)
         except ValidationError as error:

@@ -1,7 +1,7 @@
 """What agents send and are answered: for OpenAPI, and requests are checked by it. `ci_server.agents` makes answers."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -15,6 +15,9 @@ _Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:=/-]{1,100}$")
 _Bytes = Annotated[int, Field(ge=0, le=2**62)]
 
 
+MOST_CONTAINERS: Final = 500  # that are asked after at once; an agent with more asks again
+
+
 class _Request(BaseModel):
     """What is not said has its default; members of later releases are skipped."""
 
@@ -26,7 +29,7 @@ class ProfileRequest(_Request):
 
     name: _Name
     pool: _Pool = DEFAULT_POOL
-    slots: Annotated[int, Field(ge=1, le=10_000)] = 1
+    slots: Annotated[int, Field(ge=1, le=1_000)] = 1
     labels: Annotated[list[_Label], Field(max_length=50)] = []
     version: Annotated[str, StringConstraints(max_length=100)] = ""
 
@@ -53,13 +56,13 @@ class ScaleRequest(_Request):
 class ContainersRequest(_Request):
     """Containers whose attempts may have ended."""
 
-    containers: Annotated[list[_Id], Field(max_length=10_000)]
+    containers: Annotated[list[_Id], Field(max_length=MOST_CONTAINERS)]
 
 
 class ClaimRequest(_Request):
     """How many jobs, and for how long to wait for one."""
 
-    slots: Annotated[int, Field(ge=1, le=10_000)] = 1
+    slots: Annotated[int, Field(ge=1, le=1_000)] = 1
     wait: Annotated[float, Field(ge=0, le=30)] = 0.0
 
 

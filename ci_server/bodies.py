@@ -16,6 +16,7 @@ from ci_server.uploads import check_declared_length, guarded_body
 _HELD_PER_USER: Final = (
     64 * 1024 * 1024
 )  # bytes of JSON, two of the largest: it is in memory, however slowly it comes
+_SMALL: Final = 16 * 1024  # bytes of JSON that are read in a fraction of a millisecond
 _RETRY_AFTER: Final = 5  # seconds
 
 
@@ -36,7 +37,7 @@ class JsonBodies:
         """
         check_declared_length(request, self._settings)
         async with self.whole(request, user_id, limit) as data:
-            document = await asyncio.to_thread(json_object, bytes(data), most_values)
+            document = await _parsed(bytes(data), most_values)
             data.clear()
             yield document
 
@@ -66,6 +67,12 @@ class JsonBodies:
                 f"Requests of yours take more than {_HELD_PER_USER} bytes in memory; send them one by one."
             )
             raise TooManyRequests(message, retry_after=_RETRY_AFTER)
+
+
+async def _parsed(data: bytes, most_values: int) -> dict[str, Any]:
+    if len(data) <= _SMALL:  # no turn in the queue for a thread, which may be long
+        return json_object(data, most_values)
+    return await asyncio.to_thread(json_object, data, most_values)
 
 
 def json_object(data: bytes, most_values: int) -> dict[str, Any]:

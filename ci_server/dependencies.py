@@ -3,6 +3,7 @@
 The one module of the server that knows the implementations of the repository and the stores.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ from ci_server.shared_looks import SharedLooks
 from ci_server.stream_end import Shutdown
 from ci_server.submissions import Submissions
 from ci_server.trees import Trees
+from ci_server.turns import Turns
 
+_SEALED_AT_ONCE: Final = 2
 _MOST_OF_AN_AGENT: Final = 8  # at the same time: it has one of each kind, and what a restart left behind
 
 
@@ -56,6 +59,8 @@ class Resources:
     slots: StreamSlots
     agent_waits: StreamSlots  # claims and questions for news, by key
     agent_beats: StreamSlots
+    log_turns: Turns  # of agents' attempts, by job
+    sealing: asyncio.Semaphore  # of their logs, each of which is read whole: threads are left for the rest
     shutdown: Shutdown
     rates: RateLimits
     clock: Clock
@@ -93,6 +98,8 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             slots=StreamSlots(settings.max_streams_per_user),
             agent_waits=StreamSlots(_MOST_OF_AN_AGENT, "requests that wait"),
             agent_beats=StreamSlots(_MOST_OF_AN_AGENT, "heartbeats that are being answered"),
+            log_turns=Turns(),
+            sealing=asyncio.Semaphore(_SEALED_AT_ONCE),
             shutdown=Shutdown(),
             rates=rates,
             clock=clock,

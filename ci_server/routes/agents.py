@@ -74,8 +74,7 @@ BODY = (InvalidRequest, ArchiveTooLarge, TooManyRequests)
     openapi_extra=json_request(ProfileRequest),
 )
 async def register(request: Request, caller: Runner, server: Server) -> Response:
-    profile = profile_of(await said(request, server.bodies, caller.user.id, ProfileRequest))
-    await server.authenticator.recheck(caller)  # the body may have taken long
+    profile = profile_of(await said(request, caller, server, ProfileRequest))
     agent = await server.repository.register_agent(caller.key.id, profile, server.clock.now())
     lease = server.settings.agent_lease
     return json_response({"agent_id": agent.id, "epoch": agent.lease.epoch, "lease_seconds": lease})
@@ -145,8 +144,7 @@ async def read_pool(_: Operator, server: Server, pool: PoolName) -> Response:
     openapi_extra=json_request(ScaleRequest),
 )
 async def scale(request: Request, caller: Operator, server: Server, pool: NewPoolName) -> Response:
-    asked = await said(request, server.bodies, caller.user.id, ScaleRequest)
-    await server.authenticator.recheck(caller)  # the body may have taken long
+    asked = await said(request, caller, server, ScaleRequest)
     await server.repository.limit_pool(pool, asked.max_running, server.clock.now(), caller.user.email)
     return json_response(await _pool_named(pool, server))
 
@@ -177,8 +175,7 @@ async def read_agent(_: Operator, server: Server, agent_id: AgentId) -> Response
     openapi_extra=json_request(StatusRequest),
 )
 async def set_status(request: Request, caller: Operator, server: Server, agent_id: AgentId) -> Response:
-    asked = await said(request, server.bodies, caller.user.id, StatusRequest)
-    await server.authenticator.recheck(caller)  # the body may have taken long
+    asked = await said(request, caller, server, StatusRequest)
     state, now = AgentState(asked.status), server.clock.now()
     agent = await server.repository.set_agent_state(agent_id, state, now, caller.user.email)
     if agent is None:
@@ -197,7 +194,7 @@ async def set_status(request: Request, caller: Operator, server: Server, agent_i
     dependencies=[MAY_BEAT],
 )
 async def heartbeat(request: Request, agent: NamedAgent, caller: Runner, server: Server) -> Response:
-    how = await said(request, server.bodies, caller.user.id, HeartbeatRequest)
+    how = await said(request, caller, server, HeartbeatRequest)
     repository, now = server.repository, server.clock.now()
     found = await repository.heartbeat_agent(agent.lease, how.note, how.disk_free, now)
     if found is None:
@@ -271,7 +268,7 @@ async def news(agent: NamedAgent, server: Server, known: Known = None, wait: Wai
     openapi_extra=json_request(ContainersRequest),
 )
 async def ended(request: Request, agent: NamedAgent, caller: Runner, server: Server) -> Response:
-    asked = await said(request, server.bodies, caller.user.id, ContainersRequest)
+    asked = await said(request, caller, server, ContainersRequest)
     found = await server.repository.ended_attempts(asked.containers, agent.id)
     rows = {name: {"job_id": job_id, "attempt": number} for name, (job_id, number) in found.items()}
     return json_response({"ended": rows})

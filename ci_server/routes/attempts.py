@@ -63,6 +63,7 @@ router = APIRouter(prefix="/api/queue", tags=["agents"])
 _log = structlog.stdlib.get_logger("ci_server.agents")
 
 _LOOK_AGAIN: Final = 1.0  # seconds: where commits are not heard of, and backing off ends without one
+_BETWEEN_LOOKS: Final = 0.02  # seconds: a burst of commits is one look
 _PIECE: Final = 1024 * 1024
 _UNTIL_READABLE: Final = timedelta(seconds=30)
 FENCED: Final = (StaleClaim, InvalidRequest, ArchiveTooLarge, TooManyRequests)
@@ -88,7 +89,7 @@ ContentRange = Annotated[
 )
 async def claim(request: Request, agent: CallingAgent, caller: Runner, server: Server) -> Response:
     await require_room(request, server.settings)  # for their logs; a control plane alone has no other guard
-    asked = await said(request, server.bodies, caller.user.id, ClaimRequest)
+    asked = await said(request, caller, server, ClaimRequest)
     claimed = await _claimed(agent, caller, asked, server)
     if not claimed:
         return Response(status_code=204)
@@ -102,11 +103,20 @@ async def _claimed(agent: Agent, caller: Caller, asked: ClaimRequest, server: Se
     with server.hub.database() as changes:
         while True:
             await server.authenticator.recheck(caller)  # the body and the wait may have taken long
-            claimed = await server.repository.claim_for_agent(agent.lease, asked.slots, server.clock.now())
+            claimed = await _claim(agent, asked.slots, server)
             left = deadline - time.monotonic()
             if claimed or left <= 0 or server.shutdown.has_begun or not await _claims_still(agent, server):
                 return claimed
             await changes.wait(min(left, _LOOK_AGAIN))
+            await asyncio.sleep(_BETWEEN_LOOKS)
+
+
+async def _claim(agent: Agent, slots: int, server: Server) -> list[Attempt]:
+    """Claim, if a look that holds nobody up shows anything: a claim is a commit, which wakes everybody who waits."""
+    now = server.clock.now()
+    if not await server.repository.count_queued(now, agent.profile.pool):
+        return []
+    return await server.repository.claim_for_agent(agent.lease, slots, now)
 
 
 async def _claims_still(agent: Agent, server: Server) -> bool:
@@ -127,7 +137,7 @@ async def _claims_still(agent: Agent, server: Server) -> bool:
     openapi_extra=json_request(StartRequest),
 )
 async def start(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
-    asked = await said(request, server.bodies, caller.user.id, StartRequest)
+    asked = await said(request, caller, server, StartRequest)
     done = await server.repository.mark_started(
         held.fence, asked.container_id, asked.image_id, server.clock.now(), asked.image_cached
     )
@@ -156,7 +166,7 @@ async def begin(held: HeldAttempt, server: Server) -> Response:
     openapi_extra=json_request(StopRequest),
 )
 async def stop(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
-    asked = await said(request, server.bodies, caller.user.id, StopRequest)
+    asked = await said(request, caller, server, StopRequest)
     now = server.clock.now()
     stands = await server.repository.record_stop(held.fence, _reason(asked.reason), asked.message, now)
     if stands is None:
@@ -175,10 +185,11 @@ async def stop(request: Request, held: HeldAttempt, caller: Runner, server: Serv
     openapi_extra=json_request(CompleteRequest),
 )
 async def complete(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
-    asked = await said(request, server.bodies, caller.user.id, CompleteRequest)
+    asked = await said(request, caller, server, CompleteRequest)
     final = verdict(_reason(asked.reason) if asked.reason else None, asked.message, asked.exit_code)
-    log = await _sealed(held, asked, server)
-    done = await server.repository.finish_attempt(held.fence, final, log, server.clock.now())
+    async with server.log_turns.of(held.job.id):
+        log = await _sealed(held, asked, server)
+        done = await server.repository.finish_attempt(held.fence, final, log, server.clock.now())
     return _no_content(held, done=done)
 
 
@@ -192,19 +203,20 @@ async def complete(request: Request, held: HeldAttempt, caller: Runner, server: 
     openapi_extra=json_request(ReleaseRequest),
 )
 async def release(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
-    asked = await said(request, server.bodies, caller.user.id, ReleaseRequest)
+    asked = await said(request, caller, server, ReleaseRequest)
     reason, now = _reason(asked.reason), server.clock.now()
     if ending(reason).status is not JobStatus.DEAD_LETTERED:  # what the last attempt's end would be
         raise InvalidRequest(f"{reason.value} is a verdict, for `complete`.")
-    status = await server.repository.release_attempt(
-        held.fence,
-        reason=reason,
-        message=asked.message,
-        max_attempts=server.settings.max_attempts,
-        not_before=now + timedelta(seconds=asked.wait) if asked.wait else None,
-        now=now,
-        log=await _sealed(held, asked, server),
-    )
+    async with server.log_turns.of(held.job.id):
+        status = await server.repository.release_attempt(
+            held.fence,
+            reason=reason,
+            message=asked.message,
+            max_attempts=server.settings.max_attempts,
+            not_before=now + timedelta(seconds=asked.wait) if asked.wait else None,
+            now=now,
+            log=await _sealed(held, asked, server),
+        )
     if status is None:
         raise stale_claim(held.job.id)
     return json_response({"status": status.value})
@@ -281,8 +293,9 @@ async def put_log(
         place, most = place_of(content_range, len(data)), server.settings.max_agent_log_bytes
         if place + len(data) > most:
             raise ArchiveTooLarge(f"The log would be larger than the {most} bytes that are kept.", limit=most)
-        await require_held(held, caller, server)  # the body may have taken long
-        return json_response({"size": await asyncio.to_thread(_write, server, held, place, bytes(data))})
+        async with server.log_turns.of(held.job.id):  # none is written behind its seal
+            await require_held(held, caller, server)  # the body may have taken long
+            return json_response({"size": await asyncio.to_thread(_write, server, held, place, bytes(data))})
 
 
 @router.put(
@@ -355,7 +368,8 @@ async def _sealed(held: Attempt, asked: SealRequest, server: Server) -> LogSeal 
     told = seal_of(asked)
     if told is None:
         return None
-    found, same = await asyncio.to_thread(_seal, server, held, told)
+    async with server.sealing:
+        found, same = await asyncio.to_thread(_seal, server, held, told)
     if found.size < told.size:
         raise InvalidOffset(f"Only {found.size} bytes of the log were sent.", size=found.size)
     if not same:

@@ -71,7 +71,20 @@ def _rules(outer: str, subnet: str) -> list[list[str]]:
     return [
         ["-t", "nat", "POSTROUTING", "-s", f"{subnet}.0/24", "!", "-o", outer, "-j", "MASQUERADE"],
         ["-t", "filter", "FORWARD", "-i", outer, "-j", "ACCEPT"],
-        ["-t", "filter", "FORWARD", "-o", outer, "-j", "ACCEPT"],
+        # Answers only: what is in there is nobody's from outside.
+        [
+            "-t",
+            "filter",
+            "FORWARD",
+            "-o",
+            outer,
+            "-m",
+            "conntrack",
+            "--ctstate",
+            "ESTABLISHED,RELATED",
+            "-j",
+            "ACCEPT",
+        ],
     ]
 
 

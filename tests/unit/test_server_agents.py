@@ -33,8 +33,13 @@ class Agent:
     epoch: int
 
     async def ask(self, method: str, what: str, **options: Any) -> httpx.Response:
-        headers = {"Agent-Epoch": str(self.epoch)}
-        return await self.http.request(method, f"/api/agents/{self.id}/{what}", headers=headers, **options)
+        return await self.ask_with({}, method, what, **options)
+
+    async def ask_with(
+        self, headers: dict[str, str], method: str, what: str, **options: Any
+    ) -> httpx.Response:
+        known = {"Agent-Epoch": str(self.epoch), **headers}
+        return await self.http.request(method, f"/api/agents/{self.id}/{what}", headers=known, **options)
 
     async def claim(self, **asked: Any) -> httpx.Response:
         headers = {"Agent-Epoch": str(self.epoch)}
@@ -272,6 +277,49 @@ async def test_what_an_agents_bodies_take_in_memory_is_bounded(
     ):
         assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
     assert (await rack.write(job, 0, b"x" * 900)).json() == {"size": 900}
+
+
+async def test_what_one_agent_sends_slowly_keeps_no_other_of_its_user_from_a_heartbeat(
+    site: Site, url: str, rack: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ci_server.bodies._HELD_PER_USER", 1000)
+    user = (await site.account("rack")).user
+    async with registered(url, await site.issue_key(user, frozenset({Scope.AGENT})), pool="cpu") as other:
+        beats = list[int]()
+
+        async def slow_body() -> AsyncGenerator[bytes, None]:
+            yield b" " * 990
+            beats.append((await other.ask("POST", "heartbeat", json={"note": "x" * 100})).status_code)
+            yield b"{}"
+
+        headers = {"Content-Type": "application/json"}
+        own = await rack.ask_with(headers, "POST", "heartbeat", content=slow_body())
+    assert (beats, own.status_code) == ([200], 200)
+
+
+@pytest.mark.parametrize("what", ["heartbeat", "complete"])
+async def test_a_key_that_is_revoked_while_it_speaks_says_nothing_any_more(
+    site: Site, ada: Account, rack: Agent, what: str
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    job = await rack.started()
+    said = {"note": "late"} if what == "heartbeat" else {"reason": None, "exit_code": 0, "message": None}
+    text = json.dumps(said).encode()
+
+    async def slow_body() -> AsyncGenerator[bytes, None]:
+        yield text[:-1]
+        await site.repository.revoke_api_key(rack.id, utcnow())
+        yield text[-1:]
+
+    headers = {"Content-Type": "application/json"}
+    if what == "heartbeat":
+        answer = await rack.ask_with(headers, "POST", "heartbeat", content=slow_body())
+    else:
+        answer = await rack.say("PATCH", job, "complete", headers=headers, content=slow_body())
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    assert (await job_of(site, job)).status is JobStatus.RUNNING
+    [agent] = await site.repository.list_agents()
+    assert agent.note is None
 
 
 async def test_a_verdict_waits_for_the_log_that_it_names(site: Site, ada: Account, rack: Agent) -> None:

@@ -110,7 +110,7 @@ def share(front: Host, port: int, hosts: Sequence[Host]) -> None:
 def _own_number() -> Generator[int]:
     """A number that no other process of this machine uses for a cluster meanwhile."""
     for number in range(_MOST):
-        with Path(f"/tmp/ci-cluster-{number}.lock").open("w") as lock:
+        with Path(f"/run/ci-cluster-{number}.lock").open("w") as lock:  # where only root makes files
             if _is_locked_now(lock):
                 yield number
                 return

@@ -24,6 +24,7 @@ from ci_common.repository import JobRepository
 from ci_common.verdict import verdict
 from tests.support.repository_contract.story import PROFILE, SEAL, Story, all_fenced_writes, at
 
+MOST_AT_ONCE = 32  # jobs of one claim
 GPU = JobOptions(pool="gpu")
 
 
@@ -196,6 +197,13 @@ class AgentsContract:
         await story.repository.set_agent_state(agents[2].id, AgentState.DRAINING, at(9))
         assert await story.repository.pool_heartbeats() == {"gpu": at(1), "cpu": at(7)}
         assert (await story.repository.queue_view(story.user.id, 9)).pools == {"gpu": at(1), "cpu": at(7)}
+
+    async def test_a_claim_holds_others_up_for_a_few_jobs_and_no_more(self, story: Story) -> None:
+        agent = await story.agent(slots=100)
+        for _ in range(MOST_AT_ONCE + 3):
+            await story.queue(options=GPU)
+        assert len(await claimed_by(story, agent, limit=99)) == MOST_AT_ONCE
+        assert len(await claimed_by(story, agent, limit=99)) == 3
 
     async def test_what_a_lost_agent_held_is_queued_again(self, story: Story) -> None:
         job = await story.queue(options=GPU)

@@ -253,7 +253,7 @@ class ControlContract:
         job = await story.queue()
         await story.release((await story.run("c1")).fence)
         await story.run("c2")
-        asked = ["c1", "c2", "unknown"]
+        asked = ["c2", *(f"unknown-{number}" for number in range(1100)), "c1"]
         assert await story.repository.ended_attempts(asked) == {"c1": (job.id, 1)}
         assert await story.repository.ended_attempts([]) == {}
 
