@@ -74,7 +74,7 @@ class Succession:
         self._has_looked, self._trouble = True, None
         why = self._vigil.is_over(state, has_session=has_session, now=self._clock.monotonic())
         if why is None:
-            self._wait_for(state)
+            self._wait_for(state, lives=has_session or self._vigil.has_heard)
             return None
         return await self._succeed(state, why, holder, asking)
 
@@ -107,9 +107,10 @@ class Succession:
             log.info("taking over", holder=seen.holder, epoch=lease.epoch, why=why)
         return lease
 
-    def _wait_for(self, state: ControllerState | None) -> None:
+    def _wait_for(self, state: ControllerState | None, *, lives: bool) -> None:
+        """Raises RunnerElsewhere, but only about one that lives: a dead one's word would keep all out for ever."""
         assert state is not None  # else nobody is waited for
-        if state.runs_on and self._runs_on and state.runs_on != self._runs_on:
+        if lives and state.runs_on and self._runs_on and state.runs_on != self._runs_on:
             raise RunnerElsewhere(
                 f"The controller {state.holder} runs jobs on another engine, whose containers this one could not "
                 "take over: start it with --no-local-runner, or stop that one first."

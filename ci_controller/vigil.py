@@ -3,7 +3,7 @@
 No clock of another host is asked: a heartbeat is a value that is another one than before, or is not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -16,11 +16,13 @@ _MISSED: Final = 5.0  # seconds without a look, and what was seen before them pr
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A heartbeat, and when it was first seen; and since when its session has been missed."""
+    """A heartbeat, when it was first seen, and whether it came after another one; and since when its session has been
+    missed."""
 
     beat: tuple[int, datetime]
     since: float
     cut_since: float | None
+    was_heard: bool
 
 
 class Vigil:
@@ -33,6 +35,11 @@ class Vigil:
     def forget(self) -> None:
         """Nothing that was seen counts: where the database was away, no leader could be heard of either."""
         self._seen = None
+
+    @property
+    def has_heard(self) -> bool:
+        """Tell whether the last heartbeat came while we looked: a row alone may be a dead leader's."""
+        return self._seen is not None and self._seen.was_heard
 
     def is_over(self, state: ControllerState | None, *, has_session: bool, now: float) -> str | None:
         """Return why the leader of that state counts as gone; None: it may live, go on waiting."""
@@ -53,7 +60,7 @@ class Vigil:
         self._looked_at = now
         beat = (state.epoch, state.heartbeat_at)
         if before is None or before.beat != beat:
-            before = _Seen(beat, now, None)
+            before = _Seen(beat, now, None, was_heard=before is not None)
         cut_since = None if has_session else before.cut_since if before.cut_since is not None else now
-        self._seen = _Seen(beat, before.since, cut_since)
+        self._seen = replace(before, cut_since=cut_since)
         return self._seen

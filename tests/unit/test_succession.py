@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from ci_common.clock import SystemClock, utcnow
+from ci_common.clock import Clock, SystemClock, utcnow
 from ci_common.errors import RunnerElsewhere, Unavailable
 from ci_controller.succession import Succession
 from ci_persistence.postgres_change_hub import PostgresChangeHub
@@ -23,15 +23,28 @@ __all__ = ["repository", "url"]
 LONG = 60.0  # seconds
 
 
+class QuickClock(SystemClock):
+    """Each look is four seconds after the one before: a waiter's patience takes a few looks."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def monotonic(self) -> float:
+        self._looks += 1
+        return 4.0 * self._looks
+
+
 class Candidate:
     """What one controller needs to come to lead."""
 
-    def __init__(self, url: str, home: Path, runs_on: str | None = None) -> None:
+    def __init__(self, url: str, home: Path, runs_on: str | None = None, clock: Clock | None = None) -> None:
         self.repository = PostgresJobRepository(url)
         self.presence = PostgresPresence(url)
         self.hub = PostgresChangeHub(url, home / "no-file", home / "logs")
         self.asked = 0
-        self.succession = Succession(self.repository, self.presence, self.hub, SystemClock(), runs_on=runs_on)
+        self.succession = Succession(
+            self.repository, self.presence, self.hub, clock or SystemClock(), runs_on=runs_on
+        )
 
     def gaining(self, holder: str) -> "asyncio.Task[object]":
         return asyncio.create_task(self.succession.gain(holder, self._asking))
@@ -60,8 +73,8 @@ class Candidates:
         self._url, self._home = url, home
         self.all: list[Candidate] = []
 
-    async def one(self, runs_on: str | None = None) -> Candidate:
-        self.all.append(Candidate(self._url, self._home, runs_on))
+    async def one(self, runs_on: str | None = None, clock: Clock | None = None) -> Candidate:
+        self.all.append(Candidate(self._url, self._home, runs_on, clock))
         await self.all[-1].hub.start()
         return self.all[-1]
 
@@ -74,13 +87,42 @@ async def test_the_engine_of_the_leader_decides_who_may_wait(
     state = await repository.controller_state()
     assert state is not None
     assert state.runs_on == "engine-1"
+    stranger = await candidates.one("engine-2")
     with pytest.raises(RunnerElsewhere, match=r"leader runs jobs on another engine.*--no-local-runner"):
-        await (await candidates.one("engine-2")).gaining("stranger")
+        await stranger.gaining("stranger")
+    await stranger.close()
     waiting = [(await candidates.one(engine)).gaining(str(engine)) for engine in ("engine-1", None)]
     await eventually(lambda: _count(repository, 2), seconds=LONG)
     assert [one.done() for one in waiting] == [False, False]
     assert await repository.heartbeat(lease, utcnow())
     await _cancelled(*waiting)
+
+
+async def test_the_engine_of_a_leader_that_is_lost_keeps_nobody_out(
+    candidates: Candidates, repository: PostgresJobRepository
+) -> None:
+    lost = await repository.take_over("lost", utcnow(), runs_on="engine-1")
+    heir = await candidates.one("engine-2", QuickClock())
+    lease = await asyncio.wait_for(heir.succession.gain("heir", lambda: None), LONG)
+    assert lease.epoch == lost.epoch + 1
+    state = await repository.controller_state()
+    assert state is not None
+    assert state.runs_on == "engine-2"
+
+
+async def test_a_leader_that_is_heard_of_without_a_session_keeps_its_engine(
+    candidates: Candidates, repository: PostgresJobRepository
+) -> None:
+    lease = await repository.take_over("leader", utcnow(), runs_on="engine-1")
+
+    async def is_refused() -> bool:
+        assert await repository.heartbeat(lease, utcnow())
+        return stranger.done()
+
+    stranger = (await candidates.one("engine-2")).gaining("stranger")
+    await eventually(is_refused, seconds=LONG)
+    with pytest.raises(RunnerElsewhere):
+        await stranger
 
 
 async def test_where_nobody_leads_any_more_the_engine_may_be_another_one(

@@ -83,3 +83,13 @@ def test_what_was_forgotten_proves_nothing() -> None:
     watch(vigil, LEADER, *range(14))
     vigil.forget()
     assert watch(vigil, LEADER, 15, 16) == [False, False]
+
+
+def test_a_heartbeat_is_heard_if_another_one_was_seen_before_it() -> None:
+    vigil = Vigil()
+    watch(vigil, beat(1), 0, 1, 2)
+    assert not vigil.has_heard, "a row says nothing about who wrote it"
+    watch(vigil, beat(2), 3, 4)
+    assert vigil.has_heard
+    watch(vigil, beat(3), 60)
+    assert not vigil.has_heard, "what came while nobody looked may be of long ago"
