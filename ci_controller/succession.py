@@ -72,11 +72,19 @@ class Succession:
     async def _try(self, holder: str, asking: Callable[[], None]) -> ControllerLease | None:
         state, has_session = await self._look()
         self._has_looked, self._trouble = True, None
-        why = self._vigil.is_over(state, has_session=has_session, now=self._clock.monotonic())
+        may_return = await self._may_return(state)
+        now = self._clock.monotonic()
+        why = self._vigil.is_over(state, has_session=has_session, now=now, may_return=may_return)
         if why is None:
             self._wait_for(state, lives=has_session or self._vigil.has_heard)
             return None
         return await self._succeed(state, why, holder, asking)
+
+    async def _may_return(self, state: ControllerState | None) -> bool:
+        """Tell whether it was stopped and left jobs behind that go on if it is started again, and end with us."""
+        if state is None or not state.is_released or state.runs_on in (None, self._runs_on):
+            return False
+        return bool(await self._repository.open_attempts())
 
     async def _look(self) -> tuple[ControllerState | None, bool]:
         """Return what is known of the leader, and whether it has a session."""
@@ -110,6 +118,7 @@ class Succession:
     def _wait_for(self, state: ControllerState | None, *, lives: bool) -> None:
         """Raises RunnerElsewhere, but only about one that lives: a dead one's word would keep all out for ever."""
         assert state is not None  # else nobody is waited for
+        lives = lives and not state.is_released
         if lives and state.runs_on and self._runs_on and state.runs_on != self._runs_on:
             raise RunnerElsewhere(
                 f"The controller {state.holder} runs jobs on another engine, whose containers this one could not "

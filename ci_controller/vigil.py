@@ -41,13 +41,18 @@ class Vigil:
         """Tell whether the last heartbeat came while we looked: a row alone may be a dead leader's."""
         return self._seen is not None and self._seen.was_heard
 
-    def is_over(self, state: ControllerState | None, *, has_session: bool, now: float) -> str | None:
-        """Return why the leader of that state counts as gone; None: it may live, go on waiting."""
+    def is_over(
+        self, state: ControllerState | None, *, has_session: bool, now: float, may_return: bool = False
+    ) -> str | None:
+        """Return why the leader of that state counts as gone; None: it may live, go on waiting.
+
+        One that may return is given until its silence says that it does not: it may only be started again.
+        """
         if state is None:
             return "there was none"
-        if state.is_released:
+        if state.is_released and not may_return:
             return "it was stopped"
-        seen = self._noted(state, has_session, now)
+        seen = self._noted(state, has_session or may_return, now)
         if seen.cut_since is not None and now - seen.cut_since >= _CUT_FOR:
             return "it has died, or has lost the database"
         silence = now - seen.since

@@ -15,10 +15,11 @@ from ci_persistence.postgres_change_hub import PostgresChangeHub
 from ci_persistence.postgres_presence import PostgresPresence
 from ci_persistence.postgres_repository import PostgresJobRepository
 from tests.support.controlled import eventually
-from tests.support.postgres_fixtures import repository, url
+from tests.support.postgres_fixtures import repository, story, url
+from tests.support.repository_contract.story import Story
 from tests.unit.test_postgres_presence import cut_sessions
 
-__all__ = ["repository", "url"]
+__all__ = ["repository", "story", "url"]
 
 LONG = 60.0  # seconds
 
@@ -132,6 +133,41 @@ async def test_where_nobody_leads_any_more_the_engine_may_be_another_one(
     assert await repository.release(before, "stopped", utcnow())
     successor = await (await candidates.one("engine-2")).succession.gain("successor", lambda: None)
     assert successor.epoch == before.epoch + 1
+
+
+@pytest.mark.parametrize("engine", ["engine-2", None])
+async def test_one_that_was_stopped_while_jobs_ran_has_time_to_return(
+    candidates: Candidates, repository: PostgresJobRepository, story: Story, engine: str | None
+) -> None:
+    await story.queue()
+    await story.run()
+    lease = await repository.take_over("restarting", utcnow(), runs_on="engine-1")
+    assert await repository.release(lease, "stopped", utcnow())
+    with capture_logs() as said:
+        other = await candidates.one(engine, QuickClock())
+        await asyncio.wait_for(other.succession.gain("other", lambda: None), LONG)
+        assert _reasons(said) == ["it is silent for 16 s"]
+    assert [attempt.job.id for attempt in await repository.open_attempts()], (
+        "what follows is the heir's to decide"
+    )
+
+
+async def test_on_its_own_engine_nobody_waits_for_its_return(
+    candidates: Candidates, repository: PostgresJobRepository, story: Story
+) -> None:
+    await story.queue()
+    await story.run()
+    lease = await repository.take_over("restarting", utcnow(), runs_on="engine-1")
+    assert await repository.release(lease, "stopped", utcnow())
+    with capture_logs() as said:
+        same = await candidates.one("engine-1")
+        await asyncio.wait_for(same.succession.gain("same", lambda: None), LONG)
+    assert _reasons(said) == ["it was stopped"]
+
+
+def _reasons(events: Sequence[Mapping[str, object]]) -> list[object]:
+    """Return why leaders were succeeded."""
+    return [one["why"] for one in events if one["event"] == "taking over"]
 
 
 async def test_of_two_that_wait_one_succeeds_a_leader_that_releases(

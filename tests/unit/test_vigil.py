@@ -93,3 +93,9 @@ def test_a_heartbeat_is_heard_if_another_one_was_seen_before_it() -> None:
     assert vigil.has_heard
     watch(vigil, beat(3), 60)
     assert not vigil.has_heard, "what came while nobody looked may be of long ago"
+
+
+def test_one_that_may_return_is_waited_for_without_its_session() -> None:
+    vigil, stopped = Vigil(), replace(LEADER, is_released=True)
+    whys = [vigil.is_over(stopped, has_session=False, now=now, may_return=True) for now in range(0, 17, 4)]
+    assert whys == [None] * 4 + ["it is silent for 16 s"]
