@@ -24,5 +24,9 @@ class Presence(ABC):
         more. False: another one is. Raises Unavailable."""
 
     @abstractmethod
+    async def lead_after(self, epoch: int) -> None:
+        """As `lead`, as soon as whoever else is seen as that controller is gone. Raises nothing, and does not wait."""
+
+    @abstractmethod
     async def close(self) -> None:
         """Nothing is seen of this process."""

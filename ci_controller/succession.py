@@ -78,7 +78,7 @@ class Succession:
         if why is None:
             self._wait_for(state, lives=has_session or self._vigil.has_heard)
             return None
-        return await self._succeed(state, why, holder, asking)
+        return await self._succeed(state, why, holder, asking, is_overdue=self._vigil.is_silent(now))
 
     async def _may_return(self, state: ControllerState | None) -> bool:
         """Tell whether it was stopped and left jobs behind that go on if it is started again, and end with us."""
@@ -99,15 +99,25 @@ class Succession:
         return state, state is not None and await self._presence.is_led(state.epoch)
 
     async def _succeed(
-        self, seen: ControllerState | None, why: str, holder: str, asking: Callable[[], None]
+        self,
+        seen: ControllerState | None,
+        why: str,
+        holder: str,
+        asking: Callable[[], None],
+        *,
+        is_overdue: bool,
     ) -> ControllerLease | None:
+        """Overdue is a row that another heir, who is seen as the leader, should have written long ago: it may hang."""
         lease = None
         try:
             # First, or the next one that waits would see a leader without a session.
-            if await self._presence.lead(seen.epoch + 1 if seen else 1):
+            is_seen = await self._presence.lead(seen.epoch + 1 if seen else 1)
+            if is_seen or is_overdue:
                 asking()
                 now = self._clock.now()
                 lease = await self._repository.succeed(seen, holder, now, runs_on=self._runs_on)
+            if lease and not is_seen:
+                await self._presence.lead_after(lease.epoch)
         finally:
             if lease is None:
                 await self._presence.close()

@@ -19,7 +19,7 @@ class _Seen:
     """A heartbeat, when it was first seen, and whether it came after another one; and since when its session has been
     missed."""
 
-    beat: tuple[int, datetime]
+    beat: tuple[int, datetime] | None  # None: there was none yet
     since: float
     cut_since: float | None
     was_heard: bool
@@ -41,6 +41,10 @@ class Vigil:
         """Tell whether the last heartbeat came while we looked: a row alone may be a dead leader's."""
         return self._seen is not None and self._seen.was_heard
 
+    def is_silent(self, now: float) -> bool:
+        """Tell whether the row has been the same for so long that nobody who is to write it can be waited for."""
+        return self._seen is not None and now - self._seen.since >= CONTROLLER_GONE_AFTER.total_seconds()
+
     def is_over(
         self, state: ControllerState | None, *, has_session: bool, now: float, may_return: bool = False
     ) -> str | None:
@@ -48,22 +52,19 @@ class Vigil:
 
         One that may return is given until its silence says that it does not: it may only be started again.
         """
+        seen = self._noted(state, has_session or may_return, now)
         if state is None:
             return "there was none"
         if state.is_released and not may_return:
             return "it was stopped"
-        seen = self._noted(state, has_session or may_return, now)
         if seen.cut_since is not None and now - seen.cut_since >= _CUT_FOR:
             return "it has died, or has lost the database"
-        silence = now - seen.since
-        return (
-            f"it is silent for {silence:.0f} s" if silence >= CONTROLLER_GONE_AFTER.total_seconds() else None
-        )
+        return f"it is silent for {now - seen.since:.0f} s" if self.is_silent(now) else None
 
-    def _noted(self, state: ControllerState, has_session: bool, now: float) -> _Seen:
+    def _noted(self, state: ControllerState | None, has_session: bool, now: float) -> _Seen:
         before = self._seen if now - self._looked_at < _MISSED else None
         self._looked_at = now
-        beat = (state.epoch, state.heartbeat_at)
+        beat = (state.epoch, state.heartbeat_at) if state else None
         if before is None or before.beat != beat:
             before = _Seen(beat, now, None, was_heard=before is not None)
         cut_since = None if has_session else before.cut_since if before.cut_since is not None else now

@@ -69,6 +69,10 @@ class PostgresPresence(Presence):
             self._keeper = asyncio.create_task(self._keep(self._session, epoch))
         return self._session is not None
 
+    async def lead_after(self, epoch: int) -> None:
+        await self.close()
+        self._keeper = asyncio.create_task(self._keep(None, epoch))
+
     async def close(self) -> None:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
@@ -102,21 +106,33 @@ class PostgresPresence(Presence):
         await session.close()
         return None
 
-    async def _keep(self, session: psycopg.AsyncConnection[Any], epoch: int) -> None:
+    async def _keep(self, session: psycopg.AsyncConnection[Any] | None, epoch: int) -> None:
         while True:
-            await _until_lost(session)
-            _log.warning("the session with %s was cut, and is made anew", shown_url(self._url))
-            await session.close()
+            if session is not None:
+                await _until_lost(session)
+                _log.warning("the session with %s was cut, and is made anew", shown_url(self._url))
+                await session.close()
             session = self._session = await self._regained(epoch)
 
     async def _regained(self, epoch: int) -> psycopg.AsyncConnection[Any]:
         while True:
             try:
-                if session := await self._leading(epoch):
-                    return session
+                return await self._freed(epoch)
             except psycopg.Error as error:
                 _log.debug("no session: %s", error)
             await asyncio.sleep(_PAUSE)
+
+    async def _freed(self, epoch: int) -> psycopg.AsyncConnection[Any]:
+        """Return a session that is seen as the leader's, once no other one is: one session, however long that takes."""
+        session = await self._opened()
+        try:
+            while True:
+                if await _answer(session, _LEAD, epoch):
+                    return session
+                await asyncio.sleep(_PAUSE)
+        except BaseException:
+            await session.close()
+            raise
 
 
 async def _answer(session: psycopg.AsyncConnection[Any], question: str, *values: int | None) -> bool:

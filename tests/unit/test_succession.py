@@ -1,7 +1,7 @@
 """Taking turns as leader over PostgreSQL: who may wait, who wins, and what a waiter bears meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -168,6 +168,47 @@ async def test_on_its_own_engine_nobody_waits_for_its_return(
 def _reasons(events: Sequence[Mapping[str, object]]) -> list[object]:
     """Return why leaders were succeeded."""
     return [one["why"] for one in events if one["event"] == "taking over"]
+
+
+async def _nothing_yet(_: PostgresJobRepository) -> int:
+    return 1
+
+
+async def _one_without_a_session(repository: PostgresJobRepository) -> int:
+    return (await repository.take_over("dead", utcnow())).epoch + 1
+
+
+async def _one_that_was_stopped(repository: PostgresJobRepository) -> int:
+    lease = await repository.take_over("stopped", utcnow())
+    assert await repository.release(lease, "stopped", utcnow())
+    return lease.epoch + 1
+
+
+@pytest.mark.parametrize("before", [_nothing_yet, _one_without_a_session, _one_that_was_stopped])
+async def test_an_heir_that_hangs_before_it_writes_is_in_nobodys_way(
+    candidates: Candidates,
+    repository: PostgresJobRepository,
+    url: str,
+    before: Callable[[PostgresJobRepository], Awaitable[int]],
+) -> None:
+    epoch = await before(repository)
+    hung, heir, watcher = (
+        PostgresPresence(url),
+        await candidates.one(None, QuickClock()),
+        PostgresPresence(url),
+    )
+    try:
+        assert await hung.lead(epoch)
+        lease = await asyncio.wait_for(heir.succession.gain("heir", lambda: None), LONG)
+        assert lease.epoch == epoch
+        assert not await watcher.lead(epoch), "the hung one still has the lock"
+        await hung.close()
+        await eventually(lambda: watcher.is_led(epoch), seconds=LONG)
+        await heir.presence.close()
+        await eventually(lambda: watcher.lead(epoch), seconds=LONG)
+    finally:
+        await hung.close()
+        await watcher.close()
 
 
 async def test_of_two_that_wait_one_succeeds_a_leader_that_releases(
