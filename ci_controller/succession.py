@@ -78,7 +78,14 @@ class Succession:
         if why is None:
             self._wait_for(state, lives=has_session or self._vigil.has_heard)
             return None
-        return await self._succeed(state, why, holder, asking, is_overdue=self._vigil.is_silent(now))
+        try:
+            return await self._succeed(state, why, holder, asking, is_overdue=self._vigil.is_silent(now))
+        except (
+            DatabaseBusy
+        ) as error:  # a leader that was stopped inside a transaction holds its row: no sign of life
+            self._vigil.asked(self._clock.monotonic())
+            self._tell(error)
+            return None
 
     async def _may_return(self, state: ControllerState | None) -> bool:
         """Tell whether it was stopped and left jobs behind that go on if it is started again, and end with us."""
@@ -143,6 +150,9 @@ class Succession:
         if isinstance(error, _FINAL) or not (self._has_looked or isinstance(error, _PASSING)):
             raise error
         self._vigil.forget()
+        self._tell(error)
+
+    def _tell(self, error: CIError) -> None:
         if self._trouble != error.detail:
             self._trouble = error.detail
             log.warning("cannot look for the leader", code=error.code, error=error.detail)

@@ -36,6 +36,10 @@ class Vigil:
         """Nothing that was seen counts: where the database was away, no leader could be heard of either."""
         self._seen = None
 
+    def asked(self, now: float) -> None:
+        """What was seen counts on, although nobody looked while the database was asked and did not answer for long."""
+        self._looked_at = now
+
     @property
     def has_heard(self) -> bool:
         """Tell whether the last heartbeat came while we looked: a row alone may be a dead leader's."""

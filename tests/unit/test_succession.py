@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 from structlog.testing import capture_logs
 
@@ -168,6 +169,35 @@ async def test_on_its_own_engine_nobody_waits_for_its_return(
 def _reasons(events: Sequence[Mapping[str, object]]) -> list[object]:
     """Return why leaders were succeeded."""
     return [one["why"] for one in events if one["event"] == "taking over"]
+
+
+async def test_a_row_that_a_stopped_leader_holds_is_asked_for_again_without_another_silence(
+    candidates: Candidates, repository: PostgresJobRepository, url: str
+) -> None:
+    lease = await repository.take_over("stopped", utcnow())
+    leader = await candidates.one()
+    assert await leader.presence.lead(lease.epoch)
+    async with await psycopg.AsyncConnection.connect(url) as held:
+        await held.execute(b"SELECT FROM controller FOR UPDATE")
+        with capture_logs() as said:
+            heir = (await candidates.one(None, QuickClock())).gaining("heir")
+            await eventually(lambda: _was_given_up(url), seconds=LONG)
+            await eventually(lambda: _was_said(said, "cannot look for the leader"), seconds=LONG)
+            await held.rollback()
+            await asyncio.wait_for(heir, LONG)
+    [why] = _reasons(said)
+    assert str(why).startswith("it is silent for ")
+    assert why != "it is silent for 16 s", "it has counted on since"
+
+
+async def _was_given_up(url: str) -> bool:
+    """A statement that waited for the row was ended, as it is when it has waited for too long."""
+    query = (
+        b"SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
+        b"WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as db:
+        return await (await db.execute(query)).fetchone() is not None
 
 
 async def _nothing_yet(_: PostgresJobRepository) -> int:

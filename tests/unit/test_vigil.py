@@ -99,3 +99,10 @@ def test_one_that_may_return_is_waited_for_without_its_session() -> None:
     vigil, stopped = Vigil(), replace(LEADER, is_released=True)
     whys = [vigil.is_over(stopped, has_session=False, now=now, may_return=True) for now in range(0, 17, 4)]
     assert whys == [None] * 4 + ["it is silent for 16 s"]
+
+
+def test_a_question_that_took_long_is_no_gap() -> None:
+    vigil = Vigil()
+    assert watch(vigil, LEADER, *range(0, 17, 4)) == [False] * 4 + [True]
+    vigil.asked(30)
+    assert watch(vigil, LEADER, 31) == [True]
