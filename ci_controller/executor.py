@@ -16,6 +16,7 @@ from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
 from ci_common.errors import CIError, EngineUnavailable, InvalidArchive, StorageFull
 from ci_common.job_terms import JobVerdict, Reason
+from ci_common.missing_uploads import missing_as_unreadable
 from ci_common.models import Attempt, LogSeal
 from ci_controller import labels
 from ci_controller.breaker import Breaker
@@ -203,8 +204,9 @@ class Executor:
             fence = asyncio.ensure_future(self._runtime.guard_network())
             held.push_async_callback(asyncio.gather, fence, return_exceptions=True)
             try:
-                upload = await held.enter_async_context(self._opened(attempt))
-                found = await self._container_for(operation, upload, held)
+                with missing_as_unreadable():
+                    upload = await held.enter_async_context(self._opened(attempt))
+                    found = await self._container_for(operation, upload, held)
                 if found is None:
                     return
                 choice, container = found
@@ -279,7 +281,8 @@ class Executor:
         """The container has got everything, or its input ends early; the next plan sees what became of it."""
         await self._followers.follow(attempt, container.id)
         try:
-            await self._send(attempt, container, upload, choice)
+            with missing_as_unreadable():
+                await self._send(attempt, container, upload, choice)
             await container.input.finish()
         except InvalidArchive as error:
             await self._record_stop(attempt, Reason.BAD_ARCHIVE, error.detail)

@@ -25,6 +25,7 @@ from ci_common.errors import (
     TooManyRequests,
 )
 from ci_common.job_terms import JobStatus, Reason
+from ci_common.missing_uploads import missing_as_unreadable
 from ci_common.models import Agent, AgentState, Attempt, LogSeal
 from ci_common.stores import Archive
 from ci_common.verdict import ending, verdict
@@ -231,7 +232,7 @@ async def release(request: Request, held: HeldAttempt, caller: Runner, server: S
 )
 async def archive(held: HeldAttempt, server: Server) -> Response:
     try:
-        with ExitStack() as stack:
+        with missing_as_unreadable(), ExitStack() as stack:
             opened = server.archives.open(held.job.archive_ref)
             tree = await asyncio.to_thread(stack.enter_context, opened)
             kept = stack.pop_all()
@@ -246,8 +247,9 @@ async def _sent(tree: Archive, kept: ExitStack, held: Attempt, server: Server) -
     """Yield the zip. Where the tree cannot be read to its end the attempt's is recorded here: to the agent it looks
     like a lost connection, and it would ask again for ever."""
     try:
-        async for piece in iterate_in_threadpool(sent_of(tree, kept)):
-            yield piece
+        with missing_as_unreadable():
+            async for piece in iterate_in_threadpool(sent_of(tree, kept)):
+                yield piece
     except InvalidArchive as error:
         final = verdict(Reason.BAD_ARCHIVE, error.detail)
         await server.repository.finish_attempt(held.fence, final, None, server.clock.now())

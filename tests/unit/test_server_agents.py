@@ -14,6 +14,7 @@ import pytest
 
 from ci_common.clock import utcnow
 from ci_common.job_terms import JobOptions, JobStatus, Reason
+from ci_common.missing_uploads import NOT_THERE
 from ci_common.models import AgentState, Job, Scope
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
@@ -229,6 +230,20 @@ async def test_a_tree_that_cannot_be_read_keeps_no_attempt(
         "Its upload could not be read: Is a directory.",
     )
     assert back.not_before is not None
+
+
+async def test_a_server_that_does_not_see_the_uploads_ends_no_job(
+    site: Site, url: str, ada: Account, rack: Agent
+) -> None:
+    path = await submitted(site, url, ada, PROJECT)
+    job = await rack.claimed()
+    path.unlink()  # as in the empty directory that a mount should hide
+    assert (await rack.say("GET", job, "archive")).json()["code"] == "stale_claim"
+    back = await site.repository.get_job(job["id"])
+    assert back is not None
+    assert back.status is JobStatus.QUEUED
+    assert back.not_before is not None
+    assert back.message == f"Its upload could not be read: {NOT_THERE}."
 
 
 async def test_a_tree_that_was_damaged_ends_its_job_and_is_sent_as_no_other(
