@@ -99,11 +99,11 @@ class LogStore(ABC):
         """Yield job and attempt of every log that is worth putting away and is not."""
 
     @abstractmethod
-    def put_away(self, job_id: str, attempt: int, seal: LogSeal | None = None) -> bool:
+    def put_away(self, job_id: str, attempt: int, seal: LogSeal | None = None) -> bool | None:
         """The log takes less room and reads as before, for those too who read it now; nobody writes it any more.
 
-        False, and nothing changed: it was put away already, somebody else does so now, or it is not what the seal
-        says. Raises StorageFull.
+        False, and nothing changed: it is not what the seal says. None, and nothing changed: it was put away already,
+        or somebody else is at it now. Raises StorageFull.
         """
 
     @abstractmethod

@@ -95,7 +95,7 @@ class FileLogStore(LogStore):
                 if ours and path.stat().st_size > _ONE_BLOCK:
                     yield path.parent.name, int(path.stem)
 
-    def put_away(self, job_id: str, attempt: int, seal: LogSeal | None = None) -> bool:
+    def put_away(self, job_id: str, attempt: int, seal: LogSeal | None = None) -> bool | None:
         path = self._path(job_id, attempt)
         with disk_full_as_storage_full(path):
             return put_away(path, seal)

@@ -50,18 +50,21 @@ def reading(path: Path) -> Generator[LogReader]:
             os.close(descriptor)
 
 
-def put_away(path: Path, seal: LogSeal | None) -> bool:
+def put_away(path: Path, seal: LogSeal | None) -> bool | None:
     """The log is compressed, on disk for good and compared; the plain file is gone.
 
-    False, and nothing changed: there is none, somebody else is at it, or it is not what the seal says.
+    False, and nothing changed: it is not what the seal says. None, and nothing changed: there is none, or somebody
+    else is at it.
     """
     try:
         plain = os.open(path, os.O_RDWR)
     except FileNotFoundError:
-        return False
+        return None
     try:
-        if not _ours_alone(plain, path) or not _compressed(plain, path, seal):
-            return False
+        if not _ours_alone(plain, path):
+            return None
+        if not (done := _compressed(plain, path, seal)):
+            return done
         crash_point("after_log_compressed")
         path.unlink()
         return True
@@ -140,13 +143,15 @@ def _ours_alone(plain: int, path: Path) -> bool:
         return False
 
 
-def _compressed(plain: int, path: Path, seal: LogSeal | None) -> bool:
-    """The compressed form has its name, unless the plain one is not what it should be."""
+def _compressed(plain: int, path: Path, seal: LogSeal | None) -> bool | None:
+    """The compressed form has its name, unless the plain one is not what it should be (False) or grew (None)."""
     unfinished = compressed_path(path).with_name(compressed_path(path).name + UNFINISHED)
     try:
         found = _written(plain, unfinished)
         is_whole = seal is None or (seal.size, seal.sha256) == (found.size, found.sha256)
-        if not is_whole or os.fstat(plain).st_size != found.size:
+        if os.fstat(plain).st_size != found.size:
+            return None
+        if not is_whole:
             return False
         unfinished.rename(compressed_path(path))
     finally:

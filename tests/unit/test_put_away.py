@@ -1,6 +1,8 @@
 """Logs that are put away after the verdict: less room, the same bytes, and at no moment neither form."""
 
 import asyncio
+import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from structlog.testing import capture_logs
 
 from ci_common.clock import utcnow
 from ci_common.crash_points import CrashPoint, told_of_crash_points
+from ci_common.errors import StorageFull
 from ci_common.models import Job, LogSeal
 from ci_controller.quiet_logs import QUIET_AFTER, QuietLogs
 from ci_persistence.log_frames import FRAME_BYTES
@@ -103,7 +106,7 @@ def test_what_is_no_larger_than_a_block_stays(size: int, store: FileLogStore) ->
 def test_what_is_not_as_its_seal_says_stays_as_it_is(
     seal: LogSeal, store: FileLogStore, folder: Path
 ) -> None:
-    assert not store.put_away("job", 1, seal)
+    assert store.put_away("job", 1, seal) is False
     assert names(folder) == {"1.log", "1.events"}
     assert (folder / "1.log").read_bytes() == OUTPUT
 
@@ -126,14 +129,14 @@ def test_a_process_that_dies_in_between_leaves_both_and_the_next_one_ends_it(
 
 
 def test_while_one_process_is_at_it_another_leaves_it_alone(store: FileLogStore, folder: Path) -> None:
-    seen = list[bool]()
+    seen = list[bool | None]()
 
     def meanwhile() -> None:
         seen.append(store.put_away("job", 1))
 
     with told_of_crash_points(at("after_log_compressed", meanwhile)):
         assert store.put_away("job", 1)
-    assert seen == [False]
+    assert seen == [None]
 
 
 def test_a_disk_that_does_not_keep_what_was_written_takes_nothing_away(
@@ -234,6 +237,38 @@ async def test_a_log_that_is_not_what_its_row_says_stays_and_is_told_of_once(
         assert await quiet.put_away(utcnow() + LATER) == 0
     assert [(line["event"], line["job"]) for line in logs] == [("a log stays as it was written", damaged.id)]
     assert site.stores.logs.read(good.id, 1, 0, 10**9) == OUTPUT
+
+
+async def test_a_log_that_another_process_was_at_is_tried_again(
+    quiet: QuietLogs, site: Site, ada: Account
+) -> None:
+    job = await site.finished_job(ada, OUTPUT)
+    with (site.settings.data_path / "logs" / job.id / "1.log").open("rb") as other, capture_logs() as logs:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert await quiet.put_away(utcnow() + LATER) == 0
+        assert await quiet.put_away(utcnow() + LATER) == 0
+    assert [line["why"] for line in logs] == ["another process is at it"]  # once
+    assert await quiet.put_away(utcnow() + LATER) == 1
+
+
+async def test_a_log_that_finds_no_room_holds_up_no_other_and_is_tried_again(
+    quiet: QuietLogs, site: Site, ada: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = sorted([(await site.finished_job(ada, OUTPUT)).id, (await site.finished_job(ada, OUTPUT)).id])
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if path.endswith(".part") and jobs[0] in path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFull):
+        await quiet.put_away(utcnow() + LATER)
+    assert list(site.stores.logs.to_put_away()) == [(jobs[0], 1)]
+    monkeypatch.undo()
+    assert await quiet.put_away(utcnow() + LATER) == 1
 
 
 # -- to readers ------------------------------------------------------------------------------------------
