@@ -182,6 +182,7 @@ def _events_path(log_path: Path) -> Path:
 
 
 def _open_for_writing(path: Path, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_CREAT, FILE_MODE)
+    # A link is an error: the controller may be root, and the directory another user's.
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
     os.fchmod(descriptor, FILE_MODE)  # whatever the umask
     return descriptor

@@ -54,10 +54,10 @@ def put_away(path: Path, seal: LogSeal | None) -> bool | None:
     """The log is compressed, on disk for good and compared; the plain file is gone.
 
     False, and nothing changed: it is not what the seal says. None, and nothing changed: there is none, or somebody
-    else is at it.
+    else is at it. Raises OSError, of a log that is a link too.
     """
     try:
-        plain = os.open(path, os.O_RDWR)
+        plain = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
@@ -77,7 +77,7 @@ def take_out(path: Path) -> None:
 
     Of an attempt that has ended nobody writes. A database that was restored may believe otherwise.
     """
-    if path.exists() or not (stored := compressed_path(path)).exists():
+    if os.path.lexists(path) or not (stored := compressed_path(path)).exists():
         return
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
@@ -138,7 +138,7 @@ def _ours_alone(plain: int, path: Path) -> bool:
     """Tell whether nobody else puts this file away; the lock goes with the descriptor, so with a process that dies."""
     try:
         fcntl.flock(plain, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(plain), path.stat())
+        return os.path.samestat(os.fstat(plain), path.lstat())
     except (BlockingIOError, FileNotFoundError):
         return False
 
@@ -162,7 +162,9 @@ def _compressed(plain: int, path: Path, seal: LogSeal | None) -> bool | None:
 
 def _written(plain: int, unfinished: Path) -> LogSeal:
     """The file holds the log in frames, on disk for good and read back from there; returns what the log is."""
-    target = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+    # The directory may be somebody else's than this process's: what lies under that name is not written through.
+    unfinished.unlink(missing_ok=True)
+    target = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE)
     try:
         os.fchmod(target, FILE_MODE)  # whatever the umask
         found = compress(plain, target)
@@ -188,7 +190,7 @@ def _compare(descriptor: int, expected: LogSeal) -> None:
 
 
 def _decompress(stored: Path, unfinished: Path) -> None:
-    source = os.open(stored, os.O_RDONLY)
+    source = os.open(stored, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         target = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
         try:

@@ -188,6 +188,50 @@ def test_a_damaged_one_reads_as_far_as_it_is_sound_and_the_log_says_so(
     assert store.size("job", 1) == 0
 
 
+# -- links: the directory may belong to another user than the process, which may be root ------------------
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A file that no link may bring in, or have written."""
+    path = tmp_path / "foreign"
+    path.write_bytes(b"of somebody else" * 1000)
+    return path
+
+
+def test_a_log_that_is_a_link_is_an_error(store: FileLogStore, folder: Path, foreign: Path) -> None:
+    (folder / "1.log").unlink()
+    (folder / "1.log").symlink_to(foreign)
+    with pytest.raises(OSError, match="symbolic links"):
+        store.put_away("job", 1)
+    with pytest.raises(OSError, match="symbolic links"):
+        store.writer("job", 1)
+    assert names(folder) == {"1.log", "1.events"}
+
+
+@pytest.mark.parametrize("name", ["1.events", "1.events.new"])
+def test_events_are_written_through_no_link(
+    name: str, store: FileLogStore, folder: Path, foreign: Path
+) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(foreign)
+    before = foreign.read_bytes(), foreign.stat().st_mode
+    with pytest.raises(OSError, match="symbolic links"), closing(store.writer("job", 1)) as writer:
+        writer.write_events([b"{}"])
+    assert (foreign.read_bytes(), foreign.stat().st_mode) == before
+
+
+def test_a_link_in_the_place_of_the_compressed_form_is_not_written_through(
+    store: FileLogStore, folder: Path, foreign: Path
+) -> None:
+    (folder / "1.log.zst.part").symlink_to(foreign)
+    before = foreign.read_bytes(), foreign.stat().st_mode
+    assert store.put_away("job", 1)
+    assert (foreign.read_bytes(), foreign.stat().st_mode) == before
+    assert not (folder / "1.log.zst").is_symlink()
+    assert store.read("job", 1, 0, 10**9) == OUTPUT
+
+
 # -- by the controller -----------------------------------------------------------------------------------
 
 
