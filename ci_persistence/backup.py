@@ -151,19 +151,45 @@ def _copy_logs(store: Path, database: Path, target: Path) -> tuple[str, ...]:
 
 
 def _copy_log(source: Path, target: Path) -> bool:
+    """One job's log is in the backup; False: there is none, or it is pruned. Raises what else kept it out."""
     unfinished = shutil.ignore_patterns("*.part", "*.new")
     for _ in range(_SNAPSHOTS):
+        copy = _CopyingFiles()
         try:
             # What a link names is not ours to copy.
-            shutil.copytree(source, target, symlinks=True, ignore=unfinished)
-        except (
-            FileNotFoundError,
-            shutil.Error,
-        ):  # never begun, pruned, or put away meanwhile: under another name
+            shutil.copytree(source, target, symlinks=True, ignore=unfinished, copy_function=copy)
+        except FileNotFoundError:  # never begun, or pruned
             shutil.rmtree(target, ignore_errors=True)
+        except shutil.Error as error:  # pruned, or put away meanwhile: under another name
+            shutil.rmtree(target, ignore_errors=True)
+            copy.excuse(error, source)
         else:
             return True
     return False
+
+
+class _CopyingFiles:
+    """Copies as `shutil.copy2` and remembers what failed, of which `shutil.Error` has only the text."""
+
+    def __init__(self) -> None:
+        self._failures = list[OSError]()
+
+    def __call__(self, source: str, target: str) -> str:
+        try:
+            return shutil.copy2(source, target)
+        except OSError as error:
+            self._failures.append(error)
+            raise
+
+    def excuse(self, error: shutil.Error, source: Path) -> None:
+        """All of the error is that something was gone; else raises it, or what it came of."""
+        for failure in self._failures:
+            if not isinstance(failure, FileNotFoundError):
+                raise failure from error
+        if (
+            len(error.args[0]) > len(self._failures) and source.exists()
+        ):  # of the directory itself, or of a link
+            raise error
 
 
 def _copy_if_there(source: Path, target: Path) -> bool:

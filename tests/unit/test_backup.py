@@ -1,6 +1,7 @@
 """Backups taken while everything runs, and what a restore gives back and says is lost."""
 
 import asyncio
+import errno
 import itertools
 import json
 import multiprocessing
@@ -13,6 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +136,40 @@ async def test_logs_come_along_in_whatever_form_they_lie(system: ControlledSyste
         assert len(list((tmp_path / f"{first} first" / name).glob("1.log*"))) == 1
         restored = open_stores(settings_of(tmp_path / f"{first} first")).logs
         assert await asyncio.to_thread(restored.read, job.id, 1, 0, 10**6) == OUTPUT
+
+
+@pytest.mark.parametrize(
+    ("error", "taken"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), None),
+        (OSError(errno.EIO, "Input/output error"), None),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), ()),
+    ],
+)
+async def test_a_log_that_cannot_be_copied_fails_the_backup_and_one_that_is_gone_does_not(
+    error: OSError,
+    taken: tuple[str, ...] | None,
+    system: ControlledSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with system.running():
+        await system.finished(await system.submit())
+    copyfile = shutil.copyfile
+
+    def failing(source: Any, target: Any, **options: Any) -> Any:
+        if str(getattr(source, "path", source)).endswith("1.log"):
+            raise error
+        return copyfile(source, target, **options)
+
+    monkeypatch.setattr(shutil, "copyfile", failing)
+    if taken is not None:
+        assert (await take(tmp_path, tmp_path / "backup", with_logs=True)).logs == taken
+        return
+    with pytest.raises(OSError, match=str(error.strerror)) as raised:
+        await take(tmp_path, tmp_path / "backup", with_logs=True)
+    assert raised.value is error
+    assert not list(tmp_path.glob("backup*"))
 
 
 async def test_an_attempt_to_come_never_finds_a_log_that_was_put_away_under_its_number(
