@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import socket
-from collections.abc import AsyncGenerator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -312,6 +312,28 @@ async def test_a_tree_that_only_the_agent_refuses_is_not_its_owners_fault(
     ):
         pass
     assert refused.value.strerror
+
+
+async def test_a_byte_that_was_damaged_on_the_way_is_not_its_owners_fault(
+    site: Site, ada: Account, url: str, rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with client(url, ada) as http:
+        data = zipped({**PROJECT, "data.txt": "needle"})
+        await http.post("/submit-async", data={"pool": "gpu"}, files=upload(data))
+    [attempt] = await rack.source.claim(1, utcnow())
+    fetch = rack.link.archive
+
+    @contextmanager
+    def damaged(fence: Fence) -> Generator[Iterator[bytes]]:
+        with fetch(fence) as pieces:
+            yield iter([b"".join(pieces).replace(b"needle", b"poodle", 1)])
+
+    monkeypatch.setattr(rack.link, "archive", damaged)
+    with (
+        pytest.raises(OSError, match=r"the agent refuses it: .*data\.txt"),
+        rack.source.open_archive(attempt),
+    ):
+        pass
 
 
 async def test_what_is_claimed_while_the_spool_is_pruned_is_kept_and_sent(
