@@ -19,7 +19,7 @@ from ci_common.models import LogSeal
 from ci_common.stores import LogReader, LogStore, LogWriter, StoredItem
 from ci_persistence.descriptors import read_fully, write_fully
 from ci_persistence.ownership import FILE_MODE, fsync_directory, make_shared_directory
-from ci_persistence.put_away import put_away, reading, take_out
+from ci_persistence.put_away import compressed_path, put_away, reading, take_out
 
 DIRECTORY_MODE = 0o2750  # written by the controller, read by its group, nothing for the world
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -55,8 +55,7 @@ class FileLogStore(LogStore):
             # and a server that runs as another one can read logs and never write them.
             make_shared_directory(self._root, DIRECTORY_MODE)
             make_shared_directory(path.parent, DIRECTORY_MODE)
-            take_out(path)
-            return FileLogWriter(path)
+            return _writer_of_what_stands(path)
 
     def size(self, job_id: str, attempt: int) -> int:
         path = self._path(job_id, attempt)
@@ -105,6 +104,18 @@ class FileLogStore(LogStore):
         if not _JOB_ID.fullmatch(job_id) or attempt < 1:
             raise ValueError(f"not an attempt: {job_id[:120]!r} {attempt}")
         return self._root / job_id / f"{attempt}.log"
+
+
+def _writer_of_what_stands(path: Path) -> "FileLogWriter":
+    """Return the writer of the plain log. One that was put away between our look and our opening would be hidden by
+    the empty file that opening makes: that goes, and the log is taken out again."""
+    while True:
+        take_out(path)
+        writer = FileLogWriter(path)
+        if writer.size() or not compressed_path(path).exists():
+            return writer
+        writer.close()
+        path.unlink(missing_ok=True)
 
 
 def _item(directory: Path, now: float) -> StoredItem | None:

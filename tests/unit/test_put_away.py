@@ -19,6 +19,7 @@ from ci_common.crash_points import CrashPoint, told_of_crash_points
 from ci_common.errors import StorageFull
 from ci_common.models import Job, LogSeal
 from ci_controller.quiet_logs import QUIET_AFTER, QuietLogs
+from ci_persistence import log_store
 from ci_persistence.log_frames import FRAME_BYTES
 from ci_persistence.log_store import FileLogStore
 from tests.support.server import Account, Site
@@ -166,6 +167,24 @@ def test_a_writer_finds_what_stands_and_readers_miss_nothing(store: FileLogStore
         assert reader.read(0, 10**9) == OUTPUT
     assert store.read("job", 1, len(OUTPUT), 9) == b"more"
     assert store.put_away("job", 1)
+    assert store.read("job", 1, 0, 10**9) == OUTPUT + b"more"
+
+
+def test_a_log_that_is_put_away_while_a_writer_comes_is_not_hidden_by_an_empty_one(
+    store: FileLogStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = log_store.take_out
+
+    def put_away_behind(path: Path) -> None:
+        monkeypatch.undo()
+        look(path)
+        assert store.put_away("job", 1)
+
+    monkeypatch.setattr(log_store, "take_out", put_away_behind)
+    with closing(store.writer("job", 1)) as writer:
+        assert writer.read(0, 10**9) == OUTPUT
+        writer.write(len(OUTPUT), b"more")
+    assert names(folder) == {"1.log", "1.events"}
     assert store.read("job", 1, 0, 10**9) == OUTPUT + b"more"
 
 
