@@ -83,12 +83,13 @@ class Connections:
         self._proxy = _proxy_of(self._server, server_url)
         self._context = _tls_context() if self._server.scheme == "https" else None
         self._idle: list[http.client.HTTPConnection] = []
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Every idle connection is closed."""
+        """Every idle connection is closed, and one that is in use with its answer."""
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle, self._idle, self._is_closed = self._idle, [], True
         for connection in idle:
             connection.close()
 
@@ -169,7 +170,7 @@ class Connections:
 
     def _give_back(self, connection: http.client.HTTPConnection) -> None:
         with self._lock:
-            if len(self._idle) < _KEPT:
+            if len(self._idle) < _KEPT and not self._is_closed:
                 self._idle.append(connection)
                 return
         connection.close()

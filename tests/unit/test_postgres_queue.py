@@ -220,7 +220,7 @@ def test_a_claim_reads_no_more_than_it_needs_when_statistics_know_of_no_queue(ur
         choosing = indexes_of(db, sql_queue.STANDINGS, {**claimable, "limit": 3})
         following = indexes_of(db, sql_queue.FOLLOWING, {**claimable, "user": "user1", "more": 3})
         taking = indexes_of(db, sql_queue.TAKE.format(ids=":a, :b"), {**claimable, "a": "x", "b": "y"})
-    assert choosing == {"jobs_queued_by_user", "jobs_open_by_user"}
+    assert choosing == {"jobs_queued_by_user", "jobs_open_by_user", "jobs_open_by_pool"}
     assert following == {"jobs_queued_by_user"}
     assert taking == {"jobs_pkey"}
 
