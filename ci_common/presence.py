@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 
+from ci_common.models import ControllerState
+
 
 class Presence(ABC):
     """This controller among others; a session ends with its process, whatever that dies of.
@@ -17,6 +19,10 @@ class Presence(ABC):
     @abstractmethod
     async def is_led(self, epoch: int | None = None) -> bool:
         """Tell whether the controller of that epoch (None: of any) has a session; raises Unavailable."""
+
+    @abstractmethod
+    async def former_leader(self) -> ControllerState | None:
+        """Return what the tables of an older release say of the controller; None: nothing. Raises Unavailable."""
 
     @abstractmethod
     async def lead(self, epoch: int) -> bool:

@@ -52,6 +52,7 @@ class Succession:
         self._vigil = Vigil()
         self._waits_for: int | None = None  # the epoch, once that was said
         self._has_looked = False
+        self._is_older = False  # the schema: an older release may lead, whose tables these are
         self._trouble: str | None = None  # that was said
 
     async def gain(self, holder: str, asking: Callable[[], None]) -> ControllerLease:
@@ -79,6 +80,8 @@ class Succession:
             self._wait_for(state, lives=has_session or self._vigil.has_heard)
             return None
         try:
+            if self._is_older:
+                await self._repository.initialize()
             return await self._succeed(state, why, holder, asking, is_overdue=self._vigil.is_silent(now))
         except (
             DatabaseBusy
@@ -91,18 +94,15 @@ class Succession:
         """Tell whether it was stopped and left jobs behind that go on if it is started again, and end with us."""
         if state is None or not state.is_released or state.runs_on in (None, self._runs_on):
             return False
-        return bool(await self._repository.open_attempts())
+        return self._is_older or bool(await self._repository.open_attempts())
 
     async def _look(self) -> tuple[ControllerState | None, bool]:
         """Return what is known of the leader, and whether it has a session."""
         await self._presence.stand_by()
         try:
-            state = await self._repository.controller_state()
+            state, self._is_older = await self._repository.controller_state(), False
         except SchemaMissing:
-            if await self._presence.is_led():  # by an older release, whose tables these are
-                raise
-            await self._repository.initialize()
-            state = await self._repository.controller_state()
+            state, self._is_older = await self._presence.former_leader(), True
         return state, state is not None and await self._presence.is_led(state.epoch)
 
     async def _succeed(

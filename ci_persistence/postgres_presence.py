@@ -11,10 +11,12 @@ from typing import Any, Final
 
 import psycopg
 
+from ci_common.models import ControllerState
 from ci_common.presence import Presence
 from ci_common.settings import shown_url
 from ci_persistence.postgres_connection import network_options
 from ci_persistence.postgres_errors import translated
+from ci_persistence.rows import from_text
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +34,12 @@ _HELD: Final = (
 )
 _IS_LED: Final = (
     f"SELECT EXISTS (SELECT FROM {_HELD.format(_LEADS)} AND objid = coalesce(%s::integer::oid, objid))"  # noqa: S608
+)
+_HAS_CONTROLLER: Final = "SELECT to_regclass('controller') IS NOT NULL"
+# A column that the older release does not have yet is null.
+_FORMER_LEADER: Final = (
+    "SELECT epoch, holder, heartbeat_at, to_jsonb(controller)->>'released_at', to_jsonb(controller)->>'runs_on' "
+    "FROM controller"
 )
 COUNT_STANDING_BY: Final = f"SELECT count(*) FROM {_HELD.format(_WAITS)}"  # noqa: S608  (constants, as above)
 # A host that vanished is noticed here in seconds, too; the server's own default is two hours.
@@ -60,6 +68,19 @@ class PostgresPresence(Presence):
         assert self._session is not None
         with translated(self._url):
             return await _answer(self._session, _IS_LED, epoch)
+
+    async def former_leader(self) -> ControllerState | None:
+        await self.stand_by()
+        assert self._session is not None
+        with translated(self._url):
+            if not await _answer(self._session, _HAS_CONTROLLER):
+                return None
+            row = await (await self._session.execute(_FORMER_LEADER.encode())).fetchone()
+        if row is None:
+            return None
+        epoch, holder, heartbeat, released, runs_on = row
+        is_released = released is not None
+        return ControllerState(epoch, holder, from_text(heartbeat), is_released=is_released, runs_on=runs_on)
 
     async def lead(self, epoch: int) -> bool:
         await self.close()

@@ -12,6 +12,8 @@ from structlog.testing import capture_logs
 from ci_common.clock import Clock, SystemClock, utcnow
 from ci_common.errors import RunnerElsewhere, Unavailable
 from ci_controller.succession import Succession
+from ci_persistence import postgres_migrations
+from ci_persistence.migrations import available_migrations
 from ci_persistence.postgres_change_hub import PostgresChangeHub
 from ci_persistence.postgres_presence import PostgresPresence
 from ci_persistence.postgres_repository import PostgresJobRepository
@@ -198,6 +200,53 @@ async def _was_given_up(url: str) -> bool:
     )
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as db:
         return await (await db.execute(query)).fetchone() is not None
+
+
+@pytest.fixture
+def newer_release(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on this release knows one migration more than the database has."""
+    migrations = {**available_migrations("postgresql"), 2: "CREATE TABLE newer (id integer)"}
+
+    def known(_: str) -> dict[int, str]:
+        return migrations
+
+    return lambda: monkeypatch.setattr(postgres_migrations, "available_migrations", known)
+
+
+async def test_the_tables_of_an_older_release_that_lives_are_left_alone(
+    candidates: Candidates, repository: PostgresJobRepository, url: str, newer_release: Callable[[], None]
+) -> None:
+    lease = await repository.take_over("older", utcnow())
+    newer_release()
+
+    async def is_waited_for() -> bool:
+        assert await repository.heartbeat(lease, utcnow())
+        return await _was_said(said, "waiting: another controller leads")
+
+    with capture_logs() as said:
+        waiting = (await candidates.one()).gaining("newer")
+        await eventually(is_waited_for, seconds=LONG)
+    assert not await _is_migrated(url), "its session is missing, but not for long enough"
+    await _cancelled(waiting)
+
+
+async def test_an_older_release_that_is_stopped_is_succeeded(
+    candidates: Candidates, repository: PostgresJobRepository, url: str, newer_release: Callable[[], None]
+) -> None:
+    lease = await repository.take_over("older", utcnow(), runs_on="engine-1")
+    assert await (await candidates.one()).presence.lead(lease.epoch)
+    newer_release()
+    with capture_logs() as said:
+        heir = (await candidates.one("engine-1", QuickClock())).gaining("newer")
+        await asyncio.wait_for(heir, LONG)
+    assert _reasons(said) == ["it is silent for 16 s"]
+    assert await _is_migrated(url)
+
+
+async def _is_migrated(url: str) -> bool:
+    async with await psycopg.AsyncConnection.connect(url) as db:
+        row = await (await db.execute(b"SELECT to_regclass('newer') IS NOT NULL")).fetchone()
+    return row == (True,)
 
 
 async def _nothing_yet(_: PostgresJobRepository) -> int:
