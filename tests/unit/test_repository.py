@@ -235,7 +235,9 @@ def test_frequent_queries_use_an_index(query: tuple[str, Parameters], index: str
     db.close()
     assert any(index in step for step in steps), steps
     assert not [step for step in steps if "TEMP B-TREE FOR ORDER BY" in step and index != "attempts_open"]
-    assert not [step for step in steps if re.fullmatch(r"SCAN (?!found|in_pool)\w+", step)]  # a count for each user
+    assert not [
+        step for step in steps if re.fullmatch(r"SCAN (?!found|in_pool)\w+", step)
+    ]  # a count for each user
 
 
 def test_errors_of_the_driver_become_ours(path: Path, tmp_path: Path) -> None:
@@ -249,7 +251,10 @@ def test_errors_of_the_driver_become_ours(path: Path, tmp_path: Path) -> None:
         db.execute("SELECT * FROM no_such_table")
     db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
     with pytest.raises(StorageFull), translated(path):
-        db.execute("INSERT INTO controller (id, epoch, holder, heartbeat_at) VALUES (1, 1, ?, '')", ("x" * 1_000_000,))
+        db.execute(
+            "INSERT INTO controller (id, epoch, holder, heartbeat_at) VALUES (1, 1, ?, '')",
+            ("x" * 1_000_000,),
+        )
     db.close()
     garbage = tmp_path / "garbage.db"
     garbage.write_bytes(b"not a database" * 1000)
