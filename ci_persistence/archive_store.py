@@ -14,10 +14,10 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, 
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 from ci_common.blobs import BlobPlace, LaidTree, Manifest
 from ci_common.errors import ArchiveTooLarge, InvalidArchive, MissingBlobs
+from ci_common.keyed_locks import KeyedLocks
 from ci_common.stores import Archive, ArchiveStore, FindBlobs, StoredArchive, StoredItem
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
@@ -55,7 +55,7 @@ class FileArchiveStore(ArchiveStore):
         self._blobs = FileBlobStore(root.with_name("blobs"), limits, shelve)
         self._judged = JudgedTrees()
         self._judging = asyncio.Semaphore(_JUDGED_AT_ONCE)
-        self._turns = WeakValueDictionary[str, asyncio.Lock]()  # of owners whose uploads are judged or wait
+        self._turns = KeyedLocks()  # of owners whose uploads are judged or wait
 
     @property
     def blobs(self) -> FileBlobStore:
@@ -64,7 +64,7 @@ class FileArchiveStore(ArchiveStore):
     @asynccontextmanager
     async def _turn(self, owner: str) -> AsyncGenerator[None, None]:
         """Something of that owner's may be judged, and nothing else of his meanwhile."""
-        async with self._turns.setdefault(owner, asyncio.Lock()), self._judging:
+        async with self._turns.of(owner), self._judging:
             yield
 
     async def judge_manifest(self, files: Sequence[Any], owner: str = "") -> Manifest:

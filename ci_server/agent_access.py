@@ -48,6 +48,7 @@ async def _beats(caller: Runner, server: Server) -> AsyncGenerator[None]:
         yield
 
 
+BETWEEN_LOOKS: Final = 0.02  # seconds, of a request that waits: a burst of commits is one look
 # Each holds a request open and asks the database again and again: a key has few of them at the same time.
 MAY_WAIT: Final = Depends(_waits, scope="function")
 MAY_BEAT: Final = Depends(_beats, scope="function")

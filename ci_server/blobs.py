@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterable, Collection, Mapping
 from typing import Any, Final
-from weakref import WeakValueDictionary
 
 import structlog
 from fastapi import Request
@@ -13,6 +12,7 @@ from ci_common.blobs import BlobPlace, Pack, as_digest
 from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
 from ci_common.errors import InvalidRequest, TooManyRequests
+from ci_common.keyed_locks import KeyedLocks
 from ci_common.repository import JobRepository
 from ci_common.stores import BlobStore
 from ci_server.auth import Authenticator, Caller
@@ -42,9 +42,7 @@ class Blobs:
         bodies: JsonBodies,
     ) -> None:
         self._bodies = bodies
-        self._turns = WeakValueDictionary[
-            str, asyncio.Lock
-        ]()  # of users whose blobs are looked up or added, or wait
+        self._turns = KeyedLocks()  # of users whose blobs are looked up or added, or wait
         self._repository = repository
         self._store = store
         self._authenticator = authenticator
@@ -107,7 +105,7 @@ class Blobs:
 
     def _turn(self, user_id: str) -> asyncio.Lock:
         """Return what one user holds for one large question to the database at a time: others come between."""
-        return self._turns.setdefault(user_id, asyncio.Lock())
+        return self._turns.of(user_id)
 
     async def _check_quota(self, caller: Caller) -> None:
         limit = self._settings.max_blob_bytes_per_user

@@ -14,6 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ci_common.clock import Clock, SystemClock
 from ci_common.errors import JobNotFound, Unauthorized
+from ci_common.keyed_locks import KeyedLocks
 from ci_common.models import Job, Scope, User
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore, ChangeHub, LogStore
@@ -32,7 +33,6 @@ from ci_server.shared_looks import SharedLooks
 from ci_server.stream_end import Shutdown
 from ci_server.submissions import Submissions
 from ci_server.trees import Trees
-from ci_server.turns import Turns
 
 _SEALED_AT_ONCE: Final = 2
 _MOST_OF_AN_AGENT: Final = 8  # at the same time: it has one of each kind, and what a restart left behind
@@ -59,7 +59,7 @@ class Resources:
     slots: StreamSlots
     agent_waits: StreamSlots  # claims and questions for news, by key
     agent_beats: StreamSlots
-    log_turns: Turns  # of agents' attempts, by job
+    log_turns: KeyedLocks  # of agents' attempts, by job
     sealing: asyncio.Semaphore  # of their logs, each of which is read whole: threads are left for the rest
     shutdown: Shutdown
     rates: RateLimits
@@ -98,7 +98,7 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
             slots=StreamSlots(settings.max_streams_per_user),
             agent_waits=StreamSlots(_MOST_OF_AN_AGENT, "requests that wait"),
             agent_beats=StreamSlots(_MOST_OF_AN_AGENT, "heartbeats that are being answered"),
-            log_turns=Turns(),
+            log_turns=KeyedLocks(),
             sealing=asyncio.Semaphore(_SEALED_AT_ONCE),
             shutdown=Shutdown(),
             rates=rates,

@@ -11,6 +11,7 @@ from ci_common.errors import ArchiveTooLarge, Conflict, InvalidRequest, NotFound
 from ci_common.job_terms import POOL_NAME
 from ci_common.models import Agent, AgentState, PoolLimit
 from ci_server.agent_access import (
+    BETWEEN_LOOKS,
     MAY_BEAT,
     MAY_WAIT,
     AgentId,
@@ -52,7 +53,6 @@ from ci_server.rendering import json_response, timestamp
 router = APIRouter(prefix="/api/agents", tags=["agents"])
 
 _LONGEST_WAIT: Final = 25.0  # seconds; proxies lose patience after 30 or 60
-_BETWEEN_LOOKS: Final = 0.02  # a burst of commits is one look
 
 Known = Annotated[str | None, Query(max_length=100, description="What the last answer said.")]
 Wait = Annotated[
@@ -254,7 +254,7 @@ async def news(agent: NamedAgent, server: Server, known: Known = None, wait: Wai
             if left <= 0 or server.shutdown.has_begun:
                 break
             await changes.wait(min(left, 1.0))
-            await asyncio.sleep(_BETWEEN_LOOKS)
+            await asyncio.sleep(BETWEEN_LOOKS)
     return json_response({"news": word})
 
 

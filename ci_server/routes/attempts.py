@@ -30,6 +30,7 @@ from ci_common.models import Agent, AgentState, Attempt, LogSeal
 from ci_common.stores import Archive
 from ci_common.verdict import ending, verdict
 from ci_server.agent_access import (
+    BETWEEN_LOOKS,
     MAY_WAIT,
     CallingAgent,
     HeldAttempt,
@@ -64,7 +65,6 @@ router = APIRouter(prefix="/api/queue", tags=["agents"])
 _log = structlog.stdlib.get_logger("ci_server.agents")
 
 _LOOK_AGAIN: Final = 1.0  # seconds: where commits are not heard of, and backing off ends without one
-_BETWEEN_LOOKS: Final = 0.02  # seconds: a burst of commits is one look
 _PIECE: Final = 1024 * 1024
 _UNTIL_READABLE: Final = timedelta(seconds=30)
 FENCED: Final = (StaleClaim, InvalidRequest, ArchiveTooLarge, TooManyRequests)
@@ -109,7 +109,7 @@ async def _claimed(agent: Agent, caller: Caller, asked: ClaimRequest, server: Se
             if claimed or left <= 0 or server.shutdown.has_begun or not await _claims_still(agent, server):
                 return claimed
             await changes.wait(min(left, _LOOK_AGAIN))
-            await asyncio.sleep(_BETWEEN_LOOKS)
+            await asyncio.sleep(BETWEEN_LOOKS)
 
 
 async def _claim(agent: Agent, slots: int, server: Server) -> list[Attempt]:
