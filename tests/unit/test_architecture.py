@@ -1,8 +1,9 @@
 """Who may import whom: the rules of docs/architecture.md, read from the imports themselves."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from sys import stdlib_module_names
@@ -127,7 +128,10 @@ def _walk(module: str, node: ast.AST, *, lazily: bool) -> Iterator[Import]:
             yield from _walk(module, child, lazily=inside)
 
 
-IMPORTS = [found for module in MODULES for found in _imports_of(module)]
+@cache
+def _imports() -> Sequence[Import]:
+    """Return every import of ours; not when pytest collects, which each of its workers does."""
+    return [found for module in MODULES for found in _imports_of(module)]
 
 
 def _package(module: str) -> str:
@@ -135,7 +139,7 @@ def _package(module: str) -> str:
 
 
 def _offences(*, of: str, where: set[str] | frozenset[str]) -> list[str]:
-    return [str(one) for one in IMPORTS if _package(one.importer) == of and _package(one.target) in where]
+    return [str(one) for one in _imports() if _package(one.importer) == of and _package(one.target) in where]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -155,7 +159,7 @@ def test_every_package_is_looked_at() -> None:
 def test_only_composition_modules_choose_the_persistence(package: str) -> None:
     offences = [
         str(one)
-        for one in IMPORTS
+        for one in _imports()
         if _package(one.importer) == package
         and _package(one.target) == "ci_persistence"
         and one.importer not in COMPOSITION[package]
@@ -167,7 +171,7 @@ def test_only_composition_modules_choose_the_persistence(package: str) -> None:
 def test_admin_opens_the_database_through_the_factory_only() -> None:
     offences = [
         str(one)
-        for one in IMPORTS
+        for one in _imports()
         if _package(one.importer) == "ci_admin"
         and _package(one.target) == "ci_persistence"
         and one.target not in PERSISTENCE_FOR_ADMIN
@@ -179,7 +183,7 @@ def test_admin_opens_the_database_through_the_factory_only() -> None:
 def test_admin_uses_only_checks_and_engine_of_the_controller() -> None:
     offences = [
         str(one)
-        for one in IMPORTS
+        for one in _imports()
         if _package(one.importer) == "ci_admin"
         and _package(one.target) == "ci_controller"
         and one.target not in CONTROLLER_FOR_ADMIN
@@ -191,7 +195,7 @@ def test_admin_uses_only_checks_and_engine_of_the_controller() -> None:
 def test_an_agent_knows_no_database_and_of_the_client_only_http() -> None:
     offences = [
         str(one)
-        for one in IMPORTS
+        for one in _imports()
         if _package(one.importer) == "ci_agent"
         and _package(one.target) in ("ci_persistence", "ci_client")
         and one.target not in PERSISTENCE_FOR_AGENT | HTTP_FOR_AGENT
@@ -203,14 +207,14 @@ def test_an_agent_knows_no_database_and_of_the_client_only_http() -> None:
 @pytest.mark.parametrize("library", sorted(HOMES))
 def test_a_library_is_known_in_one_place(library: str) -> None:
     home = HOMES[library]
-    knowing = {one.importer for one in IMPORTS if _package(one.target) == library}
+    knowing = {one.importer for one in _imports() if _package(one.target) == library}
     outside = {module for module in knowing if module != home and not module.startswith(f"{home}.")}
 
     assert outside == set()
 
 
 def test_only_the_container_manager_is_built_on_the_engine() -> None:
-    knowing = {one.importer for one in IMPORTS if one.target == "ci_controller.docker_engine"}
+    knowing = {one.importer for one in _imports() if one.target == "ci_controller.docker_engine"}
 
     assert knowing <= {
         "ci_controller.container_manager",
@@ -231,7 +235,7 @@ def test_common_needs_only_the_standard_library() -> None:
     ours = {*stdlib_module_names, "ci_common"}
     offences = [
         str(one)
-        for one in IMPORTS
+        for one in _imports()
         if _package(one.importer) == "ci_common"
         and _package(one.target) not in ours
         and _package(one.target) not in LIBRARIES_OF_COMMON.get(one.importer, ())
@@ -244,7 +248,7 @@ def test_the_client_runs_on_every_platform() -> None:
     reached = _reachable("ci_client")
     offences = [
         str(one)
-        for one in IMPORTS
+        for one in _imports()
         if one.importer in reached and not one.lazily and _package(one.target) in LINUX_ONLY
     ]
 
@@ -252,7 +256,7 @@ def test_the_client_runs_on_every_platform() -> None:
 
 
 def test_only_the_daemons_have_a_service_log() -> None:
-    users = {_package(one.importer) for one in IMPORTS if one.target == "ci_common.service_log"}
+    users = {_package(one.importer) for one in _imports() if one.target == "ci_common.service_log"}
 
     assert users <= {"ci_server", "ci_controller", "ci_agent"}
     assert "ci_common.service_log" not in _reachable("ci_client")
@@ -266,13 +270,13 @@ def _reachable(package: str) -> set[str]:
         module = waiting.pop()
         if module not in reached:
             reached.add(module)
-            waiting += [one.target for one in IMPORTS if one.importer == module and one.target in MODULES]
+            waiting += [one.target for one in _imports() if one.importer == module and one.target in MODULES]
     return reached
 
 
 def test_modules_do_not_import_each_other_in_circles() -> None:
     graph: dict[str, set[str]] = {module: set() for module in MODULES}
-    for one in IMPORTS:
+    for one in _imports():
         if one.target in MODULES and not one.lazily:
             graph[one.importer].add(one.target)
     try:
