@@ -11,16 +11,17 @@ from tests.support.docker_cli import require_engine
 from tests.support.installation import Daemon, Installation
 from tests.support.prepared_image import prepared_image
 from tests.support.secrets import assert_no_secrets
+from tests.support.soak import SOAKING
 
 # The same examples in each run of `make test`, others in each of `make soak`; how long one takes says nothing here.
-settings.register_profile("ours", deadline=None, derandomize=os.environ.get("CI_SOAK") != "1")
+settings.register_profile("ours", deadline=None, derandomize=not SOAKING)
 settings.load_profile("ours")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto` is a worker more than there are cores: tests of real processes spend part of their time waiting."""
-    return len(os.sched_getaffinity(0)) + 1
+    """`-n auto` is two workers more than there are cores: tests of real processes spend part of their time waiting."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

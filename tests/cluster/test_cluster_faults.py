@@ -4,7 +4,6 @@ Runs for minutes: `make soak`, or `CI_SOAK=1 pytest -n 0 tests/cluster/test_clus
 of this file stay under the eyes of every later one: `Used.check` looks at all of them.
 """
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -18,13 +17,14 @@ from tests.support.cluster.cluster import AgentMachine, Layout, Machine
 from tests.support.cluster.workload import MIXED, PASSING, WAITING
 from tests.support.eventually import eventually
 from tests.support.outcomes import until_ended
+from tests.support.soak import soak_only
 
 LEASE = 8.0  # seconds
 
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(os.environ.get("CI_SOAK") != "1", reason="runs for long: `make soak`"),
+    soak_only,
 ]
 
 

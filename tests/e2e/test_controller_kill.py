@@ -2,7 +2,6 @@
 the same log, no second run once the container was fed."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tests.e2e.conftest import Served
 from tests.support.eventually import eventually
 from tests.support.handing_in import cancel, hand_in, zip_of_project
 from tests.support.installation import Daemon, Installation, make_project
+from tests.support.soak import soak_only
 
 pytestmark = pytest.mark.docker
 
@@ -142,7 +142,7 @@ def container_of(system: Installation, job_id: str) -> str:
     return system.query(latest, job_id)[0][0]
 
 
-@pytest.mark.skipif(os.environ.get("CI_SOAK") != "1", reason="runs for long: `make soak`")
+@soak_only
 @pytest.mark.parametrize("point", ATTEMPT)
 def test_kill_and_restart_at_any_point(served: Served, project: Path, point: str) -> None:
     """A job whose controller dies there, and a successor that lives."""

@@ -2,7 +2,6 @@
 container of the same image, their dependencies installed by hand. That is done with CI_SOAK=1; else one of them is
 compared with what it gave then."""
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.installation import Daemon, Installation
+from tests.support.soak import SOAKING
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
@@ -22,16 +22,17 @@ PROJECTS = {
     "click==8.5.1": "pytest",
 }
 KNOWN = {"iniconfig==2.3.0": {"passed": 49}}  # what a plain container gave
-SOAK = os.environ.get("CI_SOAK") == "1"
 
 
-@pytest.mark.parametrize("requirement", PROJECTS if SOAK else KNOWN)
+@pytest.mark.parametrize("requirement", PROJECTS if SOAKING else KNOWN)
 def test_same_counts_as_in_a_plain_container(
     shared: tuple[Installation, Daemon], tmp_path: Path, requirement: str
 ) -> None:
     system, server = shared
     project = source_of(requirement, tmp_path)
-    expected = counts(plain_run(system.image, project, PROJECTS[requirement])) if SOAK else KNOWN[requirement]
+    expected = (
+        counts(plain_run(system.image, project, PROJECTS[requirement])) if SOAKING else KNOWN[requirement]
+    )
     done = system.ci(server, "submit", "test", project=project)
     assert counts(done.text) == expected == KNOWN.get(requirement, expected), done.text[-3000:] + done.err
     assert expected["passed"] > 0

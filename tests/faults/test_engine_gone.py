@@ -3,7 +3,6 @@
 The engine of the host goes on; a socket in front of it is cut. `CI_SOAK=1` makes the absence ten minutes long.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +24,9 @@ from tests.support.outcomes import (
     until_ended,
     until_printed,
 )
+from tests.support.soak import SOAKING
 
-SOAK = os.environ.get("CI_SOAK") == "1"
-ABSENCE = 600.0 if SOAK else 0.0  # seconds
+ABSENCE = 600.0 if SOAKING else 0.0  # seconds
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180 + ABSENCE)]
 
@@ -126,7 +125,7 @@ def test_fault_8_the_answer_is_lost(
     check_no_container_restarted(starts)
 
 
-@pytest.mark.skipif(not SOAK, reason="long, and row 25 is in test_engine_faults.py: set CI_SOAK=1")
+@pytest.mark.skipif(not SOAKING, reason="long, and row 25 is in test_engine_faults.py: set CI_SOAK=1")
 def test_the_engine_hangs_while_a_job_runs_and_another_waits(
     installation: Installation, between: EngineInBetween, project: Path
 ) -> None:

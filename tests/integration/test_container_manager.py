@@ -31,9 +31,9 @@ from tests.support.runtime_contract import (
     Engine,
     RuntimeContract,
 )
+from tests.support.soak import SOAKING
 
 pytestmark = pytest.mark.docker
-SOAKING = os.environ.get("CI_SOAK") == "1"
 
 LIMITS = """
 import json, os, resource

@@ -1,6 +1,5 @@
 """The harness as the first process of a real container: what it stands, what it kills, what it proves."""
 
-import os
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -26,10 +25,10 @@ from tests.support.harness import (
     started_harness,
 )
 from tests.support.prepared_image import prepared_image
+from tests.support.soak import SOAKING
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
 
-SOAKING = os.environ.get("CI_SOAK") == "1"
 Tree = dict[str, str | bytes]
 USER = f"{USERS[0]}:{GROUP}"
 HARDENED = ("--user", USER, "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "512")

@@ -1,7 +1,6 @@
 """pytest ahead in a real container: whatever a project can see of its pytest is as in a fresh `python -m pytest`."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,13 +22,13 @@ from tests.support.docker_cli import docker
 from tests.support.eventually import eventually
 from tests.support.harness import DEFAULTS, MemoryArchive, OpenHarness, Said, open_harness
 from tests.support.prepared_image import prepared_image
+from tests.support.soak import SOAKING, soak_only
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine"), pytest.mark.timeout(300)]
 
 Tree = dict[str, str | bytes]
 USER = f"{USERS[0]}:{GROUP}"  # another than the one who installed, as with an image that was kept
 HARDENED = ("--user", USER, "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "512")
-SOAKING = os.environ.get("CI_SOAK") == "1"
 
 # Says what it sees at the very end, when everything that pytest loads is loaded.
 PROBE = """
@@ -211,11 +210,8 @@ def assert_equal(ahead: tuple[Any, ...], fresh: tuple[Any, ...]) -> None:
     assert ahead == fresh
 
 
-# One in every run, all with CI_SOAK=1.
-PROJECTS = ["iniconfig", *(["click", "pluggy", "packaging"] if SOAKING else [])]
-
-
-@pytest.mark.parametrize("requirement", PROJECTS)
+@soak_only
+@pytest.mark.parametrize("requirement", ["iniconfig", "click", "pluggy", "packaging"])
 def test_a_real_project_sees_no_difference(image: str, tmp_path: Path, requirement: str) -> None:
     """Not installed, so that pytest ahead is used wherever the project itself does not forbid it."""
     tree: Tree = {**source_of(requirement, tmp_path), "ci_probe.py": PROBE}

@@ -1,6 +1,5 @@
 """Hostile code as a submitted job: no probe succeeds, no forgery is believed, and the controls show why that counts."""
 
-import os
 import re
 import socket
 import subprocess
@@ -22,10 +21,10 @@ from tests.support.docker_cli import RUNNER_IMAGE, docker
 from tests.support.eventually import eventually
 from tests.support.handing_in import cancel, hand_in
 from tests.support.installation import Daemon, Done, Installation
+from tests.support.soak import soak_only
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
 
-LONG = pytest.mark.skipif(os.environ.get("CI_SOAK") != "1", reason="runs for long: `make soak`")
 PEER_PORT = 8000
 MIB = 1024**2
 
@@ -77,7 +76,7 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("waited", [True, pytest.param(False, marks=LONG)], ids=["waited", "just made"])
+@pytest.mark.parametrize("waited", [True, pytest.param(False, marks=soak_only)], ids=["waited", "just made"])
 def test_nothing_hostile_succeeds_in_a_job(installation: Installation, tmp_path: Path, waited: bool) -> None:
     """In a container that waited for it, and with CI_SOAK=1 in one that was made for it."""
     controller = installation.start_controller(**LIMITS, CI_WARM_CONTAINERS="1" if waited else "0")

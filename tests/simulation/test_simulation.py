@@ -13,11 +13,11 @@ from structlog.testing import capture_logs
 
 from tests.simulation.invariants import check_all
 from tests.simulation.world import World, simulated
+from tests.support.soak import SOAKING
 
 STEPS = int(os.environ.get("CI_SIMULATION_STEPS", "80"))
 ONE = os.environ.get("CI_SIMULATION_SEED")
-SOAK = os.environ.get("CI_SOAK") == "1"
-SEEDS = [int(ONE)] if ONE else range(100 if SOAK else 15)
+SEEDS = [int(ONE)] if ONE else range(100 if SOAKING else 15)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Row 68 for longer: archives that no run has seen, and the largest ones as a tar; `CI_SOAK=1` runs it."""
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,14 +11,14 @@ from hypothesis import strategies as st
 
 from tests.support.archive_fuzz import Tally, built, check, mutated, written
 from tests.support.large_archives import write_zeros
+from tests.support.soak import MINUTES, soak_only
 from tests.unit.test_archive_memory import ACCEPTED, MB, probed
 
 pytestmark = [
     pytest.mark.timeout(3600),
-    pytest.mark.skipif("CI_SOAK" not in os.environ, reason="long: set CI_SOAK=1"),
+    soak_only,
 ]
 
-MINUTES = float(os.environ.get("CI_SOAK_MINUTES", "30"))
 EXAMPLES = 20_000
 
 

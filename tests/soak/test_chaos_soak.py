@@ -43,8 +43,8 @@ from tests.support.chaos.plant import (
 from tests.support.engine_proxy import engine_in_between
 from tests.support.eventually import eventually
 from tests.support.process_usage import MIB, Change, UsageHistory, changes_of, table
+from tests.support.soak import MINUTES, soak_only
 
-MINUTES: Final = float(os.environ.get("CI_SOAK_MINUTES", "30"))
 USERS: Final = ("ada", "grace", "edsger", "barbara")  # the last one works with `ci`
 # From faults off to everything judged: what is open then, and every back-off and grace, fit in many times over.
 BOUND_SECONDS: Final = 240
@@ -58,7 +58,7 @@ DISK_TOLERANCES: Final = {"database": 4.0, "data directory": 16.0, "files in it"
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.timeout(MINUTES * 60 + 1800),
-    pytest.mark.skipif(os.environ.get("CI_SOAK") != "1", reason="runs for long: `make soak`"),
+    soak_only,
 ]
 
 

@@ -1,17 +1,17 @@
 """Rows 38 and 39 in their full size, 1 GB each; `CI_SOAK=1` runs it."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.test_disk import flood_ends_at_the_cap, memory_of
 from tests.support.installation import FIXTURES, Installation, make_project
+from tests.support.soak import soak_only
 
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif("CI_SOAK" not in os.environ, reason="long: set CI_SOAK=1"),
+    soak_only,
 ]
 
 GIB, MIB = 1024**3, 1024**2

@@ -10,11 +10,12 @@ import pytest
 
 from tests.support.installation import Installation
 from tests.support.kill_loop import Wave, survive
+from tests.support.soak import soak_only
 
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(os.environ.get("CI_SOAK") != "1", reason="long: set CI_SOAK=1"),
+    soak_only,
 ]
 
 ROUNDS = int(os.environ.get("CI_SOAK_ROUNDS", "100"))

@@ -1,6 +1,5 @@
 """The server under as many bad clients as the fault catalogue names; `CI_SOAK=1` runs it."""
 
-import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import pytest
 
 from tests.support.bad_clients import hold_slow_heads, hold_stalled_readers
 from tests.support.server import Site, open_site
+from tests.support.soak import soak_only
 
-pytestmark = pytest.mark.skipif("CI_SOAK" not in os.environ, reason="long: set CI_SOAK=1")
+pytestmark = soak_only
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 
 from tests.simulation.test_simulation import a_life
 from tests.support.in_memory import home
+from tests.support.soak import MINUTES, soak_only
 
 __all__ = ["home"]
 
-pytestmark = pytest.mark.skipif(os.environ.get("CI_SOAK") != "1", reason="runs for long: `make soak`")
+pytestmark = soak_only
 
-MINUTES = float(os.environ.get("CI_SOAK_MINUTES", "30"))
 SEEDS = int(os.environ.get("CI_SOAK_SEEDS", "0"))  # 0: as many as the minutes allow
 STEPS = 300
 

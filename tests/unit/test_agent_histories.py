@@ -14,13 +14,13 @@ from tests.support.agent_histories import History
 from tests.support.agent_history_checks import violations
 from tests.support.agent_schedules import Schedule
 from tests.support.in_memory import home
+from tests.support.soak import SOAKING
 from tests.unit.test_repository import BACKENDS
 
 __all__ = ["home"]
 
-SOAK = os.environ.get("CI_SOAK") == "1"
 ONE = os.environ.get("CI_SCHEDULE_SEED")
-SCHEDULES = int(os.environ.get("CI_SCHEDULES", "2000" if SOAK else "9"))
+SCHEDULES = int(os.environ.get("CI_SCHEDULES", "2000" if SOAKING else "6"))
 STEPS = 90
 _OF_ONE_DATABASE = 20  # schedules: all of one is over before the next begins
 _CLIENTS = 3
@@ -65,11 +65,11 @@ def named(seed: int, database: str) -> Generator[None]:
 def seeds() -> Iterable[int]:
     if ONE:
         return [int(ONE)]
-    first = secrets.randbelow(10**9) if SOAK else 0
+    first = secrets.randbelow(10**9) if SOAKING else 0
     return range(first, first + SCHEDULES)
 
 
-@pytest.mark.timeout(4 * 3600 if SOAK else 120)
+@pytest.mark.timeout(4 * 3600 if SOAKING else 120)
 @pytest.mark.parametrize("database", BACKENDS)
 async def test_no_history_shows_two_leases_or_two_ends(database: str, home: Path) -> None:
     left = list(seeds())

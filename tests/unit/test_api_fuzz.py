@@ -5,7 +5,6 @@ The requests are generated from the OpenAPI document, the same ones in every run
 
 import asyncio
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,9 @@ from schemathesis import GenerationMode
 from ci_server.app import create_app
 from tests.support.server import Account, open_site
 from tests.support.server_process import answers, server_process
+from tests.support.soak import SOAKING
 
-_EXAMPLES = 300 if "CI_SOAK" in os.environ else 5
+_EXAMPLES = 300 if SOAKING else 5
 _SCHEMA: Any = schemathesis.openapi.from_dict(create_app().openapi())
 _OPERATIONS: dict[str, Any] = {
     operation.label: operation for operation in (one.ok() for one in _SCHEMA.get_all_operations())

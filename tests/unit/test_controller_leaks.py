@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import os
 import sys
 import threading
 import tracemalloc
@@ -24,10 +23,10 @@ from ci_controller.controller import JobController
 from ci_controller.operations import AttemptKey
 from tests.support.controlled import ControlledSystem, Held, a_run, controlled_system, eventually
 from tests.support.in_memory import home
+from tests.support.soak import SOAKING
 
 __all__ = ["home"]
 
-SOAKING = os.environ.get("CI_SOAK") == "1"
 JOBS = 10_000 if SOAKING else 100  # in the measured stretch
 WARM_UP = 1_000 if SOAKING else 40  # until every list of so many of the last is full
 LEAST_LEAK = 40  # bytes for each job, that something kept of it would take at least

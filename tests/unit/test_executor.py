@@ -1,7 +1,6 @@
 """The order of durable effects: a controller that dies after any of them leaves what a successor can finish."""
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from tests.support.controlled import (
 )
 from tests.support.crash_scenarios import times_run
 from tests.support.fake_runtime import Step, UntilSignal
+from tests.support.soak import SOAKING
 
 EFFECTS = (
     "take_over",
@@ -73,7 +73,7 @@ async def lives_until_it_dies(system: ControlledSystem, life: Life, job_id: str)
     return life.died.is_set()
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3] if os.environ.get("CI_SOAK") == "1" else [1, 2])
+@pytest.mark.parametrize("nth", [1, 2, 3] if SOAKING else [1, 2])
 @pytest.mark.parametrize("effect", EFFECTS)
 async def test_death_after_an_effect(system: ControlledSystem, effect: str, nth: int) -> None:
     """One verdict, the whole log, one run of the user's code: wherever the controller dies."""

@@ -7,7 +7,6 @@ import ast
 import hashlib
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -39,8 +38,8 @@ from tests.support.harness import (
     run_harness,
     started_harness,
 )
+from tests.support.soak import SOAKING
 
-SOAKING = os.environ.get("CI_SOAK") == "1"
 RAW = bytes(range(256)) * 50 + b"x" * 40_000 + b"\n" + "é".encode() * 9000 + b"\r partial \xc3"
 
 

@@ -18,6 +18,7 @@ from ci_controller.frames import Outcome
 from ci_controller.install_plan import InstallPlan, InstallStep
 from tests.support.eventually import eventually
 from tests.support.harness import DEFAULTS, MemoryArchive, OpenHarness, Said, open_harness
+from tests.support.soak import SOAKING
 
 Tree = dict[str, str | bytes]
 
@@ -179,7 +180,7 @@ SHADOWS = ["typing.py", "pluggy/__init__.py", "sitecustomize.py"]
 MORE_SHADOWS = ["py.py", "iniconfig.py"]
 
 
-@pytest.mark.parametrize("shadow", SHADOWS + (MORE_SHADOWS if os.environ.get("CI_SOAK") == "1" else []))
+@pytest.mark.parametrize("shadow", SHADOWS + (MORE_SHADOWS if SOAKING else []))
 def test_what_the_tree_puts_in_front_of_a_module_is_what_counts(place: Place, shadow: str) -> None:
     """The same process begins anew, and says what a fresh one says."""
     tree: Tree = {shadow: "raise ImportError('the tree came first')", "test_it.py": WHO}

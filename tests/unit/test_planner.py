@@ -1,6 +1,5 @@
 """The planner, by the text of its plans and by properties that hold for every observation."""
 
-import os
 from dataclasses import replace
 from datetime import timedelta
 
@@ -48,6 +47,7 @@ from tests.support.controller import (
     waiting,
     world,
 )
+from tests.support.soak import SOAKING
 
 CREATED, RUNNING, EXITED = ContainerState.CREATED, ContainerState.RUNNING, ContainerState.EXITED
 KEY = AttemptKey("a", 1)
@@ -397,7 +397,7 @@ def observations(draw: st.DrawFn) -> Observed:
 
 
 _examples = settings(
-    max_examples=1000 if os.environ.get("CI_SOAK") == "1" else 30,
+    max_examples=1000 if SOAKING else 30,
     deadline=None,  # of a busy machine neither says anything
     suppress_health_check=(HealthCheck.too_slow,),
 )

@@ -1,6 +1,5 @@
 """PostgreSQL goes away at the n-th statement, for every n of every write: all of it stands or nothing, and once."""
 
-import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from ci_persistence import postgres_database
 from ci_persistence.postgres_connection import Connection
 from ci_persistence.postgres_repository import PostgresJobRepository
 from tests.support.postgres import drop_postgres, is_locked, new_postgres
+from tests.support.soak import SOAKING
 from tests.unit.test_failing_statements import WRITES, Cast, cast_in
 
 _RANDOM = {"token", "instance_id", "applied_at"}
@@ -22,8 +22,7 @@ _real = Connection.execute
 # Those that a job cannot do without; the others have the same transactions around them, and their turn in the soak.
 # At the n-th statement of SQLite all fail in every run (`test_failing_statements.py`).
 _EVERYDAY = (
-    *("create_job", "request_cancel", "repeat_jobs", "take_over", "claim_jobs", "claim_for_agent"),
-    *("expire_agent", "finish_attempt", "release_attempt"),
+    *("create_job", "request_cancel", "claim_jobs", "claim_for_agent", "finish_attempt", "release_attempt"),
 )
 
 
@@ -79,7 +78,7 @@ def dump(url: str) -> dict[str, list[str]]:
         }
 
 
-@pytest.mark.parametrize("name", WRITES if os.environ.get("CI_SOAK") == "1" else _EVERYDAY)
+@pytest.mark.parametrize("name", WRITES if SOAKING else _EVERYDAY)
 async def test_a_write_whose_connection_is_lost_did_nothing_and_is_done_by_the_next_one(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
