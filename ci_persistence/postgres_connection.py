@@ -18,6 +18,11 @@ T = TypeVar("T")
 BEGIN_TO_WRITE: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"  # a standby refuses what follows
 BEGIN_TO_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 CHANNEL: Final = "ci_changes"  # what listeners hear of every transaction that wrote
+COMMIT: Final = "COMMIT"
+# In one message to the server. Of a transaction that changed nothing nobody need hear.
+TELL_AND_COMMIT: Final = (
+    f"SELECT pg_notify('{CHANNEL}', '') WHERE pg_current_xact_id_if_assigned() IS NOT NULL; {COMMIT}"
+)
 
 # A host that vanished is noticed in seconds, not after the quarter of an hour that TCP allows itself.
 _NETWORK: Final = {
@@ -128,7 +133,7 @@ def named_row(cursor: psycopg.Cursor[Any]) -> Callable[[Sequence[Any]], Any]:
 def read_transaction(db: Connection, work: Callable[[Connection], T]) -> T:
     """Return what the work read from one snapshot."""
     db.execute(BEGIN_TO_READ)
-    return _to_the_end(db, work)
+    return _to_the_end(db, work, COMMIT)
 
 
 def write_transaction(db: Connection, work: Callable[[Connection], T]) -> T:
@@ -137,23 +142,16 @@ def write_transaction(db: Connection, work: Callable[[Connection], T]) -> T:
     Raises CommitUnanswered where nobody can say which.
     """
     db.execute(BEGIN_TO_WRITE)
-    return _to_the_end(db, lambda db: _told(db, work))
+    return _to_the_end(db, work, TELL_AND_COMMIT)
 
 
-def _told(db: Connection, work: Callable[[Connection], T]) -> T:
-    result = work(db)
-    # Of a transaction that changed nothing nobody need hear.
-    db.execute("SELECT pg_notify(?, '') WHERE pg_current_xact_id_if_assigned() IS NOT NULL", (CHANNEL,))
-    return result
-
-
-def _to_the_end(db: Connection, work: Callable[[Connection], T]) -> T:
+def _to_the_end(db: Connection, work: Callable[[Connection], T], commit: str) -> T:
     try:
         result = work(db)
     except BaseException:
         roll_back(db)
         raise
-    _commit(db)
+    _commit(db, commit)
     return result
 
 
@@ -166,12 +164,15 @@ def roll_back(db: Connection) -> None:
         db.close()
 
 
-def _commit(db: Connection) -> None:
+def _commit(db: Connection, commit: str) -> None:
     try:
-        done = db.execute("COMMIT").statusmessage
+        results = db.execute(commit)
+        while results.nextset():
+            pass
+        done = results.statusmessage
     except psycopg.Error as error:
         if db.closed or is_lost(error):
             raise CommitUnanswered from error
         roll_back(db)
         raise
-    assert done == "COMMIT", "a failed statement's error was swallowed"
+    assert done == COMMIT, "a failed statement's error was swallowed"

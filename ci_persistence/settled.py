@@ -1,7 +1,7 @@
 """Cancellation that waits: work that was begun is finished before its caller learns that it was cancelled."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,3 +25,23 @@ async def settled(work: Coroutine[Any, Any, T]) -> T:
             task.exception()  # looked at, so that asyncio does not warn about it
         raise asyncio.CancelledError
     return task.result()
+
+
+async def answered(answer: asyncio.Future[T], withdrawn: Callable[[], bool]) -> T:
+    """Return the answer of somebody who works for several; who is cancelled waits for it, too.
+
+    Unless `withdrawn`, asked then, says that it was not begun, and now never will be.
+    """
+    cancelled = False
+    while not answer.done():
+        try:
+            await asyncio.wait([answer])
+        except asyncio.CancelledError:
+            cancelled = True
+            if withdrawn():
+                raise
+    if cancelled:
+        if not answer.cancelled():
+            answer.exception()  # looked at, so that asyncio does not warn about it
+        raise asyncio.CancelledError
+    return answer.result()

@@ -165,10 +165,11 @@ def expire_agent(
     if row is None or row["beats"] != agent.beats:
         return []
     message = f"Agent {agent.profile.name} was lost."
-    # One of them may end at this moment by the agent's own word, and is then not given back.
+    # One of them may end at this moment by the agent's own word, and is then not given back. In the order of their
+    # users, as daily totals are always counted, or two who count could wait for each other.
     return [
         attempt.job.id
-        for attempt in open_attempts(db, agent.id)
+        for attempt in sorted(open_attempts(db, agent.id), key=lambda one: one.job.user_id)
         if release_attempt(db, attempt.fence, Reason.AGENT_LOST, message, max_attempts, None, now, None)
     ]
 

@@ -1,19 +1,36 @@
 """SQL of an attempt's holder: every write names the fence and touches nothing when that is stale."""
 
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from ci_common.job_terms import MOST_UNBEGUN, JobOptions, JobStatus, JobVerdict, Reason
 from ci_common.models import Fence, ImageUse, Job, JobEvent, LogSeal, StopIntent
 from ci_common.verdict import verdict
-from ci_persistence.dialect import LOCKED
+from ci_persistence.dialect import LOCKED, UNLOCKED
 from ci_persistence.rows import deadline_text, from_text, job_from, optional_text, stop_from, to_text
 from ci_persistence.sql_connection import Connection, Row
-from ci_persistence.sql_timeline import HELD_BY, NO_AGENT, end, lock_job, move
+from ci_persistence.sql_endings import MAY_END, SAID, VERDICT, Ending, end, end_jobs
+from ci_persistence.sql_given import with_given
+from ci_persistence.sql_timeline import HELD_BY, NO_AGENT, lock_job, move
 
 IMAGE_USES = f"""
     SELECT image_id, max(started_at) AS last_at, count(*) > count(ended_at) AS is_open FROM attempts
     WHERE image_id IS NOT NULL AND started_at IS NOT NULL AND {HELD_BY} GROUP BY image_id
 """  # noqa: S608
+# The attempts whose fence holds, if the table of transitions lets their jobs end so.
+FINISH = f"""
+    UPDATE attempts SET ended_at = given.at, {SAID}
+    FROM given CROSS JOIN jobs ON jobs.id = given.job
+    WHERE attempts.job_id = given.job AND attempts.number = CAST(given.attempt AS integer)
+    AND attempts.token = given.token AND attempts.ended_at IS NULL AND ({MAY_END})
+    RETURNING job_id, agent_id
+"""  # noqa: S608  (constants of this package)
+_FREE = f"""
+    SELECT attempts.job_id FROM attempts JOIN jobs ON jobs.id = attempts.job_id
+    WHERE attempts.job_id IN ({{jobs}}) AND attempts.ended_at IS NULL {UNLOCKED}
+"""  # noqa: S608  (constants of this package)
 _FENCED = "job_id = :job AND number = :attempt AND token = :token AND ended_at IS NULL"
 
 
@@ -98,17 +115,69 @@ def record_stop(
     return StopIntent(reason, now, message)
 
 
-def finish_attempt(
-    db: Connection, fence: Fence, final: JobVerdict, log: LogSeal | None, now: datetime
-) -> bool:
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A verdict on an attempt, by its holder."""
+
+    fence: Fence
+    verdict: JobVerdict
+    log: LogSeal | None
+    at: datetime
+
+    @property
+    def job_id(self) -> str:
+        return self.fence.job_id
+
+    @property
+    def ending(self) -> Ending:
+        return Ending(self.job_id, self.verdict, self.at, self.log)
+
+
+def finish_attempt(db: Connection, finish: Finish) -> bool:
     """The attempt has ended, the job is terminal; False also where the table of transitions forbids it."""
-    held = _held(db, fence)
-    if held is None or end(db, fence.job_id, final, now, log) is None:
-        return False
-    if held["agent_id"] is not None:
-        db.execute("UPDATE agents SET jobs_completed = jobs_completed + 1 WHERE id = ?", (held["agent_id"],))
-    _end_attempt(db, fence, final.reason, final.message, final.exit_code, log, now)
-    return True
+    return finish_attempts(db, [finish])[0]
+
+
+def finish_together(db: Connection, finishes: Sequence[Finish]) -> list[bool | None]:
+    """The same for several, but nobody who is just changing one of them is waited for: None, it is to come alone."""
+    jobs = list({one.job_id for one in finishes})
+    free = {row["job_id"] for row in db.execute(_FREE.format(jobs=", ".join("?" * len(jobs))), jobs)}
+    answers = iter(finish_attempts(db, [one for one in finishes if one.job_id in free]))
+    return [next(answers) if one.job_id in free else None for one in finishes]
+
+
+def finish_attempts(db: Connection, finishes: Sequence[Finish]) -> list[bool]:
+    """Each is done, or (False) has a stale fence or is forbidden; of a job, an earlier one goes first."""
+    answers = [False] * len(finishes)
+    for places in _one_of_each_job(finishes):
+        ended = _finish(db, [finishes[place] for place in places])
+        for place in places:
+            answers[place] = finishes[place].job_id in ended
+    return answers
+
+
+def _one_of_each_job(finishes: Sequence[Finish]) -> Iterable[Sequence[int]]:
+    """Return the places of the first of each job, then those of the second ones, and so on."""
+    earlier, rounds = Counter[str](), defaultdict[int, list[int]](list)
+    for place, one in enumerate(finishes):
+        rounds[earlier[one.job_id]].append(place)
+        earlier[one.job_id] += 1
+    return rounds.values()
+
+
+def _finish(db: Connection, finishes: Sequence[Finish]) -> set[str]:
+    """Return the jobs that have ended; each is in there once."""
+    rows = [(one.job_id, str(one.fence.attempt), one.fence.token, *one.ending.said()) for one in finishes]
+    ended = with_given(db, f"job, attempt, token, {VERDICT}", rows, FINISH).fetchall()
+    if not ended:
+        return set()
+    jobs = {row["job_id"] for row in ended}
+    moved = end_jobs(db, [one.ending for one in finishes if one.job_id in jobs])
+    assert moved == jobs, "a job's status changes only where its open attempt is locked"
+    agents = Counter(row["agent_id"] for row in ended if row["agent_id"] is not None)
+    for agent, count in sorted(agents.items()):
+        db.execute("UPDATE agents SET jobs_completed = jobs_completed + ? WHERE id = ?", (count, agent))
+    return jobs
 
 
 def release_attempt(
@@ -125,24 +194,35 @@ def release_attempt(
     held = _held(db, fence)
     if held is None:
         return None
-    begun = held["begun_at"] is not None
     lock_job(db, fence.job_id)
     job = job_from(db.execute("SELECT * FROM jobs WHERE id = ?", (fence.job_id,)).fetchone())
+    begun = held["begun_at"] is not None
+    final = _last_word(db, held, job, reason, message, max_attempts)
+    if final is None:
+        done = _queue_again(db, fence, job.options, reason, message, not_before, now, fresh_wait=begun)
+    else:
+        done = end(db, job.id, final, now, log)
+    assert done, f"every open job may be released, {job.status} too"
+    _end_attempt(db, fence, reason, message, None, log, now)
+    return final.status if final else JobStatus.QUEUED
+
+
+def _last_word(
+    db: Connection, held: Row, job: Job, reason: Reason, message: str, max_attempts: int
+) -> JobVerdict | None:
+    """Return the verdict on a job whose attempt is given back; None: another attempt may follow."""
+    begun = held["begun_at"] is not None
     if job.cancel_requested_at is not None:
         by = job.cancel_requested_by or "someone"
-        ended = end(db, job.id, verdict(Reason.CANCELLED, f"Cancelled by {by}. {message}"), now, log)
-    elif begun and _charged_attempts(db, job.id) >= (job.options.max_attempts or max_attempts):
-        ended = end(db, job.id, verdict(reason, message), now, log)
-    elif held["agent_id"] is not None and not begun and _unbegun_attempts(db, job.id) >= MOST_UNBEGUN:
+        return verdict(Reason.CANCELLED, f"Cancelled by {by}. {message}")
+    if begun and _charged_attempts(db, job.id) >= (job.options.max_attempts or max_attempts):
+        return verdict(reason, message)
+    if held["agent_id"] is not None and not begun and _unbegun_attempts(db, job.id) >= MOST_UNBEGUN:
         said = (
             f"{message} That was attempt {MOST_UNBEGUN} of those on agents that ended before its tests began."
         )
-        ended = end(db, job.id, verdict(reason, said), now, log)
-    else:
-        ended = _queue_again(db, fence, job.options, reason, message, not_before, now, fresh_wait=begun)
-    assert ended is not None, f"every open job may be released, {job.status} too"
-    _end_attempt(db, fence, reason, message, None, log, now)
-    return ended.status
+        return verdict(reason, said)
+    return None
 
 
 def _queue_again(
@@ -155,7 +235,7 @@ def _queue_again(
     now: datetime,
     *,
     fresh_wait: bool,
-) -> Job | None:
+) -> bool:
     # An attempt that never began leaves the clock of queue_timeout as it was: it bounds such releases.
     columns: dict[str, str | int | None] = {
         "not_before": optional_text(not_before),
@@ -167,7 +247,7 @@ def _queue_again(
     if fresh_wait:
         columns |= {"queued_since": to_text(now), "queue_deadline": deadline_text(options, now)}
     event = JobEvent("released", now, {"attempt": fence.attempt, "reason": reason, "message": message})
-    return move(db, fence.job_id, JobStatus.QUEUED, columns, event)
+    return move(db, fence.job_id, JobStatus.QUEUED, columns, event) is not None
 
 
 def _charged_attempts(db: Connection, job_id: str) -> int:

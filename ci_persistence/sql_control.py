@@ -1,9 +1,10 @@
 """SQL of the control plane: the controller row, claiming, expiry. Only the holder of the lease changes anything."""
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby, islice
 
 from ci_common.job_terms import DEFAULT_POOL, Reason
 from ci_common.models import Attempt, ControllerLease, ControllerState, Fence, JobEvent
@@ -11,9 +12,11 @@ from ci_common.verdict import verdict
 from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import attempt_from, from_text, job_from, options_from, to_text
 from ci_persistence.sql_connection import Connection
+from ci_persistence.sql_endings import Ending, end_jobs
+from ci_persistence.sql_given import slices, with_given
 from ci_persistence.sql_pause import queue_pause
 from ci_persistence.sql_queue import COUNT_QUEUED, take_jobs, times
-from ci_persistence.sql_timeline import HELD_BY, NO_AGENT, OPEN, append_events, end
+from ci_persistence.sql_timeline import HELD_BY, NO_AGENT, OPEN, append_events
 
 OPEN_ATTEMPTS = f"""
     SELECT attempts.* FROM attempts JOIN jobs ON jobs.id = attempts.job_id
@@ -24,6 +27,10 @@ ENDED = f"""
     SELECT container_id, job_id, number FROM attempts
     WHERE container_id IN ({{names}}) AND ended_at IS NOT NULL AND {HELD_BY}
 """  # noqa: S608
+_ADD_ATTEMPTS = """
+    INSERT INTO attempts (job_id, number, holder, token, claimed_at, agent_id)
+    SELECT job, CAST(number AS integer), holder, token, at, agent FROM given
+"""
 _NAMES_AT_ONCE = 500
 # Who comes first, or comes after somebody: then the epoch rises, and nothing of what that one said is left.
 FIRST = (
@@ -139,8 +146,31 @@ def count_queued(db: Connection, now: datetime, pool: str = DEFAULT_POOL) -> int
     return int(db.execute(COUNT_QUEUED, times(now, pool)).fetchone()[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a controller asks for: so many jobs, by its lease."""
+
+    lease: ControllerLease
+    limit: int
+    at: datetime
+
+
 def claim_jobs(db: Connection, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
     """Up to `limit` jobs are claimed, as users take turns; none when the lease is stale."""
+    return claim_together(db, [Claim(lease, limit, now)])[0]
+
+
+def claim_together(db: Connection, claims: Sequence[Claim]) -> list[list[Attempt]]:
+    """The same for several in their order. They exclude each other anyway: together they hold nobody up for longer."""
+    answers: list[list[Attempt]] = []
+    for lease, group in groupby(claims, key=lambda claim: claim.lease):
+        some = list(group)
+        taken = iter(_claimed(db, lease, sum(claim.limit for claim in some), some[-1].at))
+        answers += [list(islice(taken, claim.limit)) for claim in some]
+    return answers
+
+
+def _claimed(db: Connection, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
     if not holds(db, lease):  # once: within a transaction it stays as it is
         return []
     return claim_for(db, Claimant(lease.holder), limit, now)
@@ -159,13 +189,12 @@ def claim_for(db: Connection, claimant: Claimant, limit: int, now: datetime) -> 
     """Up to `limit` jobs are the claimant's, whose right to it was looked at."""
     taken = [job_from(row) for row in take_jobs(db, claimant.pool, limit, now)]
     tokens = {job.id: new_token() for job in taken}
-    db.executemany(
-        "INSERT INTO attempts (job_id, number, holder, token, claimed_at, agent_id) VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (job.id, job.attempt, claimant.holder, tokens[job.id], to_text(now), claimant.agent_id)
-            for job in taken
-        ],
-    )
+    rows = [
+        (job.id, str(job.attempt), claimant.holder, tokens[job.id], to_text(now), claimant.agent_id)
+        for job in taken
+    ]
+    for some in slices(rows):
+        with_given(db, "job, number, holder, token, at, agent", some, _ADD_ATTEMPTS)
     told = [
         (job.id, JobEvent("claimed", now, {"attempt": job.attempt, "holder": claimant.holder}))
         for job in taken
@@ -209,9 +238,10 @@ def expire_queued(
         late[row["id"]] = (
             options_from(row["options"], row["priority"], row["pool"]).queue_timeout_seconds or 0.0
         )
-    return [job_id for job_id, seconds in late.items() if _expire(db, job_id, seconds, now)]
+    expired = end_jobs(db, [_expiry(job_id, seconds, now) for job_id, seconds in late.items()])
+    return [job_id for job_id in late if job_id in expired]
 
 
-def _expire(db: Connection, job_id: str, seconds: float, now: datetime) -> bool:
+def _expiry(job_id: str, seconds: float, now: datetime) -> Ending:
     message = f"It waited in the queue for more than {seconds / 60:g} minutes."
-    return end(db, job_id, verdict(Reason.QUEUE_TIMEOUT, message), now) is not None
+    return Ending(job_id, verdict(Reason.QUEUE_TIMEOUT, message), now)

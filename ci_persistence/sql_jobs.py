@@ -20,7 +20,8 @@ from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import deadline_text, event_from, job_from, options_text, to_text
 from ci_persistence.sql_audit import append_audit
 from ci_persistence.sql_connection import Connection
-from ci_persistence.sql_timeline import append_event, end, lock_job
+from ci_persistence.sql_endings import end
+from ci_persistence.sql_timeline import append_event, lock_job
 
 _PRIORITY_CHANGED = "priority_changed"
 _MOST_CHANGES = 20  # of a job's priority by its owner, so that nobody can fill the timeline

@@ -12,6 +12,7 @@ from ci_common.job_terms import DEFAULT_POOL, JobStatus
 from ci_persistence.dialect import UNLOCKED
 from ci_persistence.rows import to_text
 from ci_persistence.sql_connection import Connection, Row
+from ci_persistence.sql_given import slices, with_given
 from ci_persistence.sql_timeline import OPEN, predecessors, status_list
 from ci_persistence.turns import Contender, Foresight, Head, Turn, UserQueue, turns
 
@@ -90,7 +91,9 @@ TAKE = f"""
     WHERE id IN ({{ids}}) AND id IN (SELECT id FROM free)
     AND status IN {status_list(predecessors(JobStatus.CLAIMED))} RETURNING *
 """  # noqa: S608  (constants of this package)
-TAKE_TURN = "UPDATE users SET last_claim = ? WHERE id = ?"
+TAKE_TURNS = (
+    "UPDATE users SET last_claim = CAST(given.turn AS bigint) FROM given WHERE users.id = given.user_id"
+)
 
 # Of a pool, up to a class, for every user and class: what decides on the user's turns.
 _QUEUES = f"""
@@ -119,7 +122,8 @@ def take_jobs(db: Connection, pool: str, limit: int, now: datetime) -> list[Row]
         got = _taken(db, times(now, pool), chosen)
         taken += [got[turn.job_id] for turn in chosen if turn.job_id in got]
         last = {turn.user_id: place for place, turn in enumerate(chosen, latest + 1) if turn.job_id in got}
-        db.executemany(TAKE_TURN, [(place, user) for user, place in last.items()])
+        for some in slices((user, str(place)) for user, place in last.items()):
+            with_given(db, "user_id, turn", some, TAKE_TURNS)
         passed_over |= {turn.user_id for turn in chosen if turn.job_id not in got}
     return taken
 

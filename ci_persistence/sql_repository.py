@@ -57,6 +57,7 @@ from ci_persistence import (
     sql_retention,
     sql_totals,
 )
+from ci_persistence.gathered import Gathered
 from ci_persistence.sql_audit import append_audit, list_audit
 from ci_persistence.sql_connection import Work
 from ci_persistence.sql_documents import list_documents
@@ -98,6 +99,14 @@ class SQLJobRepository(JobRepository):
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._finishes: Gathered[sql_attempts.Finish, bool] = Gathered(
+            lambda finish: db.write(partial(sql_attempts.finish_attempt, finish=finish)),
+            lambda finishes: db.write(partial(sql_attempts.finish_together, finishes=finishes)),
+        )
+        self._claims: Gathered[sql_control.Claim, list[Attempt]] = Gathered(
+            lambda claim: db.write(lambda db: sql_control.claim_jobs(db, claim.lease, claim.limit, claim.at)),
+            lambda claims: db.write(partial(sql_control.claim_together, claims=claims)),
+        )
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -296,7 +305,7 @@ class SQLJobRepository(JobRepository):
         return await self._db.read(lambda db: sql_control.count_queued(db, now, pool))
 
     async def claim_jobs(self, lease: ControllerLease, limit: int, now: datetime) -> list[Attempt]:
-        return await self._db.write(lambda db: sql_control.claim_jobs(db, lease, limit, now))
+        return await self._claims.answer(sql_control.Claim(lease, limit, now))
 
     async def open_attempts(self, agent_id: str | None = None) -> list[Attempt]:
         return await self._db.read(lambda db: sql_control.open_attempts(db, agent_id))
@@ -383,7 +392,7 @@ class SQLJobRepository(JobRepository):
     async def finish_attempt(
         self, fence: Fence, verdict: JobVerdict, log: LogSeal | None, now: datetime
     ) -> bool:
-        return await self._db.write(lambda db: sql_attempts.finish_attempt(db, fence, verdict, log, now))
+        return await self._finishes.answer(sql_attempts.Finish(fence, verdict, log, now))
 
     async def release_attempt(
         self,

@@ -1,14 +1,13 @@
 """How a job's status changes: the table of transitions as a guard in SQL, and the event of the same transaction."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 
-from ci_common.job_terms import TRANSITIONS, JobStatus, JobVerdict
-from ci_common.models import Job, JobEvent, LogSeal
+from ci_common.job_terms import TRANSITIONS, JobStatus
+from ci_common.models import Job, JobEvent
 from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import data_text, job_from, to_text
 from ci_persistence.sql_connection import Connection
-from ci_persistence.sql_totals import count_end
+from ci_persistence.sql_given import slices, with_given
 
 Value = str | int | None
 
@@ -28,6 +27,10 @@ OPEN = status_list((JobStatus.CLAIMED, JobStatus.RUNNING))
 # differently.)
 HELD_BY = "coalesce(attempts.agent_id, '') = :agent"
 NO_AGENT = ""
+_APPEND = """
+    INSERT INTO job_events (job_id, position, type, timestamp, data)
+    SELECT job, (SELECT coalesce(max(position), -1) + 1 FROM job_events WHERE job_id = job), type, at, data FROM given
+"""
 
 
 def lock_job(db: Connection, job_id: str) -> None:
@@ -41,15 +44,10 @@ def append_event(db: Connection, job_id: str, event: JobEvent) -> None:
 
 
 def append_events(db: Connection, events: Sequence[tuple[str, JobEvent]]) -> None:
-    """Each event stands at the end of its job's timeline."""
-    db.executemany(
-        "INSERT INTO job_events (job_id, position, type, timestamp, data) "
-        "SELECT :job, coalesce(max(position), -1) + 1, :type, :at, :data FROM job_events WHERE job_id = :job",
-        [
-            {"job": job, "type": event.type, "at": to_text(event.timestamp), "data": data_text(event.data)}
-            for job, event in events
-        ],
-    )
+    """Each event stands at the end of its job's timeline; of a job there is one at most."""
+    rows = [(job, event.type, to_text(event.timestamp), data_text(event.data)) for job, event in events]
+    for some in slices(rows):
+        with_given(db, "job, type, at, data", some, _APPEND)
 
 
 def move(
@@ -70,26 +68,3 @@ def move(
         return None
     append_event(db, job_id, event)
     return job_from(row)
-
-
-def end(
-    db: Connection, job_id: str, verdict: JobVerdict, now: datetime, log: LogSeal | None = None
-) -> Job | None:
-    """The job is terminal with that verdict and that log; None: its status did not allow it."""
-    columns: dict[str, Value] = {
-        "success": int(verdict.success),
-        "reason": verdict.reason,
-        "exit_code": verdict.exit_code,
-        "message": verdict.message,
-        "end_time": to_text(now),
-        "not_before": None,
-        "log_size": log.size if log else None,
-        "log_sha256": log.sha256 if log else None,
-        "log_truncated": int(log.truncated) if log else None,
-    }
-    data = {"success": verdict.success, "reason": verdict.reason, "message": verdict.message}
-    event = JobEvent(verdict.status.value, now, {**data, "exit_code": verdict.exit_code})
-    ended = move(db, job_id, verdict.status, columns, event)
-    if ended is not None:
-        count_end(db, ended)  # exactly once: the table of transitions lets no job end twice
-    return ended

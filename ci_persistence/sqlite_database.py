@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from ci_persistence.migrations import require_current_schema
-from ci_persistence.settled import settled
+from ci_persistence.settled import answered, settled
 from ci_persistence.sqlite_connection import (
     BUSY_TIMEOUT_MS,
     Outcome,
@@ -139,25 +139,15 @@ class _Slot:
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
             self._serving.add_done_callback(self._served)
-        await self._until_done(mine)
         with translated(self._path):
-            result: T = mine.outcome.result()
+            result: T = await answered(mine.outcome, lambda: self._withdrawn(mine))
         return result
 
-    async def _until_done(self, mine: _Waiting) -> None:
-        """It is over, also when the caller is cancelled meanwhile; only before its turn it never runs then."""
-        cancelled = False
-        while not mine.outcome.done():
-            try:
-                await asyncio.wait([mine.outcome])
-            except asyncio.CancelledError:
-                cancelled = True
-                if mine in self._waiting:
-                    self._waiting.remove(mine)
-                    raise
-        if cancelled:
-            mine.outcome.exception()  # looked at, so that asyncio does not warn about it
-            raise asyncio.CancelledError
+    def _withdrawn(self, mine: _Waiting) -> bool:
+        waits = mine in self._waiting
+        if waits:
+            self._waiting.remove(mine)
+        return waits
 
     async def _serve(self) -> None:
         while self._waiting:

@@ -112,7 +112,7 @@ async def test_fault_53_a_log_and_its_folders_are_on_disk_before_the_verdict(
     [folder] = {
         str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("1.log") if job_id in str(path)
     }
-    verdict = first(steps, r"UPDATE jobs SET .*'completed'.*")
+    verdict = first(steps, r"WITH given .*VALUES \('[^']*', 'completed', .*UPDATE jobs SET .*")
     sealed = steps[:verdict]
     logs = str(Path(folder).parent)
     for synced in (f"{folder}/1.log", f"{folder}/1.events", folder, logs):

@@ -370,7 +370,7 @@ async def test_a_commit_without_an_answer_is_not_tried_again(
     commits: list[str] = []
 
     def execute(self: Connection, query: object, *arguments: object) -> object:
-        if query == "COMMIT" and not commits:
+        if query == postgres_connection.TELL_AND_COMMIT and not commits:
             commits.append("COMMIT")
             if done:
                 real(self, query)

@@ -10,7 +10,7 @@ from psycopg.rows import dict_row
 
 from ci_common.errors import CIError, OutcomeUnknown
 from ci_persistence import postgres_database
-from ci_persistence.postgres_connection import Connection
+from ci_persistence.postgres_connection import TELL_AND_COMMIT, Connection
 from ci_persistence.postgres_repository import PostgresJobRepository
 from tests.support.postgres import drop_postgres, is_locked, new_postgres
 from tests.support.soak import SOAKING
@@ -111,7 +111,7 @@ async def _lost_at_every_statement(name: str, cast: Cast, loss: Loss) -> int:
         loss.left = nth
         with pytest.raises(CIError) as lost:
             await WRITES[name](cast)
-        if loss.statements[-1] == "COMMIT":
+        if loss.statements[-1] == TELL_AND_COMMIT:
             assert type(lost.value) is OutcomeUnknown
             return nth
         assert not isinstance(lost.value, OutcomeUnknown)

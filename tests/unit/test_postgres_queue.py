@@ -11,9 +11,18 @@ import psycopg
 import pytest
 
 from ci_common.errors import JobFinished, PriorityNotAllowed
-from ci_common.job_terms import JobOptions, JobStatus, Priority
+from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
 from ci_common.models import LimitChange
-from ci_persistence import sql_accounts, sql_control, sql_jobs, sql_pause, sql_queue
+from ci_common.verdict import verdict
+from ci_persistence import (
+    sql_accounts,
+    sql_attempts,
+    sql_control,
+    sql_endings,
+    sql_jobs,
+    sql_pause,
+    sql_queue,
+)
 from ci_persistence.postgres_connection import connect
 from ci_persistence.postgres_database import PostgresDatabase
 from ci_persistence.postgres_repository import PostgresJobRepository
@@ -225,6 +234,17 @@ def test_a_claim_reads_no_more_than_it_needs_when_statistics_know_of_no_queue(ur
     assert taking == {"jobs_pkey"}
 
 
+@pytest.mark.parametrize("rows", [1, 10])
+def test_verdicts_are_recorded_by_the_key_of_their_jobs(url: str, rows: int) -> None:
+    ending, finishing = f"job, {sql_endings.VERDICT}", f"job, attempt, token, {sql_endings.VERDICT}"
+    with closing(connect(url)) as db:
+        add_jobs(db, "completed", 3000)
+        db.execute("ANALYZE")
+        add_jobs(db, "queued", 3000)
+        assert given_plan(db, ending, sql_endings.END, rows) == {"jobs_pkey"}
+        assert given_plan(db, finishing, sql_attempts.FINISH, rows) == {"jobs_pkey"}
+
+
 def add_jobs(db: Any, status: str, count: int) -> None:
     ended = to_text(at(1)) if status == "completed" else None
     for user in range(10):
@@ -241,8 +261,37 @@ def add_jobs(db: Any, status: str, count: int) -> None:
     )
 
 
-def indexes_of(db: Any, statement: str, values: dict[str, Any]) -> set[str]:
+def given_plan(db: Any, columns: str, statement: str, rows: int) -> set[str]:
+    """Return the indexes of jobs by which a statement about so many rows would read."""
+    row = {name: "failed" if name == "status" else "1" for name in columns.split(", ")}
+    values = ", ".join([f"({', '.join('?' * len(row))})"] * rows)
+    return indexes_of(db, f"WITH given ({columns}) AS (VALUES {values}) {statement}", [*row.values()] * rows)
+
+
+def indexes_of(db: Any, statement: str, values: dict[str, Any] | list[str]) -> set[str]:
     """Return the indexes by which the planner would read jobs; reading all of them would be none."""
     plan = "\n".join(row[0] for row in db.execute("EXPLAIN " + statement, values))
     assert "Seq Scan on jobs" not in plan, plan
     return set(re.findall(r"(?:using|Bitmap Index Scan on) (jobs\w+)", plan))
+
+
+async def test_a_job_that_somebody_changes_holds_up_its_own_verdict_only(
+    story: Story, repository: PostgresJobRepository, url: str
+) -> None:
+    """Of verdicts that come together."""
+    for n in range(3):
+        await story.queue(n)
+    attempts = [await story.claim(5) for _ in range(3)]
+    changed = attempts[1].job.id
+    async with about_to_commit(url, lambda db: sql_jobs.request_cancel(db, changed, None, "ada", at(6))):
+        finishing = [
+            asyncio.create_task(
+                repository.finish_attempt(one.fence, verdict(Reason.BAD_ARCHIVE), None, at(7))
+            )
+            for one in attempts
+        ]
+        await one_waits(url)
+        assert [await finishing[place] for place in (0, 2)] == [True, True]
+        assert not finishing[1].done()
+    assert await finishing[1]
+    assert await story.timeline(changed) == ["submitted", "claimed", "cancel_requested", "failed"]

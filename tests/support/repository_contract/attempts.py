@@ -1,5 +1,6 @@
 """The contract about what the holder of an attempt writes: fenced, once, whole."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,49 @@ class AttemptsContract:
         assert not await story.repository.finish_attempt(fence, verdict(None), SEAL, at(9))
         assert (await story.job(job.id)).status is JobStatus.CLAIMED
         assert await story.repository.finish_attempt(fence, verdict(Reason.BAD_ARCHIVE), None, at(9))
+
+    async def test_verdicts_at_the_same_time_are_each_judged_by_itself(self, story: Story) -> None:
+        for n in range(4):
+            await story.queue(n)
+        running, failing, unstarted = (await story.run("a")), (await story.run("b")), (await story.claim())
+        pool = (await story.queue(5, options=JobOptions(pool="gpu"))).id
+        agent = await story.agent("rack", pool="gpu")
+        (held,) = await story.repository.claim_for_agent(agent.lease, 1, at(6))
+        stale = replace((await story.claim()).fence, token="not that")
+        passed, failed = verdict(None), verdict(Reason.TESTS_FAILED, "1 failed", 1)
+        asked = [
+            (running.fence, passed),
+            (unstarted.fence, passed),  # only what ran can have passed
+            (failing.fence, failed),
+            (stale, passed),
+            (running.fence, failed),  # it has its verdict
+            (held.fence, verdict(Reason.BAD_ARCHIVE)),
+            (unstarted.fence, verdict(Reason.BAD_ARCHIVE)),
+        ]
+        answers = await asyncio.gather(
+            *(story.repository.finish_attempt(fence, final, SEAL, at(9)) for fence, final in asked)
+        )
+        assert answers == [True, False, True, False, False, True, True]
+        jobs = [await story.job(one.job.id) for one in (running, failing, unstarted, held)]
+        assert [job.reason for job in jobs] == [
+            None,
+            Reason.TESTS_FAILED,
+            Reason.BAD_ARCHIVE,
+            Reason.BAD_ARCHIVE,
+        ]
+        assert (jobs[1].message, jobs[1].exit_code, jobs[1].log_size, jobs[1].end_time) == (
+            "1 failed",
+            1,
+            SEAL.size,
+            at(9),
+        )
+        assert (await story.timeline(running.job.id))[-2:] == ["running", "completed"]
+        assert (await story.timeline(pool)) == ["submitted", "claimed", "failed"]
+        assert [one.fence.job_id for one in await story.repository.open_attempts()] == [stale.job_id]
+        counted = {total.reason: total.jobs for total in await story.repository.daily_totals()}
+        assert counted == {None: 1, Reason.TESTS_FAILED: 1, Reason.BAD_ARCHIVE: 2}
+        (known,) = await story.repository.list_agents()
+        assert (known.jobs_completed, known.jobs_running) == (1, 0)
 
     async def test_a_verdict_is_final(self, story: Story) -> None:
         job = await story.queue()

@@ -190,6 +190,20 @@ class ControlContract:
         await story.queue()
         assert await story.repository.claim_jobs(story.lease, 0, at(1)) == []
 
+    async def test_claims_at_the_same_time_get_what_they_would_one_after_the_other(
+        self, story: Story
+    ) -> None:
+        jobs = [(await story.queue(n)).id for n in range(6)]
+        stale = replace(story.lease, epoch=story.lease.epoch + 1)
+        asked = [(story.lease, 2), (story.lease, 0), (stale, 3), (story.lease, 1), (story.lease, 9)]
+        found = await asyncio.gather(
+            *(story.repository.claim_jobs(lease, limit, at(9)) for lease, limit in asked)
+        )
+        assert [[one.job.id for one in some] for some in found] == [jobs[:2], [], [], jobs[2:3], jobs[3:]]
+        assert {one.fence for one in await story.repository.open_attempts()} == {
+            one.fence for some in found for one in some
+        }
+
     async def test_a_job_that_backs_off_is_not_claimed(self, story: Story) -> None:
         job = await story.queue()
         attempt = await story.claim()
