@@ -40,7 +40,8 @@ class Gathered(Generic[Ask, Answer]):
         self._alone = alone
         self._together = together
         self._waiting: deque[_Waiting[Ask]] = deque()
-        self._busy = False
+        self._busy = False  # one is being written, alone or by the task that serves
+        self._serving: asyncio.Task[None] | None = None
 
     async def answer(self, ask: Ask) -> Answer:
         """Return what became of it; cancelled before its turn, it never ran."""
@@ -59,9 +60,8 @@ class Gathered(Generic[Ask, Answer]):
         """Whoever waits by now is being served."""
         self._busy = bool(self._waiting)
         if self._busy:
-            serving = asyncio.create_task(self._serve())
-            serving.add_done_callback(self._served)
-            self._serving = serving  # or nobody would hold it
+            self._serving = asyncio.create_task(self._serve())
+            self._serving.add_done_callback(self._served)
 
     async def _in_company(self, ask: Ask, *, first: bool = False) -> Answer:
         mine = _Waiting(ask, asyncio.get_running_loop().create_future())
@@ -86,11 +86,11 @@ class Gathered(Generic[Ask, Answer]):
             finally:
                 for one in taken:
                     one.answer.cancel()  # nothing where it was told something: else the loop ends
-        self._busy = False
+        self._serving, self._busy = None, False
 
     def _served(self, serving: asyncio.Task[None]) -> None:
-        if serving.cancelled():  # the loop ends
-            self._busy = False
+        if self._serving is serving:  # it did not come to its end: the loop ends
+            self._serving, self._busy = None, False
             while self._waiting:
                 self._waiting.popleft().answer.cancel()
 
