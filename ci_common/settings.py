@@ -1,10 +1,11 @@
 """Settings that several processes of an installation share, and how any of them are read."""
 
+import re
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ci_common.errors import InvalidRequest
@@ -14,9 +15,19 @@ _SQLITE: Final = "sqlite:///"
 _POSTGRESQL: Final = ("postgresql://", "postgres://")
 # Beside it lie the lock and the ballast, as beside the file of SQLite; there is no file of that name.
 _INSTEAD_OF_A_FILE: Final = "controller"
+_SIZES: Final = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
+
+
+def parse_size(value: Any) -> Any:
+    """Return bytes for `2GiB`, `512m` or a plain number; everything else is left to the field's own check."""
+    found = re.fullmatch(r"([\d.]+)\s*(?:([kmgt])(?:i?b)?|b)?", str(value).strip().lower())
+    return int(float(found[1]) * _SIZES[found[2] or ""]) if found else value
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 
 class CISettings(BaseSettings):

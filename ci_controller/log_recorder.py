@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ci_common.log_limits import LOG_SLACK
 from ci_common.stores import LogWriter
 from ci_controller.frames import (
     EventFrame,
@@ -22,7 +23,6 @@ from ci_controller.frames import (
     TrailerFrame,
 )
 
-SLACK_BYTES: Final = 1024**2  # the harness enforces the limit, and needs room to say so
 _SEARCH_BYTES: Final = 64 * 1024
 
 MISMATCH: Final = b"\n[ci] What follows differs from the output that was recorded before an interruption.\n"
@@ -62,7 +62,7 @@ class LogRecorder:
         self.prepared = False  # and waits for its environment to be kept
         self.over_limit = False
         self._writer = writer
-        self._capacity = log_limit + SLACK_BYTES
+        self._capacity = log_limit + LOG_SLACK
         self._decoder = FrameDecoder()
         self._standing = writer.size()  # bytes of an earlier reading that were not compared yet, up to here
         self._offset = 0

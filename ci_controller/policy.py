@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal
 
+from ci_common.log_limits import DEFAULT_LOG_LIMIT
 from ci_common.models import MAX_ATTEMPTS, Job
 from ci_controller.image_retention import DEFAULT_IMAGE_LIMITS, ImageLimits
 from ci_controller.retention import DEFAULT_RETENTION, Retention
@@ -33,7 +34,7 @@ class Policy:
     )  # with a disk that does not take the log of an ended container
     # With an engine that tells nothing more of a container's output, and does not end it either.
     output_patience: timedelta = timedelta(seconds=10)
-    log_limit: int = 100 * 1024**2
+    log_limit: int = DEFAULT_LOG_LIMIT
     max_running_jobs: int = os.cpu_count() or 1
     max_attempts: int = MAX_ATTEMPTS  # of those whose tests began
     job_timeout: timedelta = timedelta(minutes=30)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from ci_common.settings import LogSettings, ServiceSettings
+from ci_common.settings import LogSettings, ServiceSettings, Size, parse_size
 from ci_controller.image_retention import ImageLimits
 from ci_controller.job_network import NetworkOptions, bridge_for
 from ci_controller.network_rules import Destination
@@ -25,14 +25,7 @@ from ci_controller.retention import (
     Retention,
 )
 
-_SIZES: Final = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _DURATIONS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def parse_size(value: Any) -> Any:
-    """Return bytes for `2GiB`, `512m` or a plain number; everything else is left to the field's own check."""
-    found = re.fullmatch(r"([\d.]+)\s*(?:([kmgt])(?:i?b)?|b)?", str(value).strip().lower())
-    return int(float(found[1]) * _SIZES[found[2] or ""]) if found else value
 
 
 def parse_duration(value: Any) -> Any:
@@ -41,7 +34,6 @@ def parse_duration(value: Any) -> Any:
     return timedelta(seconds=float(found[1]) * _DURATIONS[found[2]]) if found else value
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
 SizeOrNothing = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from ci_common.settings import ServiceSettings
+from ci_common.log_limits import DEFAULT_LOG_LIMIT, most_log_bytes
+from ci_common.settings import ServiceSettings, Size
 
 MIB = 1024**2
 
@@ -80,8 +81,14 @@ class ServerSettings(ServiceSettings):
     stream_send_timeout: float = Field(
         default=30.0, gt=0, description="Seconds after which a reader that takes nothing loses its stream."
     )
-    max_agent_log_bytes: int = Field(
-        default=1024 * MIB, gt=0, description="Bytes of log that an agent may send of one attempt."
+    log_limit: Size = Field(
+        default=DEFAULT_LOG_LIMIT,
+        description="Bytes of output after which a job is stopped, as the controller and the agents have it.",
+    )
+    max_agent_log_bytes: Size | None = Field(
+        default=None,
+        description="Bytes of log that an agent may send of one attempt; by default what a job may write that the "
+        "controller runs: a little more than `CI_LOG_LIMIT`.",
     )
     min_free_bytes: int = Field(
         default=1024 * MIB,
@@ -93,6 +100,11 @@ class ServerSettings(ServiceSettings):
         ge=0,
         description="Free space beside an upload, on the disks of data and database, below which no job is accepted.",
     )
+
+    @property
+    def agent_log_bytes(self) -> int:
+        """Bytes of log that are taken of one attempt: an agent has no more room than a job here would have."""
+        return self.max_agent_log_bytes or most_log_bytes(self.log_limit)
 
 
 def trusted_proxies(settings: ServerSettings) -> frozenset[str]:

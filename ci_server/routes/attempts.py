@@ -292,7 +292,7 @@ async def put_log(
 ) -> Response:
     await require_room(request, server.settings)
     async with server.bodies.whole(request, caller.key.id, MOST_BYTES) as data:
-        place, most = place_of(content_range, len(data)), server.settings.max_agent_log_bytes
+        place, most = place_of(content_range, len(data)), server.settings.agent_log_bytes
         if place + len(data) > most:
             raise ArchiveTooLarge(f"The log would be larger than the {most} bytes that are kept.", limit=most)
         async with server.log_turns.of(held.job.id):  # none is written behind its seal

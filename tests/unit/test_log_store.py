@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ def test_a_second_writer_continues_and_may_repeat(store: FileLogStore, writer: L
 def test_attempts_have_logs_of_their_own(store: FileLogStore, writer: LogWriter) -> None:
     writer.write(0, b"first")
     assert store.size("job", 2) == 0
+
+
+def test_the_logs_of_all_attempts_count(store: FileLogStore, writer: LogWriter) -> None:
+    for attempt, size in ((1, 1000), (2, 200)):
+        with closing(store.writer("job", attempt)) as one:
+            one.write(0, b"x" * size)
+    assert [(item.name, item.size) for item in store.items()] == [("job", 1200)]
 
 
 def test_a_seal_is_size_and_hash_of_the_bytes(store: FileLogStore, writer: LogWriter) -> None:

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from ci_common.errors import InvalidRequest
+from ci_common.log_limits import most_log_bytes
 from ci_common.settings import ServiceSettings, StorageSettings, read_settings
+from ci_controller.settings import ControllerSettings
+from ci_server.settings import ServerSettings
 
 
 def test_what_is_given_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +58,16 @@ def test_a_database_that_is_named_wrongly_is_refused_without_its_password(
     assert read_settings(StorageSettings, db_path="a.db", database_url="sqlite:///a.db").db_path == Path(
         "a.db"
     )
+
+
+def test_an_agents_log_may_be_as_long_as_that_of_a_job_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = read_settings(ControllerSettings).log_limit
+    assert read_settings(ServerSettings).agent_log_bytes == most_log_bytes(default)
+    monkeypatch.setenv("CI_LOG_LIMIT", "5MiB")
+    assert read_settings(ControllerSettings).log_limit == 5 * 1024**2
+    assert read_settings(ServerSettings).agent_log_bytes == most_log_bytes(5 * 1024**2)
+    monkeypatch.setenv("CI_MAX_AGENT_LOG_BYTES", "7MiB")
+    assert read_settings(ServerSettings).agent_log_bytes == 7 * 1024**2
 
 
 def test_all_that_is_wrong_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
