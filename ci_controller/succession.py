@@ -77,7 +77,7 @@ class Succession:
         now = self._clock.monotonic()
         why = self._vigil.is_over(state, has_session=has_session, now=now, may_return=may_return)
         if why is None:
-            self._wait_for(state, lives=has_session or self._vigil.has_heard)
+            self._wait_for(state, lives=self._vigil.has_heard)
             return None
         try:
             if self._is_older:
@@ -133,7 +133,8 @@ class Succession:
         return lease
 
     def _wait_for(self, state: ControllerState | None, *, lives: bool) -> None:
-        """Raises RunnerElsewhere, but only about one that lives: a dead one's word would keep all out for ever."""
+        """Raises RunnerElsewhere, but only about one that was heard of: the word of a dead one would keep all out for
+        ever, and so would the session of one that was stopped."""
         assert state is not None  # else nobody is waited for
         lives = lives and not state.is_released
         if lives and state.runs_on and self._runs_on and state.runs_on != self._runs_on:

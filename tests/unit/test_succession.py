@@ -92,8 +92,15 @@ async def test_the_engine_of_the_leader_decides_who_may_wait(
     assert state is not None
     assert state.runs_on == "engine-1"
     stranger = await candidates.one("engine-2")
+    gaining = stranger.gaining("stranger")
+
+    async def is_refused() -> bool:
+        assert await repository.heartbeat(lease, utcnow())
+        return gaining.done()
+
+    await eventually(is_refused, seconds=LONG)
     with pytest.raises(RunnerElsewhere, match=r"leader runs jobs on another engine.*--no-local-runner"):
-        await stranger.gaining("stranger")
+        await gaining
     await stranger.close()
     waiting = [(await candidates.one(engine)).gaining(str(engine)) for engine in ("engine-1", None)]
     await eventually(lambda: _count(repository, 2), seconds=LONG)
@@ -112,6 +119,21 @@ async def test_the_engine_of_a_leader_that_is_lost_keeps_nobody_out(
     state = await repository.controller_state()
     assert state is not None
     assert state.runs_on == "engine-2"
+
+
+async def test_a_leader_that_hangs_with_its_session_keeps_no_other_engine_out(
+    candidates: Candidates, repository: PostgresJobRepository
+) -> None:
+    """A process that was stopped keeps its session for as long as its host lives."""
+    hung = await candidates.one("engine-1")
+    await hung.succession.gain("hung", lambda: None)
+    heir = await candidates.one("engine-2", QuickClock())
+    await asyncio.wait_for(heir.succession.gain("heir", lambda: None), LONG)
+    state = await repository.controller_state()
+    assert state is not None
+    assert (state.epoch, state.runs_on) == (2, "engine-2")
+    watcher = await candidates.one()
+    assert await watcher.presence.is_led(1), "and its session was there all the time"
 
 
 async def test_a_leader_that_is_heard_of_without_a_session_keeps_its_engine(
