@@ -308,6 +308,7 @@ class ControllerState:
     runs_on: str | None = (
         None  # the engine that has its containers; None: it runs no jobs itself, or could not tell
     )
+    runs_jobs: bool = True  # those of the default pool; False: agents alone do
 
     def is_alive(self, now: datetime) -> bool:
         """Tell whether its last heartbeat is recent."""

@@ -319,13 +319,21 @@ class JobRepository(ABC):
     # -- the controller ----------------------------------------------------------------------------------
 
     @abstractmethod
-    async def take_over(self, holder: str, now: datetime, *, runs_on: str | None = None) -> ControllerLease:
+    async def take_over(
+        self, holder: str, now: datetime, *, runs_on: str | None = None, runs_jobs: bool = True
+    ) -> ControllerLease:
         """The caller is the controller: the epoch rose and every open attempt that no agent holds got a *new token*,
         so its predecessor's writes affect nothing and it can finish what its predecessor claimed."""
 
     @abstractmethod
     async def succeed(
-        self, seen: ControllerState | None, holder: str, now: datetime, *, runs_on: str | None = None
+        self,
+        seen: ControllerState | None,
+        holder: str,
+        now: datetime,
+        *,
+        runs_on: str | None = None,
+        runs_jobs: bool = True,
     ) -> ControllerLease | None:
         """As `take_over`, if the controller is still what was seen of it; None: it was heard of since, or somebody else
         succeeded it. Of several that saw the same exactly one gets a lease."""

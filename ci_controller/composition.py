@@ -90,7 +90,8 @@ async def _succession(
         return None
     stack.push_async_callback(presence.close)
     runs_on = await _engine_of(manager) if settings.local_runner else None
-    return Succession(repository, presence, stores.hub, SystemClock(), runs_on=runs_on)
+    local = settings.local_runner
+    return Succession(repository, presence, stores.hub, SystemClock(), runs_on=runs_on, runs_jobs=local)
 
 
 async def _engine_of(manager: ContainerManager) -> str | None:

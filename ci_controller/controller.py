@@ -423,7 +423,9 @@ class JobController(Runner):
 
     async def _gain(self) -> ControllerLease:
         if self._succession is None:
-            return await self._repository.take_over(self._holder, self._clock.now())
+            return await self._repository.take_over(
+                self._holder, self._clock.now(), runs_jobs=self._local_runner
+            )
         return await self._succession.gain(self._holder, self._asking)
 
     async def _say_goodbye(self) -> None:

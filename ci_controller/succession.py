@@ -43,12 +43,14 @@ class Succession:
         clock: Clock,
         *,
         runs_on: str | None = None,
+        runs_jobs: bool = True,
     ) -> None:
         self._repository = repository
         self._presence = presence
         self._changes = changes
         self._clock = clock
         self._runs_on = runs_on
+        self._runs_jobs = runs_jobs
         self._vigil = Vigil()
         self._waits_for: int | None = None  # the epoch, once that was said
         self._has_looked = False
@@ -122,7 +124,9 @@ class Succession:
             if is_seen or is_overdue:
                 asking()
                 now = self._clock.now()
-                lease = await self._repository.succeed(seen, holder, now, runs_on=self._runs_on)
+                lease = await self._repository.succeed(
+                    seen, holder, now, runs_on=self._runs_on, runs_jobs=self._runs_jobs
+                )
             if lease and not is_seen:
                 await self._presence.lead_after(lease.epoch)
         finally:

@@ -34,12 +34,12 @@ _ADD_ATTEMPTS = """
 _NAMES_AT_ONCE = 500
 # Who comes first, or comes after somebody: then the epoch rises, and nothing of what that one said is left.
 FIRST = (
-    "INSERT INTO controller (id, epoch, holder, heartbeat_at, runs_on) VALUES (1, 1, :holder, :now, :runs_on) "
-    "ON CONFLICT (id)"
+    "INSERT INTO controller (id, epoch, holder, heartbeat_at, runs_on, runs_jobs) "
+    "VALUES (1, 1, :holder, :now, :runs_on, :runs_jobs) ON CONFLICT (id)"
 )
 NEXT = (
     "epoch = controller.epoch + 1, holder = :holder, heartbeat_at = :now, note = NULL, released_at = NULL, "
-    "runs_on = :runs_on"
+    "runs_on = :runs_on, runs_jobs = :runs_jobs"
 )
 EXPIRED = "SELECT id FROM jobs WHERE status = 'queued' AND queued_since < ? ORDER BY queued_since"
 OVERDUE = (
@@ -58,20 +58,29 @@ def instance_id(db: Connection) -> str:
     return str(db.execute("SELECT instance_id FROM installation").fetchone()[0])
 
 
-def take_over(db: Connection, holder: str, now: datetime, runs_on: str | None = None) -> ControllerLease:
+def take_over(
+    db: Connection, holder: str, now: datetime, runs_on: str | None = None, *, runs_jobs: bool = True
+) -> ControllerLease:
     """The holder is the controller and every open attempt that no agent holds has a new token."""
     epoch = db.execute(
-        f"{FIRST} DO UPDATE SET {NEXT} RETURNING epoch", _successor(holder, now, runs_on)
+        f"{FIRST} DO UPDATE SET {NEXT} RETURNING epoch",
+        _successor(holder, now, runs_on, runs_jobs=runs_jobs),
     ).fetchone()[0]
     renew_tokens(db, None, holder)
     return ControllerLease(epoch, holder)
 
 
 def succeed(
-    db: Connection, seen: ControllerState | None, holder: str, now: datetime, runs_on: str | None
+    db: Connection,
+    seen: ControllerState | None,
+    holder: str,
+    now: datetime,
+    runs_on: str | None,
+    *,
+    runs_jobs: bool,
 ) -> ControllerLease | None:
     """The same, unless the controller is no longer what was seen of it."""
-    told = _successor(holder, now, runs_on)
+    told = _successor(holder, now, runs_on, runs_jobs=runs_jobs)
     if seen is None:
         row = db.execute(f"{FIRST} DO NOTHING RETURNING epoch", told).fetchone()
     else:
@@ -87,8 +96,10 @@ def succeed(
     return ControllerLease(row["epoch"], holder)
 
 
-def _successor(holder: str, now: datetime, runs_on: str | None) -> dict[str, str | int | None]:
-    return {"holder": holder, "now": to_text(now), "runs_on": runs_on}
+def _successor(
+    holder: str, now: datetime, runs_on: str | None, *, runs_jobs: bool
+) -> dict[str, str | int | None]:
+    return {"holder": holder, "now": to_text(now), "runs_on": runs_on, "runs_jobs": int(runs_jobs)}
 
 
 def release(db: Connection, lease: ControllerLease, note: str, now: datetime) -> bool:
@@ -132,6 +143,7 @@ def controller_state(db: Connection) -> ControllerState | None:
         row["note"],
         row["released_at"] is not None,
         row["runs_on"],
+        bool(row["runs_jobs"]),
     )
 
 

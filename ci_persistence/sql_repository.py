@@ -275,13 +275,25 @@ class SQLJobRepository(JobRepository):
 
     # -- the controller ----------------------------------------------------------------------------------
 
-    async def take_over(self, holder: str, now: datetime, *, runs_on: str | None = None) -> ControllerLease:
-        return await self._db.write(lambda db: sql_control.take_over(db, holder, now, runs_on))
+    async def take_over(
+        self, holder: str, now: datetime, *, runs_on: str | None = None, runs_jobs: bool = True
+    ) -> ControllerLease:
+        return await self._db.write(
+            lambda db: sql_control.take_over(db, holder, now, runs_on, runs_jobs=runs_jobs)
+        )
 
     async def succeed(
-        self, seen: ControllerState | None, holder: str, now: datetime, *, runs_on: str | None = None
+        self,
+        seen: ControllerState | None,
+        holder: str,
+        now: datetime,
+        *,
+        runs_on: str | None = None,
+        runs_jobs: bool = True,
     ) -> ControllerLease | None:
-        return await self._db.write(lambda db: sql_control.succeed(db, seen, holder, now, runs_on))
+        return await self._db.write(
+            lambda db: sql_control.succeed(db, seen, holder, now, runs_on, runs_jobs=runs_jobs)
+        )
 
     async def release(self, lease: ControllerLease, note: str, now: datetime) -> bool:
         return await self._db.write(lambda db: sql_control.release(db, lease, note, now))

@@ -32,7 +32,8 @@ def _obstacle(pool: str, view: QueueView, now: datetime) -> str | None:
     """Return what keeps every job of the pool from being claimed."""
     if view.pause:
         return str(view.pause)
-    return pool_trouble(pool, view.pools, now) or controller_trouble(view.controller, now)
+    nobody = pool_trouble(pool, view.pools, view.controller, now)
+    return nobody or controller_trouble(view.controller, now)
 
 
 def _turn(place: QueuePlace, view: QueueView, limits: UserLimits) -> str:

@@ -22,11 +22,17 @@ def controller_trouble(state: ControllerState | None, now: datetime) -> str | No
     return state.note
 
 
-def pool_trouble(pool: str, heartbeats: Mapping[str, datetime], now: datetime) -> str | None:
-    """Return one sentence where nobody runs the pool's jobs; the default pool's are the controller's, too."""
-    if pool == DEFAULT_POOL or (pool in heartbeats and now - heartbeats[pool] <= AGENT_LEASE):
-        return None
-    return f"no healthy agent in pool {pool}"
+def pool_trouble(
+    pool: str, heartbeats: Mapping[str, datetime], controller: ControllerState | None, now: datetime
+) -> str | None:
+    """Return one sentence where nobody runs the pool's jobs."""
+    is_served = pool in heartbeats and now - heartbeats[pool] <= AGENT_LEASE
+    return None if is_served or _is_controllers(pool, controller) else f"no healthy agent in pool {pool}"
+
+
+def _is_controllers(pool: str, controller: ControllerState | None) -> bool:
+    """Tell whether the pool's jobs are the controller's, too; of one that never was, that is said elsewhere."""
+    return pool == DEFAULT_POOL and (controller is None or controller.runs_jobs)
 
 
 def pool_limit_reached(pool: str, full: Iterable[PoolLimit]) -> str | None:
@@ -39,16 +45,19 @@ async def waiting_for(repository: JobRepository, job: Job, now: datetime) -> str
     parts = [await _place_in_queue(repository, job, now), _cancellation(job)]
     pause = await repository.queue_pause() if job.status is JobStatus.QUEUED else None
     parts.append(str(pause) if pause else None)
-    parts.append(await _nobody_there(repository, job, now))
-    parts.append(controller_trouble(await repository.controller_state(), now))
+    controller = await repository.controller_state()
+    parts.append(await _nobody_there(repository, job, controller, now))
+    parts.append(controller_trouble(controller, now))
     said = [part for part in parts if part]
     return "; ".join(said) or None
 
 
-async def _nobody_there(repository: JobRepository, job: Job, now: datetime) -> str | None:
-    if job.status is not JobStatus.QUEUED or job.options.pool == DEFAULT_POOL:
+async def _nobody_there(
+    repository: JobRepository, job: Job, controller: ControllerState | None, now: datetime
+) -> str | None:
+    if job.status is not JobStatus.QUEUED or _is_controllers(job.options.pool, controller):
         return None  # a look less at nearly every job
-    return pool_trouble(job.options.pool, await repository.pool_heartbeats(), now)
+    return pool_trouble(job.options.pool, await repository.pool_heartbeats(), controller, now)
 
 
 async def _place_in_queue(repository: JobRepository, job: Job, now: datetime) -> str | None:

@@ -701,6 +701,9 @@ async def test_without_a_runner_of_its_own_what_ran_here_is_given_back_however_b
         repository.faults.clear()
         await controller.give_back()  # as it does again and again
         assert (await system.job(job_id)).status is JobStatus.QUEUED
+        state = await system.repository.controller_state()
+        assert state is not None
+        assert not state.runs_jobs, "people who wait for an agent are told so"
 
 
 async def test_a_container_that_cannot_get_its_name_is_never_fed_and_costs_nothing(

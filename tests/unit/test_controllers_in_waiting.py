@@ -138,6 +138,8 @@ def test_a_leader_that_was_stopped_wakes_up_and_leaves(url: str, start: Start) -
     first.process.send_signal(signal.SIGSTOP)
     leads(url, second, 2)
     assert second.said("it is silent for 1[5-9]") == 1
+    with psycopg.connect(url) as db:
+        assert db.execute("SELECT runs_jobs FROM controller").fetchone() == (0,)
     first.process.send_signal(signal.SIGCONT)
     assert first.ended() == 75
     assert "Another controller took over" in first.log.read_text()

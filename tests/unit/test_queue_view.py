@@ -29,6 +29,7 @@ def view(**fields: Any) -> QueueView:
 PAUSED = QueuePause(NOW, "eve", "new disks")
 BACKING_OFF = make_job(make_user(), not_before=NOW + timedelta(seconds=30))
 GONE = ControllerState(1, "controller", at(0))
+ALONE = replace(ALIVE, runs_jobs=False)  # a control plane and nothing else
 NOTE = ControllerState(1, "controller", NOW, "docker engine does not answer")
 
 
@@ -70,6 +71,14 @@ NOTE = ControllerState(1, "controller", NOW, "docker engine does not answer")
             30.0,
         ),
         (QueuePlace(JOB, 1), view(full_pools=(PoolLimit("gpu", 2, 2),)), TWO, "1 job is before it", 30.0),
+        (QueuePlace(JOB, 0), view(controller=ALONE), TWO, "no healthy agent in pool default", None),
+        (
+            QueuePlace(JOB, 1),
+            view(controller=ALONE, pools={"default": at(80)}),
+            TWO,
+            "1 job is before it",
+            30.0,
+        ),
         (QueuePlace(JOB, 3), view(controller=NOTE), TWO, "docker engine does not answer", None),
     ],
 )

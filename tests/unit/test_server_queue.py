@@ -65,6 +65,19 @@ async def test_a_submission_names_its_pool(http: httpx.AsyncClient) -> None:
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
 
 
+async def test_where_agents_alone_run_jobs_the_default_pool_may_have_nobody(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    job = await site.queue_job(ada)
+    await site.repository.take_over("controller", utcnow(), runs_jobs=False)
+    [queued] = (await http.get("/api/queue/jobs")).json()
+    assert queued["waiting_for"] == "no healthy agent in pool default"
+    assert "no healthy agent in pool default" in str(await waiting_for(site.repository, job, utcnow()))
+    await site.repository.take_over("controller", utcnow())
+    [queued] = (await http.get("/api/queue/jobs")).json()
+    assert queued["waiting_for"] == "next in the queue, waiting for a free slot"
+
+
 async def test_an_owner_changes_the_priority_within_what_is_allowed(
     site: Site, ada: Account, http: httpx.AsyncClient
 ) -> None:

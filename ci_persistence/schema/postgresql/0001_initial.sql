@@ -15,7 +15,8 @@ CREATE TABLE controller (
     heartbeat_at text COLLATE "C" NOT NULL,
     note text COLLATE "C",
     released_at text COLLATE "C", -- set by one that ended of its own accord: whoever waits need not wait for its silence
-    runs_on text COLLATE "C" -- the engine whose containers are its own; null: it runs no jobs itself, or could not tell
+    runs_on text COLLATE "C", -- the engine whose containers are its own; null: it runs no jobs itself, or could not tell
+    runs_jobs integer NOT NULL DEFAULT 1 CHECK (runs_jobs IN (0, 1)) -- 0: agents alone do
 ) WITH (fillfactor = 50); -- written every few seconds: room for the next versions of the row beside it
 
 -- While its row stands, nothing is claimed.

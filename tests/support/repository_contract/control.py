@@ -56,6 +56,22 @@ class ControlContract:
         assert state is not None
         assert (state.holder, state.runs_on, state.is_released) == ("first", "engine-1", False)
 
+    async def test_it_is_known_whether_the_controller_runs_jobs_itself(
+        self, repository: JobRepository
+    ) -> None:
+        await repository.take_over("first", START)
+        first = await repository.controller_state()
+        assert first is not None
+        assert first.runs_jobs
+        assert await repository.succeed(first, "second", at(1), runs_jobs=False)
+        second = await repository.controller_state()
+        assert second is not None
+        assert not second.runs_jobs
+        await repository.take_over("third", at(2))
+        third = await repository.controller_state()
+        assert third is not None
+        assert third.runs_jobs
+
     async def test_succeeding_is_taking_over(self, story: Story, other: JobRepository) -> None:
         await story.queue()
         running = await story.run()
