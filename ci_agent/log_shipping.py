@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 
 from ci_agent.link import ServerLink
-from ci_common.errors import ArchiveTooLarge, CIError, Conflict, InvalidOffset, StaleClaim
+from ci_common.errors import ArchiveTooLarge, CIError, Conflict, InvalidOffset, RateLimited, StaleClaim
 from ci_common.models import Fence, LogSeal
 from ci_common.stores import LogStore, LogWriter
 
@@ -76,7 +76,7 @@ class _Shipment:
                 return  # the next look at what we hold says so to everybody
             except (CIError, OSError) as error:
                 log.debug("log not sent", job=self._fence.job_id, error=str(error))
-                self._over.wait(_RETRY)
+                self._over.wait(_patience(error))
                 self._changed.set()
             self._over.wait(_GATHERING)
 
@@ -109,6 +109,12 @@ class _Shipment:
         if events != self._events:
             self._link.put(self._fence, "events", events)
             self._events = events
+
+
+def _patience(error: Exception) -> float:
+    """Return the seconds until the next try: of a server that takes no more the ones it says, since whoever reports an
+    end asks the same server."""
+    return float(error.retry_after or _RETRY) if isinstance(error, RateLimited) else _RETRY
 
 
 class _ShippedWriter(LogWriter):

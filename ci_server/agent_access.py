@@ -38,6 +38,16 @@ Runner = Annotated[Caller, Depends(_runner)]
 Operator = Annotated[Caller, Depends(_operator)]
 
 
+async def _reporter(caller: Runner, server: Server) -> Caller:
+    server.rates.report_by(caller.key.id)
+    return caller
+
+
+# Who is asked about everything but heartbeats, claims and news, so that a flood of log keeps none of those out.
+Reporter = Annotated[Caller, Depends(_reporter)]
+COUNTED: Final = Depends(_reporter)
+
+
 async def _waits(caller: Runner, server: Server) -> AsyncGenerator[None]:
     with server.agent_waits.hold(caller.key.id):
         yield
@@ -81,7 +91,7 @@ def unknown_agent(agent_id: str) -> NotFound:
 
 
 async def _held(
-    request: Request, agent: CallingAgent, server: Server, job_id: JobId, token: Token
+    request: Request, _: Reporter, agent: CallingAgent, server: Server, job_id: JobId, token: Token
 ) -> Attempt:
     for attempt in await server.repository.open_attempts(agent.id):
         same = hmac.compare_digest(attempt.fence.token.encode(), token.encode())

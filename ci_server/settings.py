@@ -55,6 +55,12 @@ class ServerSettings(ServiceSettings):
     max_submissions_per_key: int = Field(
         default=120, ge=0, description="Submissions per minute of one key at one process; 0: any number."
     )
+    max_requests_per_agent: int = Field(
+        default=5_000,
+        ge=0,
+        description="Requests per minute of one agent about what it runs, pieces of logs most of all, at one process; "
+        "0: any number. Heartbeats and claims are never held up by them.",
+    )
     max_requests_per_address: int = Field(
         default=6_000,
         ge=0,

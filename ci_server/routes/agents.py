@@ -12,6 +12,7 @@ from ci_common.job_terms import POOL_NAME
 from ci_common.models import Agent, AgentState, PoolLimit
 from ci_server.agent_access import (
     BETWEEN_LOOKS,
+    COUNTED,
     MAY_BEAT,
     MAY_WAIT,
     AgentId,
@@ -72,6 +73,7 @@ BODY = (InvalidRequest, ArchiveTooLarge, TooManyRequests)
     response_description="The agent.",
     responses={**example("registered"), **problems(Conflict, *BODY)},
     openapi_extra=json_request(ProfileRequest),
+    dependencies=[COUNTED],
 )
 async def register(request: Request, caller: Runner, server: Server) -> Response:
     profile = profile_of(await said(request, caller, server, ProfileRequest))
@@ -209,6 +211,7 @@ async def heartbeat(request: Request, agent: NamedAgent, caller: Runner, server:
     status_code=204,
     response_class=Response,
     responses=problems(NotFound, StaleClaim, Conflict, InvalidRequest),
+    dependencies=[COUNTED],
 )
 async def deregister(agent: NamedAgent, server: Server) -> Response:
     await server.repository.deregister_agent(agent.lease, server.clock.now())
@@ -223,6 +226,7 @@ async def deregister(agent: NamedAgent, server: Server) -> Response:
     response_model=HeldModel,
     response_description="The attempts.",
     responses={**example("held"), **problems(NotFound, StaleClaim, InvalidRequest)},
+    dependencies=[COUNTED],
 )
 async def attempts(agent: NamedAgent, server: Server) -> Response:
     held = await server.repository.open_attempts(agent.id)
@@ -266,6 +270,7 @@ async def news(agent: NamedAgent, server: Server, known: Known = None, wait: Wai
     response_description="Those that have.",
     responses={**example("ended"), **problems(NotFound, StaleClaim, *BODY)},
     openapi_extra=json_request(ContainersRequest),
+    dependencies=[COUNTED],
 )
 async def ended(request: Request, agent: NamedAgent, caller: Runner, server: Server) -> Response:
     asked = await said(request, caller, server, ContainersRequest)
@@ -281,6 +286,7 @@ async def ended(request: Request, agent: NamedAgent, caller: Runner, server: Ser
     response_model=ImagesModel,
     response_description="By their ids.",
     responses={**example("images"), **problems(NotFound, StaleClaim, InvalidRequest)},
+    dependencies=[COUNTED],
 )
 async def images(agent: NamedAgent, server: Server) -> Response:
     uses = await server.repository.image_uses(agent.id)

@@ -35,6 +35,7 @@ from tests.support.plain_http import NO_TLS
 # Tests ask as fast as they can; those of the limits set their own.
 UNLIMITED: Mapping[str, Any] = {
     "max_requests_per_key": 0,
+    "max_requests_per_agent": 0,
     "max_submissions_per_key": 0,
     "max_requests_per_address": 0,
     "max_failed_keys_per_address": 0,

@@ -13,6 +13,7 @@ from ci_common.errors import RateLimited
 from ci_common.models import Scope
 from ci_server.rate_limits import BoundedWindows, RateLimits, caller_of
 from tests.support.server import Account, Site, client, make_settings, open_site, serving, upload
+from tests.unit.test_server_auth import NEEDS
 
 
 class HandClock:
@@ -125,6 +126,7 @@ def test_a_key_that_is_good_no_more_is_a_guess_like_any_other(clock: HandClock, 
 async def site(tmp_path: Path) -> AsyncGenerator[Site, None]:
     changes: dict[str, Any] = {
         "max_requests_per_key": 5,
+        "max_requests_per_agent": 4,
         "max_submissions_per_key": 2,
         "max_requests_per_address": 30,
         "max_failed_keys_per_address": 3,
@@ -159,9 +161,34 @@ async def test_a_key_of_an_agent_too_is_counted_where_people_ask(site: Site) -> 
             for _ in range(5):
                 assert (await http.get("/jobs")).status_code == 200
             assert_limited(await http.get("/jobs"), 5)
-            for _ in range(6):
-                registered = await http.post("/api/agents/register", json={"name": "rack"})
-                assert registered.status_code == 200
+            registered = await http.post("/api/agents/register", json={"name": "rack"})
+            assert registered.status_code == 200, "what it reports is counted apart"
+
+
+NEVER_HELD_UP = {
+    ("POST", "/api/agents/{agent_id}/heartbeat"),
+    ("GET", "/api/agents/{agent_id}/news"),
+    ("POST", "/api/queue/claim"),
+}
+
+
+async def test_an_agent_that_reports_too_much_still_beats_and_claims(site: Site) -> None:
+    rack = await site.account("rack", frozenset({Scope.AGENT}))
+    other = await site.account("other", frozenset({Scope.AGENT}))
+    names = {"agent_id": rack.key.id, "job_id": "any"}
+    held = {"Agent-Epoch": "1", "Claim-Token": "any"}
+    with serving(site.settings) as url:
+        async with client(url, rack) as http:
+            for _ in range(4):
+                assert (await http.post("/api/agents/register", json={"name": "rack"})).status_code == 200
+            for (method, path), needed in NEEDS.items():
+                if needed is Scope.AGENT:
+                    answer = await http.request(method, path.format(**names), headers=held)
+                    limited = answer.json().get("code") == "rate_limited"
+                    assert limited is ((method, path) not in NEVER_HELD_UP), (path, answer.text)
+            assert_limited(await http.get(f"/api/agents/{rack.key.id}/attempts", headers=held), 4)
+        async with client(url, other) as http:
+            assert (await http.post("/api/agents/register", json={"name": "other"})).status_code == 200
 
 
 async def test_submissions_have_a_limit_of_their_own(http: httpx.AsyncClient) -> None:
