@@ -152,6 +152,8 @@ def _copy_logs(store: Path, database: Path, target: Path) -> tuple[str, ...]:
 
 def _copy_log(source: Path, target: Path) -> bool:
     """One job's log is in the backup; False: there is none, or it is pruned. Raises what else kept it out."""
+    if source.is_symlink():
+        return False
     unfinished = shutil.ignore_patterns("*.part", "*.new")
     for _ in range(_SNAPSHOTS):
         copy = _CopyingFiles()

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 from ci_common.errors import StorageFull
 from ci_common.models import LogSeal
 from ci_common.stores import LogReader, LogStore, LogWriter, StoredItem
-from ci_persistence.descriptors import read_fully, write_fully
+from ci_persistence.descriptors import open_in_place, read_fully, write_fully
 from ci_persistence.ownership import FILE_MODE, fsync_directory, make_shared_directory
 from ci_persistence.put_away import compressed_path, put_away, reading, take_out
 
@@ -59,11 +60,12 @@ class FileLogStore(LogStore):
 
     def size(self, job_id: str, attempt: int) -> int:
         path = self._path(job_id, attempt)
-        try:
-            return path.stat().st_size  # of one that grows: asked at every wake-up
-        except FileNotFoundError:
-            with reading(path) as reader:
-                return reader.size()
+        with suppress(FileNotFoundError):
+            found = path.lstat()  # of one that grows: asked at every wake-up
+            if stat.S_ISREG(found.st_mode) and not path.parent.is_symlink():
+                return found.st_size
+        with reading(path) as reader:
+            return reader.size()
 
     def read(self, job_id: str, attempt: int, offset: int, length: int) -> bytes:
         with reading(self._path(job_id, attempt)) as reader:
@@ -79,19 +81,23 @@ class FileLogStore(LogStore):
     def delete(self, job_id: str) -> None:
         directory = self._path(job_id, 1).parent
         with suppress(FileNotFoundError):
-            shutil.rmtree(directory)
+            if directory.is_symlink():
+                directory.unlink()
+            else:
+                shutil.rmtree(directory)
 
     def items(self) -> Iterator[StoredItem]:
         now = time.time()
         for directory in sorted(self._root.glob("*/")):
-            if _JOB_ID.fullmatch(directory.name) and (item := _item(directory, now)):
+            ours = _JOB_ID.fullmatch(directory.name) and not directory.is_symlink()
+            if ours and (item := _item(directory, now)):
                 yield item
 
     def to_put_away(self) -> Iterator[tuple[str, int]]:
         for path in sorted(self._root.glob("*/*.log")):
             with suppress(FileNotFoundError):
                 ours = _JOB_ID.fullmatch(path.parent.name) and _ATTEMPT.fullmatch(path.stem)
-                if ours and path.stat().st_size > _ONE_BLOCK:
+                if ours and not path.parent.is_symlink() and path.lstat().st_size > _ONE_BLOCK:
                     yield path.parent.name, int(path.stem)
 
     def put_away(self, job_id: str, attempt: int, seal: LogSeal | None = None) -> bool | None:
@@ -122,11 +128,11 @@ def _item(directory: Path, now: float) -> StoredItem | None:
     """Return what the directory of one job holds, None if it vanished meanwhile."""
     try:
         with os.scandir(directory) as entries:
-            stats = [entry.stat() for entry in entries]
-        newest = max((stat.st_mtime for stat in stats), default=directory.stat().st_mtime)
+            stats = [entry.stat(follow_symlinks=False) for entry in entries]
+        newest = max((one.st_mtime for one in stats), default=directory.stat().st_mtime)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return StoredItem(directory.name, sum(stat.st_size for stat in stats), max(0.0, now - newest))
+    return StoredItem(directory.name, sum(one.st_size for one in stats), max(0.0, now - newest))
 
 
 class FileLogWriter(LogWriter):
@@ -194,6 +200,6 @@ def _events_path(log_path: Path) -> Path:
 
 def _open_for_writing(path: Path, flags: int) -> int:
     # A link is an error: the controller may be root, and the directory another user's.
-    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+    descriptor = open_in_place(path, flags | os.O_CREAT, FILE_MODE)
     os.fchmod(descriptor, FILE_MODE)  # whatever the umask
     return descriptor

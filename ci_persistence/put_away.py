@@ -18,7 +18,7 @@ import structlog
 from ci_common.crash_points import crash_point
 from ci_common.models import LogSeal
 from ci_common.stores import LogReader
-from ci_persistence.descriptors import read_fully, write_fully
+from ci_persistence.descriptors import is_of_a_link, open_in_place, read_fully, write_fully
 from ci_persistence.log_frames import DamagedFrames, FramedText, compress
 from ci_persistence.ownership import FILE_MODE, fsync_directory
 
@@ -57,7 +57,7 @@ def put_away(path: Path, seal: LogSeal | None) -> bool | None:
     else is at it. Raises OSError, of a log that is a link too.
     """
     try:
-        plain = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        plain = open_in_place(path, os.O_RDWR)
     except FileNotFoundError:
         return None
     try:
@@ -93,10 +93,22 @@ def take_out(path: Path) -> None:
 def _opened(path: Path) -> tuple[int | None, LogReader]:
     # The plain one once more at the end: it may have been taken out between the first two looks.
     for form in (path, compressed_path(path), path):
-        with suppress(FileNotFoundError):
-            descriptor = os.open(form, os.O_RDONLY)
+        if (descriptor := _for_reading(form)) is not None:
             return descriptor, _PlainReader(descriptor) if form is path else _FramedReader(descriptor, form)
     return None, _PlainReader(None)
+
+
+def _for_reading(path: Path) -> int | None:
+    """Return the descriptor, None where there is nothing. What a link names is no log: it counts as not there."""
+    try:
+        return open_in_place(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if not is_of_a_link(error):
+            raise
+        log.error("a log is a link, which is not followed", path=str(path))
+        return None
 
 
 class _PlainReader(LogReader):
@@ -164,7 +176,7 @@ def _written(plain: int, unfinished: Path) -> LogSeal:
     """The file holds the log in frames, on disk for good and read back from there; returns what the log is."""
     # The directory may be somebody else's than this process's: what lies under that name is not written through.
     unfinished.unlink(missing_ok=True)
-    target = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    target = open_in_place(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE)
     try:
         os.fchmod(target, FILE_MODE)  # whatever the umask
         found = compress(plain, target)
@@ -190,9 +202,9 @@ def _compare(descriptor: int, expected: LogSeal) -> None:
 
 
 def _decompress(stored: Path, unfinished: Path) -> None:
-    source = os.open(stored, os.O_RDONLY | os.O_NOFOLLOW)
+    source = open_in_place(stored, os.O_RDONLY)
     try:
-        target = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        target = open_in_place(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
         try:
             os.fchmod(target, FILE_MODE)
             for piece in FramedText(source).pieces():

@@ -228,6 +228,40 @@ def test_a_log_that_is_a_link_is_an_error(store: FileLogStore, folder: Path, for
     assert names(folder) == {"1.log", "1.events"}
 
 
+@pytest.mark.parametrize("name", ["1.log", "1.log.zst"])
+def test_nobody_reads_what_a_link_names(name: str, store: FileLogStore, folder: Path, foreign: Path) -> None:
+    (folder / "1.log").unlink()
+    (folder / name).symlink_to(foreign)
+    (folder / "1.events").unlink()
+    (folder / "1.events").symlink_to(foreign)
+    with capture_logs() as logs:
+        assert_nothing_is_read(store)
+    assert {line["event"] for line in logs} == {"a log is a link, which is not followed"}
+    assert [(item.name, item.size < foreign.stat().st_size) for item in store.items()] == [("job", True)]
+
+
+def test_a_directory_that_is_a_link_is_nobodys(store: FileLogStore, folder: Path, tmp_path: Path) -> None:
+    """As root one would otherwise read, write and prune where the owner of the logs may not."""
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(elsewhere)
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    assert_nothing_is_read(store)
+    assert list(store.items()) == list(store.to_put_away()) == []
+    for writing in (store.put_away, store.writer):
+        with pytest.raises(OSError, match="Not a directory"):
+            writing("job", 1)
+    store.delete("job")
+    assert not os.path.lexists(folder)
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
+
+
+def assert_nothing_is_read(store: FileLogStore) -> None:
+    assert store.size("job", 1) == 0
+    assert store.read("job", 1, 0, 100) == store.read_events("job", 1, 100) == b""
+    with store.reader("job", 1) as reader:
+        assert (reader.size(), reader.read(0, 100)) == (0, b"")
+
+
 @pytest.mark.parametrize("name", ["1.events", "1.events.new"])
 def test_events_are_written_through_no_link(
     name: str, store: FileLogStore, folder: Path, foreign: Path
