@@ -29,7 +29,7 @@ from ci_common.models import AGENT_LEASE, ControllerLease
 from ci_common.repository import JobRepository
 from ci_common.stores import ArchiveStore, ChangeHub, LogStore
 from ci_controller.agent_leases import LOOKS, AgentLeases
-from ci_controller.container_runtime import ContainerRuntime, NetworkState
+from ci_controller.container_runtime import ContainerError, ContainerGone, ContainerRuntime, NetworkState
 from ci_controller.disk_watch import DiskWatch, Reserve
 from ci_controller.executor import Executor
 from ci_controller.job_source import JobSource, RepositoryJobSource
@@ -441,7 +441,8 @@ class JobController(Runner):
 
     def _works(self, watching: ExitStack) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
         if not self._local_runner:
-            return (*self._duties(), partial(_every, _HOUSEKEEPING_INTERVAL, self.give_back))
+            give_back = partial(_every, _HOUSEKEEPING_INTERVAL, self.give_back)
+            return (*self._duties(), give_back, self._disks.run_without_jobs)
         return super()._works(watching)
 
     def _duties(self) -> Sequence[Callable[[], Coroutine[Any, Any, object]]]:
@@ -470,14 +471,32 @@ class JobController(Runner):
             for job_id in await self._repository.expire_agent(self._control, agent, attempts, now):
                 log.warning("agent lost", agent=agent.profile.name, job=job_id)
 
+    def _disks_changed(self) -> None:
+        super()._disks_changed()
+        if not self._local_runner:
+            self._say(self._disks.low_without_jobs)  # no pass does it
+
     async def give_back(self) -> None:
-        """What was run here before is queued again, if the database lets us: nobody looks after it any more."""
-        await self.make_pass(self._release_held)
+        """What was run here before is queued again, if the database lets us, and then its containers are gone, if there
+        is an engine: nobody looks after them any more."""
+        if await self.make_pass(self._release_held):
+            await self._remove_left()
 
     async def _release_held(self) -> None:
         for attempt in await self._jobs.held():
             said, now = "The controller runs no jobs any more.", self._clock.now()
             await self._jobs.release(attempt.fence, Reason.INFRA, said, None, None, now)
+
+    async def _remove_left(self) -> None:
+        try:
+            for container in await self._runtime.list(self._jobs.instance_id):
+                self._lease.require()
+                await self._runtime.remove(container.id)
+                log.warning("removed: no jobs run here any more", container=container.id[:12])
+        except EngineUnavailable as error:  # nor need there be one
+            log.debug("no engine to clear", error=error.detail)
+        except (ContainerError, ContainerGone, Superseded) as error:
+            log.warning("a container of a former runner is left", error=str(error))
 
     async def prune(self, *, under_pressure: bool = False) -> None:
         await self._prune_store(under_pressure=under_pressure)

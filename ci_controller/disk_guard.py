@@ -123,6 +123,13 @@ def pressure_note(low: frozenset[str], floor: Floor, blame: Blame) -> str | None
     )
 
 
+def control_plane_note(low: frozenset[str]) -> str | None:
+    """Return the same of where no jobs run: the servers refuse, by a limit of their own, what finds no room."""
+    if not low:
+        return None
+    return f"too little room on the disk of {', '.join(sorted(low))}: make some, soon no job is accepted or claimed"
+
+
 def choose_victim(space: Space, shortage: Shortage, uses: Mapping[str, DiskUse], lost: int) -> Victim | Blame:
     """Return the running container that took most of what is short, unless another may have taken more unseen.
 

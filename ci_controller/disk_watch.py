@@ -23,6 +23,7 @@ from ci_controller.disk_guard import (
     Shortage,
     Victim,
     choose_victim,
+    control_plane_note,
     for_the_operator,
     low_places,
     over_limit,
@@ -102,6 +103,11 @@ class DiskWatch:
         return pressure_note(self._low, self._floor, self._blame)
 
     @property
+    def low_without_jobs(self) -> str | None:
+        """Return what the operator is told where no jobs run, None where there is room."""
+        return control_plane_note(self._low)
+
+    @property
     def engine_is_low(self) -> bool:
         """Tell whether the engine's disk has too little room."""
         return ENGINE in self._low
@@ -111,6 +117,11 @@ class DiskWatch:
         async with asyncio.TaskGroup() as both:
             both.create_task(_for_ever(self.look_for_growth, _SIZES_INTERVAL, share=_SIZES_SHARE))
             both.create_task(_for_ever(self.look_at_room, _LOOK_INTERVAL, share=0))
+
+    async def run_without_jobs(self) -> None:
+        """The disks that are no engine's are looked at until this is cancelled."""
+        self._knows_engine = True  # there need not be one
+        await _for_ever(self.look_at_room, _LOOK_INTERVAL, share=0)
 
     async def look_for_growth(self) -> None:
         """As `look_at_sizes`, unless the disk tells that no layer has grown by much since."""

@@ -21,6 +21,7 @@ from ci_common.models import Job, JobFilter
 from ci_controller import labels
 from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState, start_and_feed
 from ci_controller.container_users import NONE_FREE, USERS
+from ci_controller.disk_watch import DATA
 from ci_controller.feed import prelude
 from ci_controller.frames import Outcome
 from ci_controller.install_plan import ENVIRONMENT
@@ -733,6 +734,43 @@ async def test_without_a_runner_of_its_own_what_ran_here_is_given_back_however_b
         state = await system.repository.controller_state()
         assert state is not None
         assert not state.runs_jobs, "people who wait for an agent are told so"
+
+
+@pytest.mark.parametrize("trouble", [None, EngineUnavailable("nobody answers")])
+async def test_without_a_runner_of_its_own_nothing_runs_on_where_one_was(
+    system: ControlledSystem, trouble: EngineUnavailable | None
+) -> None:
+    """Nobody would look after those containers; no engine is needed, and other installations' are left alone."""
+    instance = await system.repository.instance_id()
+    left = ContainerSpec("job-1", await image(system), ("sleep",), labels.run_labels(instance, 1))
+    strange = replace(left, name="job-2", labels=labels.run_labels("else", 1))
+    for spec in (left, strange):
+        container = await system.runtime.create(spec)
+        await start_and_feed(system.runtime, container, [])
+    job_id = await system.submit()
+    before = await system.repository.take_over("before", utcnow())
+    assert await system.repository.claim_jobs(before, 1, utcnow())
+    engine = Faulty(system.runtime, **({"list": trouble} if trouble else {}))
+    controller = system.controller(runtime=engine, local_runner=False)
+    await controller.start()
+    await controller.give_back()
+    assert (await system.job(job_id)).status is JobStatus.QUEUED
+    assert set(system.runtime.containers) == ({"job-1", "job-2"} if trouble else {"job-2"})
+    await controller.close()
+
+
+async def test_without_a_runner_of_its_own_it_still_watches_the_disks(
+    system: ControlledSystem, tmp_path: Path
+) -> None:
+    policy = replace(system.policy, disk_min_free=2**60)
+    places = {DATA: tmp_path}
+    async with system.running(local_runner=False, policy=policy, places=places):
+
+        async def is_told() -> bool:
+            state = await system.repository.controller_state()
+            return state is not None and "on the disk of the data directory" in str(state.note)
+
+        await eventually(is_told)
 
 
 async def test_a_container_that_cannot_get_its_name_is_never_fed_and_costs_nothing(
