@@ -37,7 +37,7 @@ def namespace_with_a_way_out(name: str, subnet: str) -> Generator[None]:
     `name` has at most 12 characters, because interfaces are named after it; `subnet` is three numbers of a /24.
     """
     outer, inner = outer_interface(name), inner_interface(name)
-    _remove(name, outer, subnet)  # of a test that was killed
+    remove_namespace(name, subnet)  # of a test that was killed
     try:
         run("ip", "netns", "add", name)
         run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
@@ -54,7 +54,7 @@ def namespace_with_a_way_out(name: str, subnet: str) -> Generator[None]:
             run("iptables", "-w", *rule[:2], "-I", *rule[2:])
         yield
     finally:
-        _remove(name, outer, subnet)
+        remove_namespace(name, subnet)
 
 
 def outer_interface(name: str) -> str:
@@ -88,7 +88,9 @@ def _rules(outer: str, subnet: str) -> list[list[str]]:
     ]
 
 
-def _remove(name: str, outer: str, subnet: str) -> None:
+def remove_namespace(name: str, subnet: str) -> None:
+    """Nothing is left of the namespace, its cable and the rules of its way out; it is no error if there was nothing."""
+    outer = outer_interface(name)
     for rule in _rules(outer, subnet):
         run("iptables", "-w", *rule[:2], "-D", *rule[2:], check=False)
     run("ip", "link", "delete", outer, check=False)

@@ -20,6 +20,7 @@ from tests.support.namespaces import (
     inside,
     namespace_with_a_way_out,
     processes_in,
+    remove_namespace,
     run,
 )
 from tests.support.private_engine import remove_files_of_killed
@@ -81,11 +82,12 @@ class Network:
 
 @contextmanager
 def network() -> Generator[Network]:
-    """A network without hosts; nothing of it is left afterwards, nor of one that a killed process left behind."""
+    """A network without hosts; nothing of it is left afterwards, nor of those that killed processes left behind."""
     if os.geteuid() != 0:
         raise NotRoot("A cluster is made of network namespaces, and only root may make those.")
+    _remove_what_killed_ones_left()
     with _own_number() as number:
-        made = Network(f"ci-cl{number}", f"10.232.{number}")
+        made = _numbered(number)
         _remove_hosts(made)
         try:
             with namespace_with_a_way_out(made.name, made.subnet):
@@ -110,11 +112,31 @@ def share(front: Host, port: int, hosts: Sequence[Host]) -> None:
 def _own_number() -> Generator[int]:
     """A number that no other process of this machine uses for a cluster meanwhile."""
     for number in range(_MOST):
-        with Path(f"/run/ci-cluster-{number}.lock").open("w") as lock:  # where only root makes files
+        with _lock_file(number) as lock:
             if _is_locked_now(lock):
                 yield number
                 return
     raise AssertionError(f"{_MOST} clusters run on this machine")
+
+
+def _remove_what_killed_ones_left() -> None:
+    """Whatever their numbers were: nobody may ever come to have those again."""
+    for number in range(_MOST):
+        left = _numbered(number)
+        if not any(Path("/run/netns").glob(f"{left.name}*")):
+            continue
+        with _lock_file(number) as lock:
+            if _is_locked_now(lock):
+                _remove_hosts(left)
+                remove_namespace(left.name, left.subnet)
+
+
+def _numbered(number: int) -> Network:
+    return Network(f"ci-cl{number}", f"10.232.{number}")
+
+
+def _lock_file(number: int) -> IO[str]:
+    return Path(f"/run/ci-cluster-{number}.lock").open("w")  # where only root makes files
 
 
 def _is_locked_now(lock: IO[str]) -> bool:
