@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ import pytest
 from ci_common.clock import utcnow
 from ci_common.job_terms import JobOptions, JobStatus, Reason
 from ci_common.missing_uploads import LOST, NOT_THERE
-from ci_common.models import AgentState, Job, Scope
+from ci_common.models import AgentState, Job, LogSeal, Scope
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
+from ci_persistence.log_store import FileLogWriter
 from ci_server.waiting import waiting_for
+from tests.support.controlled import eventually
 from tests.support.server import PROJECT, Account, Site, client, open_site, serving, upload, zipped
 
 GPU = JobOptions(pool="gpu")
@@ -470,6 +473,41 @@ async def test_who_registers_anew_takes_over_what_the_key_holds(
     assert (inherited["id"], inherited["attempt"]) == (job["id"], 1)
     assert inherited["container_id"] == f"c-{job['id']}"
     assert (await successor.say("PATCH", inherited, "begin")).status_code == 204
+
+
+async def test_logs_that_are_sealed_for_long_hold_up_none_that_grows(
+    site: Site, url: str, ada: Account, adas: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few are read whole at the same time, and threads are left for those who write and follow others."""
+    sealing, go_on, real = list[FileLogWriter](), threading.Event(), FileLogWriter.seal
+
+    def slow(writer: FileLogWriter, *, truncated: bool = False) -> LogSeal:
+        sealing.append(writer)
+        assert go_on.wait(120)
+        return real(writer, truncated=truncated)
+
+    monkeypatch.setattr(FileLogWriter, "seal", slow)
+    for _ in range(5):
+        await site.queue_job(ada, options=GPU)
+    async with registered(url, await site.account("rack", frozenset({Scope.AGENT})), slots=5) as rack:
+        *ending, live = [await rack.started() for _ in range(5)]
+        for job in ending:
+            assert (await rack.write(job, 0, b"hello")).status_code == 200
+        said = {"reason": None, "exit_code": 0, "message": "", **sealed(b"hello")}
+        ends = [asyncio.create_task(rack.say("PATCH", job, "complete", json=said)) for job in ending]
+        await eventually(lambda: _are(sealing, 2))
+        for offset in range(0, 50, 5):
+            assert (await rack.write(live, offset, b"hello")).status_code == 200
+        assert (await adas.get(f"/jobs/{live['id']}/log")).content == b"hello" * 10
+        assert len(sealing) == 2
+        assert not any(one.done() for one in ends)
+        go_on.set()
+        assert {(await one).status_code for one in ends} == {204}
+    assert [(await job_of(site, job)).log_size for job in ending] == [5] * 4
+
+
+async def _are(found: Sequence[object], count: int) -> bool:
+    return len(found) == count
 
 
 async def test_a_claim_waits_for_a_job_and_gives_up(site: Site, ada: Account, rack: Agent) -> None:
