@@ -81,6 +81,10 @@ class Database(Protocol):
         """Return what the work read from one consistent snapshot."""
         ...
 
+    async def glance(self, work: Work[T]) -> T:
+        """Return the same, of work that finds a few rows by their keys: by the shortest way there is."""
+        ...
+
     async def version(self) -> Hashable:
         """Return what is another value as soon as anybody committed, this process included."""
         ...
@@ -157,7 +161,7 @@ class SQLJobRepository(JobRepository):
         return await self._db.read(lambda db: sql_accounts.list_api_keys(db, user_id))
 
     async def find_api_key(self, prefix: str) -> tuple[APIKey, User] | None:
-        return await self._db.read(lambda db: sql_accounts.find_api_key(db, prefix))
+        return await self._db.glance(lambda db: sql_accounts.find_api_key(db, prefix))
 
     async def revoke_api_key(self, key_id: str, now: datetime, by: str = OPERATOR) -> APIKey | None:
         return await self._db.write(lambda db: sql_accounts.revoke_api_key(db, key_id, now, by))
@@ -198,7 +202,7 @@ class SQLJobRepository(JobRepository):
         return await self._db.read(lambda db: sql_jobs.find_idempotent(db, user_id, key))
 
     async def get_job(self, job_id: str, user_id: str | None = None) -> Job | None:
-        return await self._db.read(lambda db: sql_jobs.get_job(db, job_id, user_id))
+        return await self._db.glance(lambda db: sql_jobs.get_job(db, job_id, user_id))
 
     async def list_jobs(self, job_filter: JobFilter) -> JobPage:
         return await self._db.read(lambda db: list_jobs(db, job_filter))

@@ -1,4 +1,4 @@
-"""One SQLite file for one process: a writer and a reader connection, whole transactions, safe cancellation.
+"""One SQLite file for one process: connections to write, read and glance at it; whole transactions, safe cancellation.
 
 The only importer of aiosqlite. What a query means is said elsewhere.
 """
@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from ci_persistence.sqlite_connection import (
     write_transaction,
 )
 from ci_persistence.sqlite_errors import translated
+from ci_persistence.sqlite_glance import Glances, Unseen
 
 T = TypeVar("T")
 Transaction = Callable[[sqlite3.Connection, Work[Any]], Any]
@@ -47,6 +48,7 @@ class SQLiteDatabase:
         self.path = path
         self._writer = _Slot(path, write_transaction, shared_seconds=shared_seconds)
         self._reader = _Slot(path, read_transaction, query_only=True)  # a reader has no sync to share
+        self._glances = Glances(path)
 
     async def write(self, work: Work[T]) -> T:
         """The work is committed, or (it raised) nothing of it is; cancelled before its turn, it never ran.
@@ -59,11 +61,20 @@ class SQLiteDatabase:
         """Return what the work read from one consistent snapshot."""
         return await self._reader.run(work)
 
-    async def version(self) -> tuple[int, int]:
-        """Return what is another pair as soon as anybody committed, this process included; microseconds."""
-        # Its number counts for one connection, and that one never writes.
-        number = await self._reader.run_alone(_data_version)
-        return self._reader.opened, number
+    async def glance(self, work: Work[T]) -> T:
+        """Return the same, of work that finds a few rows by their keys: at once, where that is possible."""
+        try:
+            return self._glances.read(work)
+        except Unseen:
+            return await self.read(work)
+
+    async def version(self) -> Hashable:
+        """Return what is another value as soon as anybody committed, this process included; microseconds."""
+        try:
+            return self._glances.version()
+        except Unseen:  # then nothing is known to be the same
+            await self.read(_nothing)
+            return object()
 
     async def maintain(self) -> None:
         """Free pages went back to the disk, and the write-ahead log is small again, unless a reader or writer
@@ -78,7 +89,8 @@ class SQLiteDatabase:
             await self._writer.run_alone(_truncate_wal)
 
     async def close(self) -> None:
-        """Both connections and their threads (which would keep the process alive) are gone."""
+        """All connections and their threads (which would keep the process alive) are gone."""
+        self._glances.close()
         await self._reader.close()
         await self._writer.close()
 
@@ -117,7 +129,6 @@ class _Slot:
         self._waiting: deque[_Waiting] = deque()
         self._serving: asyncio.Task[None] | None = None
         self._connection: _Connection | None = None
-        self.opened = 0  # times
 
     async def run(self, work: Work[T]) -> T:
         """Return what the work returned, in a transaction of its own or with others."""
@@ -209,7 +220,6 @@ class _Slot:
         except BaseException:
             await connection.close()
             raise
-        self.opened += 1
         return connection
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -230,8 +240,8 @@ def _tell(one: _Waiting, outcome: Outcome) -> None:
         one.outcome.set_exception(outcome.error)
 
 
-def _data_version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA data_version").fetchone()[0])
+def _nothing(_db: sqlite3.Connection) -> None:
+    """Nothing is read; but what keeps the database from being read is said by its error."""
 
 
 def _vacuum_slice(db: sqlite3.Connection) -> bool:

@@ -211,3 +211,70 @@ def test_a_database_can_be_closed_while_the_loop_ends(path: Path) -> None:
 
     asyncio.run(work(SQLiteDatabase(path)))
     assert notes(path) == []
+
+
+def threads(_db: sqlite3.Connection) -> threading.Thread:
+    return threading.current_thread()
+
+
+async def test_a_glance_sees_what_was_committed_without_a_thread(
+    database: SQLiteDatabase, path: Path
+) -> None:
+    def seen(db: sqlite3.Connection) -> list[str]:
+        return [row["text"] for row in db.execute("SELECT text FROM notes")]
+
+    for text in "ab":
+        await database.write(noting(text))
+    assert await database.glance(seen) == notes(path) == ["a", "b"]
+    assert await database.glance(threads) is threading.current_thread()
+    assert await database.read(threads) is not threading.current_thread()
+
+
+async def test_a_glance_that_somebody_is_in_the_way_of_waits_in_a_thread(
+    database: SQLiteDatabase, path: Path
+) -> None:
+    other = connect(path)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("INSERT INTO notes VALUES ('alone')")
+    glancing = asyncio.create_task(database.glance(threads))
+    await asyncio.sleep(0)
+    assert not glancing.done()
+    other.close()
+    assert await glancing is not threading.current_thread()
+    assert await database.glance(threads) is threading.current_thread(), "nobody is in the way any more"
+
+
+async def test_a_glance_that_raises_leaves_the_next_one_its_connection(database: SQLiteDatabase) -> None:
+    wrong = ValueError("wrong")
+    with pytest.raises(ValueError, match="wrong"):
+        await database.glance(failing_look(wrong))
+    assert await database.glance(threads) is threading.current_thread()
+
+
+def failing_look(error: Exception) -> Work[None]:
+    def work(db: sqlite3.Connection) -> None:
+        db.execute("SELECT * FROM notes")
+        raise error
+
+    return work
+
+
+async def test_a_glance_cannot_write(database: SQLiteDatabase, path: Path) -> None:
+    with pytest.raises(CIError):
+        await database.glance(noting("never"))
+    assert notes(path) == []
+
+
+async def test_the_version_changes_with_every_commit_and_only_then(
+    database: SQLiteDatabase, path: Path
+) -> None:
+    first = await database.version()
+    await database.read(threads)
+    assert await database.version() == first
+    await database.write(noting("ours"))
+    second = await database.version()
+    assert second != first
+    other = connect(path)
+    other.execute("INSERT INTO notes VALUES ('theirs')")
+    other.close()
+    assert await database.version() not in {first, second}
