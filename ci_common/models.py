@@ -337,7 +337,7 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True)
 class DocumentPage:
-    """One page of jobs as the API shows them: the inside of a JSON array, and where the next page begins."""
+    """One page of jobs as the API shows them, a JSON array, and where the next page begins."""
 
     content: bytes
     next_cursor: str | None = None

@@ -30,7 +30,7 @@ def list_documents(db: Connection, job_filter: JobFilter) -> DocumentPage:
     limit = job_filter.limit
     more = limit is not None and len(rows) > limit
     page = rows[:limit] if more else rows
-    content = orjson.dumps([_document(*row) for row in page])[1:-1]
+    content = orjson.dumps([_document(*row) for row in page])
     return DocumentPage(content, cursor_after(page[-1][5], page[-1][0]) if more else None)
 
 

@@ -12,6 +12,7 @@ from ci_common.settings import read_settings
 from ci_server.api_description import DESCRIPTION, SUMMARY, TAGS, install_openapi
 from ci_server.connections import STATE_KEY, ConnectionLimits
 from ci_server.dependencies import open_resources
+from ci_server.direct import DirectAnswers
 from ci_server.problems import install_handlers
 from ci_server.request_context import AddressLimit, RequestContext
 from ci_server.routes import agents, attempts, blobs, jobs, logs, queue, service, submit
@@ -40,6 +41,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         openapi_tags=TAGS,
         lifespan=lifespan,
     )
+    app.add_middleware(DirectAnswers)
     app.add_middleware(AddressLimit)
     app.add_middleware(RequestContext)
     install_handlers(app)

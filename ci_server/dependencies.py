@@ -34,6 +34,7 @@ from ci_server.stream_end import Shutdown
 from ci_server.submissions import Submissions
 from ci_server.trees import Trees
 
+LONGEST_JOB_ID: Final = 100
 _SEALED_AT_ONCE: Final = 2
 _MOST_OF_AN_AGENT: Final = 8  # at the same time: it has one of each kind, and what a restart left behind
 
@@ -106,10 +107,15 @@ async def open_resources(settings: ServerSettings) -> AsyncGenerator[Resources, 
         )
 
 
-async def _resources(request: Request) -> Resources:  # what is not async goes through a thread
+def resources_of(request: Request) -> Resources:
+    """Return what the app of this request holds."""
     resources = request.app.state.resources
     assert isinstance(resources, Resources), "the app's lifespan has begun"
     return resources
+
+
+async def _resources(request: Request) -> Resources:  # what is not async goes through a thread
+    return resources_of(request)
 
 
 Server = Annotated[Resources, Depends(_resources)]
@@ -191,10 +197,11 @@ IdempotencyKey = Annotated[
         examples=["5f0c1c9b-2b0d-4a5e-8a3f-0d9c7b6a5e4d"],
     ),
 ]
-JobId = Annotated[str, Path(description="As the submit routes return it.", max_length=100)]
+JobId = Annotated[str, Path(description="As the submit routes return it.", max_length=LONGEST_JOB_ID)]
 
 
-async def _owned_job(request: Request, job_id: JobId, user: CurrentUser, server: Server) -> Job:
+async def owned_job(request: Request, job_id: JobId, user: CurrentUser, server: Server) -> Job:
+    """Return that job of the user's; raises JobNotFound."""
     job = await server.repository.get_job(job_id, user.id)
     if job is None:
         raise unknown_job(job_id)
@@ -202,9 +209,24 @@ async def _owned_job(request: Request, job_id: JobId, user: CurrentUser, server:
     return job
 
 
-OwnedJob = Annotated[Job, Depends(_owned_job)]
+OwnedJob = Annotated[Job, Depends(owned_job)]
 
 
 def unknown_job(job_id: str) -> JobNotFound:
     """Return the one answer for a job that never was and for somebody else's."""
     return JobNotFound(f"There is no job {job_id} among yours.")
+
+
+async def reader_of(request: Request, server: Resources) -> Caller:
+    """Return the caller as `Reader` is, where FastAPI does not resolve it; raises the same."""
+    return await _caller_of(request, server, Scope.READ)
+
+
+async def submitter_of(request: Request, server: Resources) -> Caller:
+    """Return the caller as `Submitter` is, where FastAPI does not resolve it; raises the same."""
+    return await _submitter(await _caller_of(request, server, Scope.SUBMIT), server)
+
+
+async def _caller_of(request: Request, server: Resources, scope: Scope) -> Caller:
+    known = await _known(request, server, await _bearer(request))
+    return await _scoped(scope)(await _counted(known, server))

@@ -62,6 +62,11 @@ def internal_problem(request_id: str) -> Response:
 
 async def _on_ci_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CIError)
+    return error_response(error, request)
+
+
+def error_response(error: CIError, request: Request) -> Response:
+    """Return the answer to a request that failed by an error of ours; what is our fault is logged."""
     if error.http_status >= 500:
         _log.warning("request_failed", code=error.code, detail=error.detail)
     return problem_response(error, request_id_of(request))

@@ -173,11 +173,11 @@ def _all_jobs(listings: Listings, wanted: JobFilter, first: DocumentPage) -> Res
 
     async def pieces() -> AsyncIterator[bytes]:
         page = first
-        yield b"[" + page.content
+        yield page.content[:-1]
         while page.next_cursor is not None:
             page = await listings.page(replace(wanted, cursor=page.next_cursor))
-            if page.content:
-                yield b"," + page.content
+            if page.content != b"[]":
+                yield b"," + page.content[1:-1]
         yield b"]"
 
     headers = {"Cache-Control": "no-store"}
@@ -185,8 +185,9 @@ def _all_jobs(listings: Listings, wanted: JobFilter, first: DocumentPage) -> Res
 
 
 def _array(page: DocumentPage, headers: dict[str, str]) -> Response:
-    content = b"[%b]" % page.content
-    return Response(content, headers={"Cache-Control": "no-store", **headers}, media_type="application/json")
+    return Response(
+        page.content, headers={"Cache-Control": "no-store", **headers}, media_type="application/json"
+    )
 
 
 def _next_link(request: Request, cursor: str) -> str:

@@ -56,7 +56,7 @@ async def test_each_field_is_as_in_the_job_alone_and_as_the_schema_says(site: Si
     await one_of_each_kind(site, ada)
     mine = JobFilter(user_id=ada.user.id, limit=100)
     jobs = (await site.repository.list_jobs(mine)).jobs
-    shown = json.loads(b"[%b]" % (await site.repository.list_documents(mine)).content)
+    shown = json.loads((await site.repository.list_documents(mine)).content)
     assert shown == json.loads(json.dumps([job_document(job) for job in jobs]))
     assert len(shown) == 5
     for document in shown:
@@ -76,7 +76,7 @@ async def test_pages_of_documents_are_those_of_jobs(site: Site, ada: Account) ->
             await site.repository.list_documents(wanted),
         )
         assert documents.next_cursor == jobs.next_cursor
-        assert len(json.loads(b"[%b]" % documents.content)) == limit
+        assert len(json.loads(documents.content)) == limit
 
 
 async def test_a_listing_is_kept_until_something_is_committed(site: Site, ada: Account) -> None:
@@ -94,7 +94,7 @@ async def test_what_is_kept_for_one_user_is_never_shown_to_another(site: Site, a
     listings, bob = Listings(site.repository), await site.account("bob")
     job = await site.queue_job(ada)
     assert job.id.encode() in (await listings.page(JobFilter(user_id=ada.user.id))).content
-    assert (await listings.page(JobFilter(user_id=bob.user.id))).content == b""
+    assert (await listings.page(JobFilter(user_id=bob.user.id))).content == b"[]"
 
 
 async def test_no_more_is_kept_than_there_is_room_for(site: Site, ada: Account) -> None:
