@@ -56,7 +56,8 @@ async def test_sigterm_ends_open_streams_in_good_order_and_they_resume(
             code = await ending
         # A single uvicorn that ended in good order raises the signal again.
         assert code == ends, process.log.read_text()
-        assert rest == []
+        # Nothing of the job; but a machine may be so slow that the only heartbeat there is grows old.
+        assert {event.type for event in rest} <= {"status"}, rest
         log = process.log.read_text()
         assert "Traceback" not in log
         assert '"level": "error"' not in log
