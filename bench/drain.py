@@ -19,17 +19,15 @@ def drain(place: Place) -> list[Row]:
     """The rate of jobs that are queued at once: ours, and the floor with the parallelism that is best for it."""
     jobs, rounds = (20, 1) if place.quick else (100, max(3, place.rounds // 2))
     project = place.project("tiny", "ours")
-    tree = place.root / "tiny.tar"
-    tree.write_bytes(packed(project))
-    archive = zip_of({path.name: path.read_bytes() for path in project.iterdir() if path.is_file()})
+    tree, archive = tiny_tree(place, project), tiny_archive(project)
     place.submit(project)
-    _ours(place, archive, 10)
-    best = max(PARALLEL, key=lambda parallel: _floor(place, tree, min(jobs, 20), parallel))
+    drained_ours(place, archive, 10)
+    best = max(PARALLEL, key=lambda parallel: drained_floor(place, tree, min(jobs, 20), parallel))
     ours: list[float] = []
     floor: list[float] = []
     for _ in range(rounds):
-        floor.append(_floor(place, tree, jobs, best))
-        ours.append(_ours(place, archive, jobs))
+        floor.append(drained_floor(place, tree, jobs, best))
+        ours.append(drained_ours(place, archive, jobs))
     return [
         Row(
             f"{jobs} tiny jobs queued at once",
@@ -43,7 +41,20 @@ def drain(place: Place) -> list[Row]:
     ]
 
 
-def _floor(place: Place, tree: Path, jobs: int, parallel: int) -> float:
+def tiny_tree(place: Place, project: Path) -> Path:
+    """Return the project as a tar, for the floor."""
+    tree = place.root / "tiny.tar"
+    tree.write_bytes(packed(project))
+    return tree
+
+
+def tiny_archive(project: Path) -> bytes:
+    """Return the project as what is uploaded."""
+    return zip_of({path.name: path.read_bytes() for path in project.iterdir() if path.is_file()})
+
+
+def drained_floor(place: Place, tree: Path, jobs: int, parallel: int) -> float:
+    """Return jobs per second of so many `docker run` side by side."""
     containers = place.containers
     # The script comes from the environment: what is quoted twice is quoted wrongly.
     command = [*containers.command(containers.prepared, PYTEST)[:-1], "$BENCH_SCRIPT"]
@@ -60,7 +71,7 @@ def _floor(place: Place, tree: Path, jobs: int, parallel: int) -> float:
     return jobs / (time.monotonic() - began)
 
 
-def _ours(place: Place, archive: bytes, jobs: int) -> float:
+def drained_ours(place: Place, archive: bytes, jobs: int) -> float:
     """Return jobs per second from the first submission to the last verdict."""
     with place.system.http(place.server) as http:
         files = {"file": ("project.zip", archive, "application/zip")}
@@ -74,6 +85,9 @@ def _ours(place: Place, archive: bytes, jobs: int) -> float:
             found[:] = [job for job in listed if job["job_id"] in wanted and job["success"] is not None]
             return len(found) == jobs
 
+        # Followed, not asked for again and again: that would be a part of what is measured.
+        with http.stream("GET", f"/jobs/{ids[-1]}/stream") as stream:
+            stream.read()
         eventually(are_done, seconds=SECONDS, what="the end of all jobs")
     assert all(job["success"] for job in found), found
     times = [[datetime.fromisoformat(job[name]) for job in found] for name in ("created_at", "end_time")]

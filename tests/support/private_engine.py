@@ -30,6 +30,7 @@ class PrivateEngine:
     name: str
     root: Path
     live_restore: bool = False
+    options: tuple[str, ...] = ()  # of dockerd, beside those that keep it apart
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _holder: subprocess.Popen[bytes] | None = field(default=None, repr=False)  # of the mount namespace
 
@@ -54,7 +55,7 @@ class PrivateEngine:
 
     def _launch(self) -> None:
         command = ["dockerd", "--data-root", f"{self.root}/root", "--exec-root", f"{self.root}/exec"]
-        command += ["-H", self.url, "--pidfile", f"{self.root}/pid"]
+        command += ["-H", self.url, "--pidfile", f"{self.root}/pid", *self.options]
         command += ["--live-restore"] if self.live_restore else []
         with (self.root / "dockerd.log").open("ab") as log:
             private = ["nsenter", f"--target={self._held()}", "--net", "--mount", *command]
@@ -83,10 +84,12 @@ class PrivateEngine:
         self.send(number)
         self.process.wait(timeout=60)
         # The engine's own containerd ends with it, a moment later; an engine that meets it half-dead gives up.
-        eventually(lambda: not self._containerd(), what="the end of containerd")
+        eventually(lambda: not self.containerd, what="the end of containerd")
         (self.root / "pid").unlink(missing_ok=True)
 
-    def _containerd(self) -> list[int]:
+    @property
+    def containerd(self) -> list[int]:
+        """The engine's own containerd; none once it has ended."""
         config = f"{self.root}/exec/containerd/containerd.toml"
         return [pid for pid, command in _processes() if config in command and "shim" not in command]
 
@@ -174,20 +177,22 @@ def _command_line(process: Path) -> str:
 
 
 @contextmanager
-def private_engine(number: int, *, image: str = RUNNER_IMAGE) -> Generator[PrivateEngine]:
+def private_engine(
+    number: int, *, image: str = RUNNER_IMAGE, options: tuple[str, ...] = ()
+) -> Generator[PrivateEngine]:
     """A running private engine with that image; `number` (0-99) keeps those of parallel tests apart."""
     assert os.geteuid() == 0, "a private engine needs root"
     name, subnet = f"ci-eng{number}", f"10.231.{number}"
-    with namespace_with_a_way_out(name, subnet), engine_in(name) as engine:
+    with namespace_with_a_way_out(name, subnet), engine_in(name, options) as engine:
         engine.load(image)
         yield engine
 
 
 @contextmanager
-def engine_in(namespace: str) -> Generator[PrivateEngine]:
+def engine_in(namespace: str, options: tuple[str, ...] = ()) -> Generator[PrivateEngine]:
     """A running private engine without any image, in a network namespace that is there."""
     with _files(namespace) as root:
-        engine = PrivateEngine(namespace, root)
+        engine = PrivateEngine(namespace, root, options=options)
         try:
             engine.start()
             yield engine
