@@ -63,7 +63,7 @@ class Blobs:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
             raise InvalidRequest(f"Send blobs as {MEDIA_TYPE}.")
         check_declared_length(request, self._settings)
-        require_room(request, self._settings)
+        await require_room(request, self._settings)
         async with contextlib.aclosing(guarded_body(request, self._settings)) as chunks:
             return await self.receive(chunks, caller)
 

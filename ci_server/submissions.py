@@ -55,7 +55,7 @@ class Submissions:
         check_idempotency_key(idempotency_key)
         if not is_small(request) and not await self._is_repetition(caller.user.id, idempotency_key):
             await self.check_room(caller)  # before sending everything; creating the job tells it of little
-        require_room(request, self._settings)
+        await require_room(request, self._settings)
         submission = await receive_submission(request, self._archives, self._settings, caller.user.id)
         crash_point("after_archive_saved")
         job = await self._create_job(caller, submission, idempotency_key)
@@ -70,7 +70,7 @@ class Submissions:
         check_idempotency_key(idempotency_key)
         if not await self._is_repetition(caller.user.id, idempotency_key):
             await self.check_room(caller)
-        require_room(request, self._settings)
+        await require_room(request, self._settings)
         tree = await read(request, caller)
         job = await self._earlier(caller, tree, idempotency_key)
         if job is None:

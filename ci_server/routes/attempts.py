@@ -89,7 +89,7 @@ ContentRange = Annotated[
     dependencies=[MAY_WAIT],
 )
 async def claim(request: Request, agent: CallingAgent, caller: Runner, server: Server) -> Response:
-    require_room(request, server.settings)  # for their logs; a control plane alone has no other guard
+    await require_room(request, server.settings)  # for their logs; a control plane alone has no other guard
     asked = await said(request, caller, server, ClaimRequest)
     claimed = await _claimed(agent, caller, asked, server)
     if not claimed:
@@ -294,7 +294,7 @@ async def put_log(
     server: Server,
     content_range: ContentRange = None,
 ) -> Response:
-    require_room(request, server.settings)
+    await require_room(request, server.settings)
     async with server.bodies.whole(request, caller.key.id, MOST_BYTES) as data:
         place, most = place_of(content_range, len(data)), server.settings.agent_log_bytes
         if place + len(data) > most:
@@ -314,7 +314,7 @@ async def put_log(
     openapi_extra=BYTES_BODY,
 )
 async def put_events(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
-    require_room(request, server.settings)
+    await require_room(request, server.settings)
     async with server.bodies.whole(request, caller.key.id, MOST_BYTES) as data:
         await require_held(held, caller, server)  # the body may have taken long
         await asyncio.to_thread(_write_events, server, held, bytes(data))
