@@ -16,7 +16,7 @@ from ci_common.clock import Clock
 from ci_common.crash_points import crash_point
 from ci_common.errors import CIError, EngineUnavailable, InvalidArchive, StorageFull
 from ci_common.job_terms import JobVerdict, Reason
-from ci_common.missing_uploads import is_lost_for_good, missing_as_unreadable
+from ci_common.missing_uploads import missing_as_unreadable
 from ci_common.models import Attempt, LogSeal
 from ci_controller import labels
 from ci_controller.breaker import Breaker
@@ -223,10 +223,7 @@ class Executor:
                 if isinstance(error, EngineUnavailable):
                     self._breaker.failed(error.detail)
                 seal = await self._sealed(attempt) if recorded else None
-                if is_lost_for_good(error, attempt.fence.attempt):
-                    await self._finish(attempt, verdicts.verdict(Reason.INFRA, message), seal)
-                else:
-                    await self._release(attempt, Reason.INFRA, message, seal)
+                await self._release(attempt, Reason.INFRA, message, seal)
             else:
                 await self._feed(attempt, container, upload, choice)
 

@@ -30,7 +30,7 @@ from ci_persistence.ownership import FILE_MODE, adopt_owner, make_shared_directo
 from ci_persistence.settled import settled
 from ci_persistence.shelf import FolderShelf, Shelve
 from ci_persistence.tree_listings import Expansion
-from ci_persistence.zip_format import missing, refuse
+from ci_persistence.zip_format import refuse
 
 ZIP, MANIFEST = ".zip", ".manifest"
 _REF = re.compile(r"[0-9a-f]{32}\.(zip|manifest)")
@@ -201,8 +201,7 @@ class FileArchiveStore(ArchiveStore):
     def _open(self, ref: str) -> Generator[Archive]:
         path = self._shelf.find(self._name(ref))
         if path is None:
-            others = self._shelf.holds_anything()
-            raise missing("The archive is not in the store any more.", others=others)
+            raise refuse("gone", "The archive is not in the store any more.")
         if path.suffix == MANIFEST:
             with contextlib.closing(read_manifest(path, self._blobs.open)) as tree:
                 yield tree

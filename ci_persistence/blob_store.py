@@ -21,7 +21,7 @@ from ci_persistence.ownership import FILE_MODE, adopt_owner, make_shared_directo
 from ci_persistence.record_stream import RecordStream
 from ci_persistence.settled import settled
 from ci_persistence.shelf import FolderShelf, Shelf, Shelve
-from ci_persistence.zip_format import missing, refuse
+from ci_persistence.zip_format import refuse
 
 DIRECTORY_MODE = 0o2770  # as that of the archives
 PACK_NAME = re.compile(r"[0-9a-f]{32}\.pack")
@@ -82,8 +82,7 @@ class FileBlobStore(BlobStore):
         with contextlib.suppress(FileNotFoundError):
             if path is not None:
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        others = self._shelf.holds_anything()
-        raise missing("A pack with contents of the archive is not in the store any more.", others=others)
+        raise refuse("gone", "A pack with contents of the archive is not in the store any more.")
 
     def absent(self, names: Collection[str]) -> set[str]:
         return {name for name in names if not self._shelf.has(self._name(name))}

@@ -44,10 +44,6 @@ class Shelf(ABC):
         """Tell whether there is anything under the name."""
 
     @abstractmethod
-    def holds_anything(self) -> bool:
-        """Tell whether things are kept here, and this is not the empty directory that a mount should hide."""
-
-    @abstractmethod
     def remove(self, name: str) -> None:
         """There is nothing under the name; it is no error if there was nothing."""
 
@@ -84,9 +80,6 @@ class FolderShelf(Shelf):
 
     def has(self, name: str) -> bool:
         return (self._root / name).exists()
-
-    def holds_anything(self) -> bool:
-        return next(self._root.glob("*.*"), None) is not None
 
     def remove(self, name: str) -> None:
         (self._root / name).unlink(missing_ok=True)
@@ -143,9 +136,6 @@ class ObjectShelf(Shelf):
 
     def has(self, name: str) -> bool:
         return self._copies.has(name) or self._objects.exists(self._object(name))
-
-    def holds_anything(self) -> bool:
-        return self._copies.holds_anything() or next(self._objects.items(self._root.name), None) is not None
 
     def remove(self, name: str) -> None:
         self._objects.delete(self._object(name))  # first: a copy alone would count as what it is a copy of

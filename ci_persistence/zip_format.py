@@ -30,11 +30,6 @@ _ENCRYPTED, _DESCRIPTOR, _STRONG_ENCRYPTION, _MASKED = 1 << 0, 1 << 3, 1 << 6, 1
 _KNOWN_FLAGS = 0b110 | _DESCRIPTOR | 1 << 11  # how hard deflate tried; the name is UTF-8
 
 
-def missing(detail: str, *, others: bool) -> InvalidArchive:
-    """Return the error for what is not in its store, with whether others are."""
-    return InvalidArchive(detail, rule="gone", others=others)
-
-
 def refuse(rule: str, detail: str) -> InvalidArchive:
     """Return the error for a broken rule, with its name for the problem document."""
     return InvalidArchive(detail, rule=rule)

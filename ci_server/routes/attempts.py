@@ -25,7 +25,7 @@ from ci_common.errors import (
     TooManyRequests,
 )
 from ci_common.job_terms import JobStatus, Reason
-from ci_common.missing_uploads import is_lost_for_good, missing_as_unreadable
+from ci_common.missing_uploads import missing_as_unreadable
 from ci_common.models import Agent, AgentState, Attempt, LogSeal
 from ci_common.stores import Archive
 from ci_common.verdict import ending, verdict
@@ -260,17 +260,13 @@ async def _sent(tree: Archive, kept: ExitStack, held: Attempt, server: Server) -
 
 
 async def _unreadable(held: Attempt, error: OSError, server: Server) -> None:
-    """The job waits for a disk that can be read, or is given up."""
+    """The job waits for a disk that can be read, or for being given up."""
     why, now = error.strerror or type(error).__name__, server.clock.now()
     _log.warning("tree_unreadable", job_id=held.job.id, error=str(error))
-    message = f"Its upload could not be read: {why}."
-    if is_lost_for_good(error, held.fence.attempt):
-        await server.repository.finish_attempt(held.fence, verdict(Reason.INFRA, message), None, now)
-        return
     await server.repository.release_attempt(
         held.fence,
         reason=Reason.INFRA,
-        message=message,
+        message=f"Its upload could not be read: {why}.",
         max_attempts=server.settings.max_attempts,
         not_before=now + _UNTIL_READABLE,
         now=now,

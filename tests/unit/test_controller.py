@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 from ci_common.clock import utcnow
 from ci_common.errors import ControllerRunning, DatabaseBusy, EngineUnavailable
 from ci_common.job_terms import JobStatus, Reason
-from ci_common.missing_uploads import LOST, NOT_THERE
-from ci_common.models import Job, JobFilter
+from ci_common.missing_uploads import NOT_THERE
+from ci_common.models import JobFilter
 from ci_controller import labels
 from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState, start_and_feed
 from ci_controller.container_users import NONE_FREE, USERS
@@ -284,35 +284,6 @@ async def test_a_controller_that_does_not_see_the_uploads_ends_no_job(
     hidden.rename(archives)
     async with system.running():
         assert (await system.finished(job_id)).success
-
-
-async def test_an_upload_that_alone_is_gone_is_looked_for_twice(system: ControlledSystem) -> None:
-    """Somebody deleted it: its owner is told so, and nothing is said of the tests."""
-    await system.save_archive({"test_other.py": b"pass\n"})
-    job_id = await system.submit()
-    system.stores.archives.delete((await system.job(job_id)).archive_ref)
-    controller = system.controller()
-    await controller.start()
-
-    async def tried() -> Job:
-        for _ in range(2):  # claim, start
-            await controller.reconcile_once()
-            await controller.idle()
-        return await system.job(job_id)
-
-    said = f"Its upload could not be read: {LOST}."
-    job = await tried()
-    assert (job.status, job.message, job.attempt) == (JobStatus.QUEUED, said, 1)
-    await eventually(lambda: _may_be_claimed(system, job_id))
-    job = await tried()
-    assert (job.status, job.reason, job.message) == (JobStatus.DEAD_LETTERED, Reason.INFRA, said)
-    assert (job.attempt, job.exit_code) == (2, None)
-    await controller.close()
-
-
-async def _may_be_claimed(system: ControlledSystem, job_id: str) -> bool:
-    job = await system.job(job_id)
-    return job.not_before is None or job.not_before <= utcnow()
 
 
 @pytest.mark.parametrize(

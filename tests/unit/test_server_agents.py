@@ -15,7 +15,7 @@ import pytest
 
 from ci_common.clock import utcnow
 from ci_common.job_terms import JobOptions, JobStatus, Reason
-from ci_common.missing_uploads import LOST, NOT_THERE
+from ci_common.missing_uploads import NOT_THERE
 from ci_common.models import AgentState, Job, LogSeal, Scope
 from ci_persistence.archive_rules import ArchiveLimits
 from ci_persistence.archive_validator import open_archive
@@ -247,25 +247,6 @@ async def test_a_server_that_does_not_see_the_uploads_ends_no_job(
     assert back.status is JobStatus.QUEUED
     assert back.not_before is not None
     assert back.message == f"Its upload could not be read: {NOT_THERE}."
-
-
-@pytest.mark.parametrize("attempts", [1, 2])
-async def test_a_tree_that_alone_is_gone_is_looked_for_twice(
-    site: Site, url: str, ada: Account, rack: Agent, attempts: int
-) -> None:
-    path = await submitted(site, url, ada, PROJECT)
-    job = await rack.claimed()
-    if attempts == 2:
-        await rack.say("PATCH", job, "release", json={"reason": "infra", "message": "The engine went."})
-        job = await rack.claimed()
-    path.rename(path.with_name(f"{'0' * 32}.zip"))  # so another one is there
-    assert (await rack.say("GET", job, "archive")).json()["code"] == "stale_claim"
-    back = await site.repository.get_job(job["id"])
-    assert back is not None
-    assert back.message == f"Its upload could not be read: {LOST}."
-    assert (back.status, back.attempt) == (
-        (JobStatus.QUEUED, 1) if attempts == 1 else (JobStatus.DEAD_LETTERED, 2)
-    )
 
 
 async def test_a_tree_that_was_damaged_ends_its_job_and_is_sent_as_no_other(
