@@ -488,15 +488,27 @@ class JobController(Runner):
             await self._jobs.release(attempt.fence, Reason.INFRA, said, None, None, now)
 
     async def _remove_left(self) -> None:
+        """Like an orphan, a container has its grace: somebody else's database may have come back in a copy."""
+        latest = self._clock.now() - self._policy.orphan_grace
         try:
             for container in await self._runtime.list(self._jobs.instance_id):
-                self._lease.require()
-                await self._runtime.remove(container.id)
-                log.warning("removed: no jobs run here any more", container=container.id[:12])
+                if container.created_at <= latest:
+                    await self._remove(container.id)
         except EngineUnavailable as error:  # nor need there be one
             log.debug("no engine to clear", error=error.detail)
-        except (ContainerError, ContainerGone, Superseded) as error:
-            log.warning("a container of a former runner is left", error=str(error))
+        except Superseded as error:
+            log.warning("containers of a former runner are left", error=str(error))
+
+    async def _remove(self, container_id: str) -> None:
+        """It is gone, or the log says why it is not: what cannot be removed keeps none of the others."""
+        self._lease.require()
+        try:
+            await self._runtime.remove(container_id)
+            log.warning("removed: no jobs run here any more", container=container_id[:12])
+        except (ContainerError, ContainerGone) as error:
+            log.warning(
+                "a container of a former runner is left", container=container_id[:12], error=str(error)
+            )
 
     async def prune(self, *, under_pressure: bool = False) -> None:
         await self._prune_store(under_pressure=under_pressure)

@@ -19,7 +19,13 @@ from ci_common.job_terms import JobStatus, Reason
 from ci_common.missing_uploads import NOT_THERE
 from ci_common.models import JobFilter
 from ci_controller import labels
-from ci_controller.container_runtime import ContainerSpec, ContainerState, ExitState, start_and_feed
+from ci_controller.container_runtime import (
+    ContainerError,
+    ContainerSpec,
+    ContainerState,
+    ExitState,
+    start_and_feed,
+)
 from ci_controller.container_users import NONE_FREE, USERS
 from ci_controller.disk_watch import DATA
 from ci_controller.feed import prelude
@@ -716,18 +722,39 @@ async def test_without_a_runner_of_its_own_nothing_runs_on_where_one_was(
     left = ContainerSpec("job-1", await image(system), ("sleep",), labels.run_labels(instance, 1))
     strange = replace(left, name="job-2", labels=labels.run_labels("else", 1))
     for spec in (left, strange):
-        container = await system.runtime.create(spec)
-        await start_and_feed(system.runtime, container, [])
+        await start_and_feed(system.runtime, await system.runtime.create(spec), [])
     job_id = await system.submit()
     before = await system.repository.take_over("before", utcnow())
     assert await system.repository.claim_jobs(before, 1, utcnow())
     engine = Faulty(system.runtime, **({"list": trouble} if trouble else {}))
-    controller = system.controller(runtime=engine, local_runner=False)
+    policy = replace(system.policy, orphan_grace=timedelta(0))
+    controller = system.controller(runtime=engine, local_runner=False, policy=policy)
     await controller.start()
     await controller.give_back()
     assert (await system.job(job_id)).status is JobStatus.QUEUED
     assert set(system.runtime.containers) == ({"job-1", "job-2"} if trouble else {"job-2"})
     await controller.close()
+
+
+async def test_what_cannot_be_removed_keeps_nothing_else_and_what_is_new_has_its_grace(
+    system: ControlledSystem,
+) -> None:
+    instance = await system.repository.instance_id()
+    spec = ContainerSpec("job-1", await image(system), ("sleep",), labels.run_labels(instance, 1))
+    for number in (1, 2):
+        await start_and_feed(
+            system.runtime, await system.runtime.create(replace(spec, name=f"job-{number}")), []
+        )
+    engine = Faulty(system.runtime, remove=ContainerError("device or resource busy"))
+    for policy, asked in ((system.policy, 0), (replace(system.policy, orphan_grace=timedelta(0)), 2)):
+        system.runtime.calls.clear()
+        controller = system.controller(runtime=engine, local_runner=False, policy=policy)
+        await controller.start()
+        with capture_logs() as said:
+            await controller.give_back()
+        left = [one["container"] for one in said if one["event"] == "a container of a former runner is left"]
+        assert len(left) == asked
+        await controller.close()
 
 
 async def test_without_a_runner_of_its_own_it_still_watches_the_disks(
