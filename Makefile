@@ -47,7 +47,7 @@ test: $(STAMP) runner-image ## run the whole suite (PYTEST_ARGS="…" replaces i
 
 soak: export CI_SOAK := 1
 soak: $(STAMP) runner-image ## the long tests (CI_SOAK_MINUTES=30 for each, CI_SOAK_SEEDS=… worlds at most)
-	@$(BIN)/python -m pytest -n 0 -o timeout=0 tests/soak tests/unit/test_repository_machine.py tests/unit/test_agent_histories.py tests/unit/test_postgres_losses.py tests/unit/test_api_fuzz.py tests/unit/test_controller_leaks.py tests/e2e/test_controller_kill.py tests/e2e/test_real_projects.py tests/integration/test_pytest_ahead.py tests/faults/test_engine_gone.py tests/sandbox/test_probes.py tests/unit/test_planner.py tests/unit/test_harness.py tests/unit/test_harness_ahead.py tests/integration/test_harness_docker.py tests/integration/test_container_manager.py tests/cluster/test_cluster_faults.py tests/unit/test_blobs.py tests/unit/test_upgrade.py $(SOAK_ARGS)
+	@$(BIN)/python -m pytest -n 0 -o timeout=0 tests/soak tests/unit/test_repository_machine.py tests/unit/test_agent_histories.py tests/unit/test_postgres_losses.py tests/unit/test_api_fuzz.py tests/unit/test_controller_leaks.py tests/e2e/test_controller_kill.py tests/e2e/test_real_projects.py tests/integration/test_pytest_ahead.py tests/faults/test_engine_gone.py tests/faults/test_engine_faults.py tests/unit/test_server_process.py tests/sandbox/test_probes.py tests/unit/test_planner.py tests/unit/test_harness.py tests/unit/test_harness_ahead.py tests/integration/test_harness_docker.py tests/integration/test_container_manager.py tests/cluster/test_cluster_faults.py tests/unit/test_blobs.py tests/unit/test_upgrade.py $(SOAK_ARGS)
 
 check: $(STAMP) ## lint, formatting, types, documentation and architecture
 	@$(BIN)/ruff check .

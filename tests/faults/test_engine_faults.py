@@ -11,6 +11,7 @@ from tests.support import plain_http
 from tests.support.eventually import eventually
 from tests.support.installation import Daemon, Installation, make_project
 from tests.support.private_engine import PrivateEngine
+from tests.support.soak import soak_only
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
 
@@ -164,6 +165,7 @@ def test_faults_23_and_24_the_engine_is_killed_and_its_containers_live_on_or_end
     check_all_removed(system)
 
 
+@soak_only
 def test_faults_25_and_27_the_engine_hangs_and_the_bridge_is_missing(
     private: Installation, tmp_path: Path
 ) -> None:

@@ -125,7 +125,7 @@ def test_fault_8_the_answer_is_lost(
     check_no_container_restarted(starts)
 
 
-@pytest.mark.skipif(not SOAKING, reason="long, and row 25 is in test_engine_faults.py: set CI_SOAK=1")
+@pytest.mark.skipif(not SOAKING, reason="runs for long: `make soak`")
 def test_the_engine_hangs_while_a_job_runs_and_another_waits(
     installation: Installation, between: EngineInBetween, project: Path
 ) -> None:

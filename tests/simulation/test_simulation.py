@@ -17,7 +17,7 @@ from tests.support.soak import SOAKING
 
 STEPS = int(os.environ.get("CI_SIMULATION_STEPS", "80"))
 ONE = os.environ.get("CI_SIMULATION_SEED")
-SEEDS = [int(ONE)] if ONE else range(100 if SOAKING else 15)
+SEEDS = [int(ONE)] if ONE else range(100 if SOAKING else 8)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from tests.support.server import Account, open_site
 from tests.support.server_process import answers, server_process
 from tests.support.soak import SOAKING
 
-_EXAMPLES = 300 if SOAKING else 5
+_EXAMPLES = 300 if SOAKING else 3
 _SCHEMA: Any = schemathesis.openapi.from_dict(create_app().openapi())
 _OPERATIONS: dict[str, Any] = {
     operation.label: operation for operation in (one.ok() for one in _SCHEMA.get_all_operations())

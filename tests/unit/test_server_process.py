@@ -23,6 +23,7 @@ from tests.support.server import (
     upload,
 )
 from tests.support.server_process import CI_SERVER, PLAIN_UVICORN, answers, server_process
+from tests.support.soak import soak_only
 
 
 async def _rest(events: AsyncGenerator[Received, None]) -> list[Received]:
@@ -32,8 +33,8 @@ async def _rest(events: AsyncGenerator[Received, None]) -> list[Received]:
 @pytest.mark.parametrize(
     ("command", "workers", "ends"),
     [
-        (PLAIN_UVICORN, "1", -signal.SIGTERM),
-        (PLAIN_UVICORN, "2", 0),
+        pytest.param(PLAIN_UVICORN, "1", -signal.SIGTERM, marks=soak_only),
+        pytest.param(PLAIN_UVICORN, "2", 0, marks=soak_only),
         (CI_SERVER, "1", 0),
         (CI_SERVER, "2", 0),
     ],
