@@ -1,7 +1,7 @@
 """Calls of one kind that come while one of them is being written are written together, each with its own answer.
 
 So several share a commit, and statements that are about many rows. Nobody waits for company but those who come while
-the disk is busy.
+the disk is busy, and nobody for what only one of them must wait for.
 """
 
 import asyncio
@@ -17,6 +17,9 @@ Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
 
 _MOST: Final = 64  # in one transaction: the first of them waits for the last
+_APART: Final = (
+    4  # written alone at a time: a few of a database's connections, as each may wait for somebody's lock
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -26,9 +29,10 @@ class _Waiting(Generic[Ask]):
 
 
 class Gathered(Generic[Ask, Answer]):
-    """Two ways of writing, of which the second takes several; each is a whole transaction.
+    """Two ways of writing, each a whole transaction: of one call, and of one or several.
 
-    Its answer None, or an error, sends a call to be tried alone: a transaction that failed changed nothing. An unknown
+    The second never waits for what is about one of them: its answer None sends that one to be written alone, beside
+    those who come next. So does an error that may be another's: a transaction that failed changed nothing. An unknown
     outcome is unknown for all of them.
     """
 
@@ -40,35 +44,19 @@ class Gathered(Generic[Ask, Answer]):
         self._alone = alone
         self._together = together
         self._waiting: deque[_Waiting[Ask]] = deque()
-        self._busy = False  # one is being written, alone or by the task that serves
         self._serving: asyncio.Task[None] | None = None
+        self._apart: dict[asyncio.Task[None], _Waiting[Ask]] = {}
+        self._room = asyncio.Semaphore(_APART)
 
     async def answer(self, ask: Ask) -> Answer:
         """Return what became of it; cancelled before its turn, it never ran."""
-        if self._busy:
-            return await self._in_company(ask)
-        self._busy = True
-        try:
-            await asyncio.sleep(0)  # who asks in the same turn of the loop comes along
-            if not self._waiting:
-                return await self._alone(ask)
-        finally:
-            self._go_on()
-        return await self._in_company(ask, first=True)
-
-    def _go_on(self) -> None:
-        """Whoever waits by now is being served."""
-        self._busy = bool(self._waiting)
-        if self._busy:
+        mine = _Waiting(ask, asyncio.get_running_loop().create_future())
+        self._waiting.append(mine)
+        if (
+            self._serving is None
+        ):  # the task begins behind who asks in the same turn of the loop, and takes them along
             self._serving = asyncio.create_task(self._serve())
             self._serving.add_done_callback(self._served)
-
-    async def _in_company(self, ask: Ask, *, first: bool = False) -> Answer:
-        mine = _Waiting(ask, asyncio.get_running_loop().create_future())
-        if first:
-            self._waiting.appendleft(mine)
-        else:
-            self._waiting.append(mine)
         answer: Answer = await answered(mine.answer, lambda: self._withdrawn(mine))
         return answer
 
@@ -82,44 +70,46 @@ class Gathered(Generic[Ask, Answer]):
         while self._waiting:
             taken = [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
             try:
-                await self._tell(taken)
-            finally:
+                answers = await self._shared([one.ask for one in taken])
+            except BaseException:  # the loop ends
                 for one in taken:
-                    one.answer.cancel()  # nothing where it was told something: else the loop ends
-        self._serving, self._busy = None, False
+                    one.answer.cancel()
+                raise
+            for one, answer in zip(taken, answers, strict=True):
+                self._tell(one, answer)
+        self._serving = None
 
     def _served(self, serving: asyncio.Task[None]) -> None:
         if self._serving is serving:  # it did not come to its end: the loop ends
-            self._serving, self._busy = None, False
+            self._serving = None
             while self._waiting:
                 self._waiting.popleft().answer.cancel()
 
-    async def _tell(self, taken: Sequence[_Waiting[Ask]]) -> None:
-        answers = await self._shared(taken) if len(taken) > 1 else [None]
-        apart = [one for one, answer in zip(taken, answers, strict=True) if not _told(one, answer)]
-        await asyncio.gather(*(self._tell_apart(one) for one in apart))
-
-    async def _shared(self, taken: Sequence[_Waiting[Ask]]) -> Sequence[Answer | OutcomeUnknown | None]:
+    async def _shared(self, asks: Sequence[Ask]) -> Sequence[Answer | Exception | None]:
         try:
-            return await self._together([one.ask for one in taken])
-        except OutcomeUnknown as error:
-            return [error] * len(taken)
-        except Exception:  # noqa: BLE001 - whom it befalls is told of it when it is tried alone
-            return [None] * len(taken)
+            return await self._together(asks)
+        except Exception as error:  # noqa: BLE001 - told to whom it befell: tried alone, each learns whether it did
+            is_everybodys = isinstance(error, OutcomeUnknown) or len(asks) == 1
+            return [error if is_everybodys else None] * len(asks)
+
+    def _tell(self, one: _Waiting[Ask], answer: Answer | Exception | None) -> None:
+        if isinstance(answer, Exception):
+            one.answer.set_exception(answer)
+        elif answer is not None:
+            one.answer.set_result(answer)
+        else:
+            task = asyncio.create_task(self._tell_apart(one))
+            self._apart[task] = one
+            task.add_done_callback(self._told_apart)
 
     async def _tell_apart(self, one: _Waiting[Ask]) -> None:
         try:
-            answer = await self._alone(one.ask)
+            async with self._room:
+                answer = await self._alone(one.ask)
         except Exception as error:  # noqa: BLE001 - told to whom it befell
             one.answer.set_exception(error)
         else:
             one.answer.set_result(answer)
 
-
-def _told(one: _Waiting[Any], answer: object) -> bool:
-    """Tell whether it has its answer now."""
-    if isinstance(answer, OutcomeUnknown):
-        one.answer.set_exception(answer)
-    elif answer is not None:
-        one.answer.set_result(answer)
-    return answer is not None
+    def _told_apart(self, task: asyncio.Task[None]) -> None:
+        self._apart.pop(task).answer.cancel()  # nothing where it was told something: else the loop ends

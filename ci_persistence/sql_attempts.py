@@ -19,18 +19,24 @@ IMAGE_USES = f"""
     SELECT image_id, max(started_at) AS last_at, count(*) > count(ended_at) AS is_open FROM attempts
     WHERE image_id IS NOT NULL AND started_at IS NOT NULL AND {HELD_BY} GROUP BY image_id
 """  # noqa: S608
-# The attempts whose fence holds, if the table of transitions lets their jobs end so.
-FINISH = f"""
+_OPEN_WITH_JOB = "FROM attempts JOIN jobs ON jobs.id = attempts.job_id WHERE attempts.ended_at IS NULL"
+_FINISH = f"""
     UPDATE attempts SET ended_at = given.at, {SAID}
     FROM given CROSS JOIN jobs ON jobs.id = given.job
     WHERE attempts.job_id = given.job AND attempts.number = CAST(given.attempt AS integer)
     AND attempts.token = given.token AND attempts.ended_at IS NULL AND ({MAY_END})
-    RETURNING job_id, agent_id
 """  # noqa: S608  (constants of this package)
-_FREE = f"""
-    SELECT attempts.job_id FROM attempts JOIN jobs ON jobs.id = attempts.job_id
-    WHERE attempts.job_id IN ({{jobs}}) AND attempts.ended_at IS NULL {UNLOCKED}
+_ENDED = "RETURNING job_id, agent_id"
+# The attempts whose fence holds, if the table of transitions lets their jobs end so.
+FINISH = f"{_FINISH} {_ENDED}"
+# Of these the ones that nobody is just changing.
+FINISH_FREE = f"""
+    , free AS MATERIALIZED (
+        SELECT attempts.job_id {_OPEN_WITH_JOB} AND attempts.job_id IN (SELECT job FROM given) {UNLOCKED}
+    )
+    {_FINISH} AND given.job IN (SELECT job_id FROM free) {_ENDED}
 """  # noqa: S608  (constants of this package)
+_AWAITED = f"SELECT 1 {_OPEN_WITH_JOB} AND attempts.job_id = ? {LOCKED}"
 _FENCED = "job_id = :job AND number = :attempt AND token = :token AND ended_at IS NULL"
 
 
@@ -135,24 +141,21 @@ class Finish:
 
 def finish_attempt(db: Connection, finish: Finish) -> bool:
     """The attempt has ended, the job is terminal; False also where the table of transitions forbids it."""
-    return finish_attempts(db, [finish])[0]
+    # Whoever changes it just now is waited for before anything is locked for which others would wait then.
+    db.execute(_AWAITED, (finish.job_id,))
+    return bool(_finish(db, [finish], FINISH))
 
 
 def finish_together(db: Connection, finishes: Sequence[Finish]) -> list[bool | None]:
-    """The same for several, but nobody who is just changing one of them is waited for: None, it is to come alone."""
-    jobs = list({one.job_id for one in finishes})
-    free = {row["job_id"] for row in db.execute(_FREE.format(jobs=", ".join("?" * len(jobs))), jobs)}
-    answers = iter(finish_attempts(db, [one for one in finishes if one.job_id in free]))
-    return [next(answers) if one.job_id in free else None for one in finishes]
+    """The same for several, of a job for the first that may; None: it is to come alone.
 
-
-def finish_attempts(db: Connection, finishes: Sequence[Finish]) -> list[bool]:
-    """Each is done, or (False) has a stale fence or is forbidden; of a job, an earlier one goes first."""
-    answers = [False] * len(finishes)
+    So is what somebody is just changing, who is not waited for, and what has a stale fence or is forbidden.
+    """
+    answers: list[bool | None] = [None] * len(finishes)
     for places in _one_of_each_job(finishes):
-        ended = _finish(db, [finishes[place] for place in places])
+        ended = _finish(db, [finishes[place] for place in places], FINISH_FREE)
         for place in places:
-            answers[place] = finishes[place].job_id in ended
+            answers[place] = finishes[place].job_id in ended or None
     return answers
 
 
@@ -165,19 +168,24 @@ def _one_of_each_job(finishes: Sequence[Finish]) -> Iterable[Sequence[int]]:
     return rounds.values()
 
 
-def _finish(db: Connection, finishes: Sequence[Finish]) -> set[str]:
+def _finish(db: Connection, finishes: Sequence[Finish], statement: str) -> set[str]:
     """Return the jobs that have ended; each is in there once."""
     rows = [(one.job_id, str(one.fence.attempt), one.fence.token, *one.ending.said()) for one in finishes]
-    ended = with_given(db, f"job, attempt, token, {VERDICT}", rows, FINISH).fetchall()
+    ended = with_given(db, f"job, attempt, token, {VERDICT}", rows, statement).fetchall()
     if not ended:
         return set()
+    _count_completed(db, ended)
     jobs = {row["job_id"] for row in ended}
     moved = end_jobs(db, [one.ending for one in finishes if one.job_id in jobs])
     assert moved == jobs, "a job's status changes only where its open attempt is locked"
+    return jobs
+
+
+def _count_completed(db: Connection, ended: Iterable[Row]) -> None:
+    """Agents before daily totals, as whoever gives back what a lost one held, or the two could wait for each other."""
     agents = Counter(row["agent_id"] for row in ended if row["agent_id"] is not None)
     for agent, count in sorted(agents.items()):
         db.execute("UPDATE agents SET jobs_completed = jobs_completed + ? WHERE id = ?", (count, agent))
-    return jobs
 
 
 def release_attempt(

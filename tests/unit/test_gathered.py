@@ -16,11 +16,14 @@ class Writer:
         self.written: list[str] = []
         self.began = asyncio.Event()
         self.may_write = asyncio.Event()
+        self.may_write_alone = asyncio.Event()
+        self.may_write_alone.set()
         self.fails: Exception | None = None  # what is written together
         self.refused = ""  # alone
         self.apart = ""  # whom the shared way leaves to the other one
 
     async def alone(self, letter: str) -> str:
+        await self.may_write_alone.wait()
         await self._write(letter)
         if letter in self.refused:
             raise Conflict(letter)
@@ -29,8 +32,10 @@ class Writer:
     async def together(self, letters: Sequence[str]) -> list[str | None]:
         if self.fails is not None:
             raise self.fails
-        await self._write("".join(one for one in letters if one not in self.apart))
-        return [None if one in self.apart else one.upper() for one in letters]
+        free = "".join(one for one in letters if one not in self.apart)
+        if free:
+            await self._write(free)
+        return [one.upper() if one in free else None for one in letters]
 
     async def _write(self, letters: str) -> None:
         self.began.set()
@@ -95,6 +100,62 @@ async def test_what_cannot_be_shared_just_now_is_written_apart(
     assert writer.written == ["a", "bd", "c"]
 
 
+async def test_what_must_wait_to_be_written_apart_holds_nobody_up(
+    gathered: Gathered[str, str], writer: Writer
+) -> None:
+    writer.may_write.set()
+    writer.may_write_alone.clear()
+    writer.apart = "ac"
+    waiting = [asyncio.create_task(gathered.answer(letter)) for letter in "a"]
+    assert await gathered.answer("b") == "B"
+    waiting += [asyncio.create_task(gathered.answer(letter)) for letter in "c"]
+    assert await gathered.answer("d") == "D"
+    assert not any(task.done() for task in waiting)
+    writer.may_write_alone.set()
+    assert await asyncio.gather(*waiting) == ["A", "C"]
+    assert writer.written == ["b", "d", "a", "c"]
+
+
+async def test_an_error_of_one_call_is_its_own_and_nothing_is_tried_again(
+    gathered: Gathered[str, str], writer: Writer
+) -> None:
+    writer.may_write.set()
+    writer.fails = Conflict("no")
+    with pytest.raises(Conflict):
+        await gathered.answer("a")
+    assert writer.written == []
+
+
+async def test_who_is_cancelled_while_it_is_written_apart_learns_of_it_when_it_stands(
+    gathered: Gathered[str, str], writer: Writer
+) -> None:
+    writer.apart = "a"
+    task = asyncio.create_task(gathered.answer("a"))
+    await writer.began.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    [found] = await outcomes(writer, [task])
+    assert isinstance(found, asyncio.CancelledError)
+    assert writer.written == ["a"]
+
+
+@pytest.mark.parametrize("apart", ["", "a", "abcdefgh"])
+def test_a_loop_that_ends_leaves_nobody_waiting(apart: str) -> None:
+    async def work() -> None:
+        writer = Writer()
+        writer.apart = apart
+        gathered = Gathered(writer.alone, writer.together)
+        tasks = [asyncio.create_task(gathered.answer(letter)) for letter in "abcdefgh"]
+        await writer.began.wait()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=10)
+        assert all(task.cancelled() for task in tasks)
+
+    asyncio.run(work())
+
+
 async def test_an_unknown_outcome_is_everybodys_and_nobody_tries_again(
     gathered: Gathered[str, str], writer: Writer
 ) -> None:
@@ -121,15 +182,13 @@ async def test_who_is_cancelled_while_it_is_written_learns_of_it_when_it_stands(
     gathered: Gathered[str, str], writer: Writer
 ) -> None:
     tasks = await behind(gathered, writer, "bc")
-    tasks[0].cancel()  # whose turn it is: in its own way, which here is to leave
-    writer.began.clear()
-    await writer.began.wait()
-    tasks[1].cancel()
+    tasks[0].cancel()
     await asyncio.sleep(0)
-    assert not tasks[1].done()
+    assert not tasks[0].done()
     found = await outcomes(writer, tasks)
-    assert [isinstance(one, asyncio.CancelledError) for one in found] == [True, True, False]
-    assert writer.written == ["bc"]
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert found[1:] == ["B", "C"]
+    assert writer.written == ["a", "bc"]
 
 
 async def test_who_is_cancelled_first_of_all_holds_nobody_up(
@@ -142,4 +201,4 @@ async def test_who_is_cancelled_first_of_all_holds_nobody_up(
     found = await outcomes(writer, tasks)
     assert isinstance(found[0], asyncio.CancelledError)
     assert found[1:] == ["B", "C"]
-    assert writer.written == ["bc"]
+    assert writer.written == ["abc"], "it was the turn of all three"

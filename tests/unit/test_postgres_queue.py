@@ -12,7 +12,7 @@ import pytest
 
 from ci_common.errors import JobFinished, PriorityNotAllowed
 from ci_common.job_terms import JobOptions, JobStatus, Priority, Reason
-from ci_common.models import LimitChange
+from ci_common.models import Attempt, LimitChange
 from ci_common.verdict import verdict
 from ci_persistence import (
     sql_accounts,
@@ -242,7 +242,8 @@ def test_verdicts_are_recorded_by_the_key_of_their_jobs(url: str, rows: int) -> 
         db.execute("ANALYZE")
         add_jobs(db, "queued", 3000)
         assert given_plan(db, ending, sql_endings.END, rows) == {"jobs_pkey"}
-        assert given_plan(db, finishing, sql_attempts.FINISH, rows) == {"jobs_pkey"}
+        for statement in (sql_attempts.FINISH, sql_attempts.FINISH_FREE):
+            assert given_plan(db, finishing, statement, rows) == {"jobs_pkey"}
 
 
 def add_jobs(db: Any, status: str, count: int) -> None:
@@ -278,20 +279,25 @@ def indexes_of(db: Any, statement: str, values: dict[str, Any] | list[str]) -> s
 async def test_a_job_that_somebody_changes_holds_up_its_own_verdict_only(
     story: Story, repository: PostgresJobRepository, url: str
 ) -> None:
-    """Of verdicts that come together."""
-    for n in range(3):
-        await story.queue(n)
-    attempts = [await story.claim(5) for _ in range(3)]
-    changed = attempts[1].job.id
+    """Whether verdicts come together or one after the other."""
+    attempts = [await claimed_next(story, n) for n in range(4)]
+    changed = attempts[0].job.id
+
+    def finishing(attempt: Attempt) -> asyncio.Task[bool]:
+        return asyncio.create_task(
+            repository.finish_attempt(attempt.fence, verdict(Reason.BAD_ARCHIVE), None, at(7))
+        )
+
     async with about_to_commit(url, lambda db: sql_jobs.request_cancel(db, changed, None, "ada", at(6))):
-        finishing = [
-            asyncio.create_task(
-                repository.finish_attempt(one.fence, verdict(Reason.BAD_ARCHIVE), None, at(7))
-            )
-            for one in attempts
-        ]
+        held_up, together = (finishing(attempt) for attempt in attempts[:2])
         await one_waits(url)
-        assert [await finishing[place] for place in (0, 2)] == [True, True]
-        assert not finishing[1].done()
-    assert await finishing[1]
+        assert await together
+        assert [await finishing(attempt) for attempt in attempts[2:]] == [True, True]
+        assert not held_up.done()
+    assert await held_up
     assert await story.timeline(changed) == ["submitted", "claimed", "cancel_requested", "failed"]
+
+
+async def claimed_next(story: Story, n: int) -> Attempt:
+    await story.queue(n)
+    return await story.claim(n)
