@@ -474,6 +474,7 @@ class JobRepository(ABC):
     ) -> list[str]:
         """What the agent holds is given back with `agent_lost`, as by `release_attempt`; returns the ids of the jobs.
         Empty and no change: it was heard of since (its beats or its epoch are others), or the lease is stale.
+        What somebody is just changing may be left for the next time.
 
         Without a lease it is an operator's own doing.
         """

@@ -10,7 +10,7 @@ from typing import Final
 
 # Others may go on referring to the row (which FOR UPDATE would forbid), and wait with changing it.
 LOCKED: Final = "/*postgresql: FOR NO KEY UPDATE */"
-# Of the claim: who is just changing a job is not waited for, another job is next.
+# Who is just changing a row is not waited for: to a claim another job is next, a verdict or an expiry comes again.
 UNLOCKED: Final = "/*postgresql: FOR NO KEY UPDATE SKIP LOCKED */"
 # A statement of its own: what claims or wants to be the controller ends first, and none begins until the end.
 NO_CLAIM_MEANWHILE: Final = "/*postgresql: LOCK TABLE controller IN EXCLUSIVE MODE */"

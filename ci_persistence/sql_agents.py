@@ -21,7 +21,7 @@ from ci_common.models import (
 from ci_persistence.dialect import LOCKED
 from ci_persistence.rows import agent_from, from_text, to_text
 from ci_persistence.sql_accounts import revoke_api_key
-from ci_persistence.sql_attempts import release_attempt
+from ci_persistence.sql_attempts import free_attempts, release_attempt
 from ci_persistence.sql_audit import append_audit
 from ci_persistence.sql_connection import Connection, Row
 from ci_persistence.sql_control import Claimant, claim_for, holds, open_attempts, renew_tokens
@@ -158,19 +158,24 @@ def claim_for_agent(db: Connection, lease: AgentLease, limit: int, now: datetime
 def expire_agent(
     db: Connection, lease: ControllerLease | None, agent: Agent, max_attempts: int, now: datetime
 ) -> list[str]:
-    """What the agent holds is given back, unless it was heard of since it was looked at."""
+    """What the agent holds is given back, unless it was heard of since it was looked at.
+
+    But not what somebody is just changing: it may be ending by the agent's own word, which is counted in the agent's
+    row, locked by then. What is left over the next expiry finds.
+    """
     if lease is not None and not holds(db, lease):
         return []
     row = _locked(db, agent.lease)
     if row is None or row["beats"] != agent.beats:
         return []
     message = f"Agent {agent.profile.name} was lost."
-    # One of them may end at this moment by the agent's own word, and is then not given back. In the order of their
-    # users, as daily totals are always counted, or two who count could wait for each other.
+    free = free_attempts(db, agent.id)
+    # In the order of their users, as daily totals are always counted, or two who count could wait for each other.
     return [
         attempt.job.id
         for attempt in sorted(open_attempts(db, agent.id), key=lambda one: one.job.user_id)
-        if release_attempt(db, attempt.fence, Reason.AGENT_LOST, message, max_attempts, None, now, None)
+        if attempt.job.id in free
+        and release_attempt(db, attempt.fence, Reason.AGENT_LOST, message, max_attempts, None, now, None)
     ]
 
 

@@ -37,6 +37,7 @@ FINISH_FREE = f"""
     {_FINISH} AND given.job IN (SELECT job_id FROM free) {_ENDED}
 """  # noqa: S608  (constants of this package)
 _AWAITED = f"SELECT 1 {_OPEN_WITH_JOB} AND attempts.job_id = ? {LOCKED}"
+_FREE = f"SELECT attempts.job_id {_OPEN_WITH_JOB} AND {HELD_BY} {UNLOCKED}"
 _FENCED = "job_id = :job AND number = :attempt AND token = :token AND ended_at IS NULL"
 
 
@@ -186,6 +187,11 @@ def _count_completed(db: Connection, ended: Iterable[Row]) -> None:
     agents = Counter(row["agent_id"] for row in ended if row["agent_id"] is not None)
     for agent, count in sorted(agents.items()):
         db.execute("UPDATE agents SET jobs_completed = jobs_completed + ? WHERE id = ?", (count, agent))
+
+
+def free_attempts(db: Connection, agent_id: str) -> set[str]:
+    """Return the jobs the agent holds that nobody is just changing, as nobody does until the transaction ends."""
+    return {row["job_id"] for row in db.execute(_FREE, {"agent": agent_id})}
 
 
 def release_attempt(

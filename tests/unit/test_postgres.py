@@ -27,9 +27,10 @@ from ci_common.errors import (
     Unauthorized,
     Unavailable,
 )
-from ci_common.job_terms import JobOptions, JobStatus, new_id
+from ci_common.job_terms import JobOptions, JobStatus, Reason, new_id
 from ci_common.models import ControllerLease, JobFilter, QueueLimits
 from ci_common.stores import Subscription
+from ci_common.verdict import verdict
 from ci_persistence import postgres_connection, postgres_database, sql_connection
 from ci_persistence.dialect import LOCKED, for_postgresql
 from ci_persistence.log_store import FileLogStore
@@ -258,22 +259,48 @@ async def test_a_claim_and_a_takeover_leave_no_attempt_to_the_predecessor(story:
 
 
 async def test_what_ends_while_its_agent_is_given_up_was_not_given_back(story: Story, url: str) -> None:
-    job = await story.queue(options=JobOptions(pool="gpu"))
-    agent = await story.agent()
-    assert await story.repository.claim_for_agent(agent.lease, 1, at(2))
-    held = await story.repository.find_agent(agent.id)
-    assert held is not None
+    """And is not waited for: who ends it comes to the agent's row, which the expiry has locked."""
+    ending_one, other = [await story.queue(n, options=JobOptions(pool="gpu")) for n in range(2)]
+    agent = await story.agent(slots=2)
+    assert len(await story.repository.claim_for_agent(agent.lease, 2, at(2))) == 2
+
+    async def expire() -> list[str]:
+        held = await story.repository.find_agent(agent.id)
+        assert held is not None
+        return await story.repository.expire_agent(story.lease, held, 3, at(40))
+
     with psycopg.connect(url) as ending:
-        ending.execute("UPDATE attempts SET ended_at = claimed_at WHERE job_id = %s", (job.id,))
-        expiry = asyncio.create_task(story.repository.expire_agent(story.lease, held, 3, at(40)))
-        await asyncio.to_thread(eventually, lambda: _waits_for_a_lock(url), what="the expiry")
-    assert await expiry == []
+        ending.execute("UPDATE attempts SET ended_at = claimed_at WHERE job_id = %s", (ending_one.id,))
+        assert await expire() == [other.id]
+        ending.rollback()
+    assert await expire() == [ending_one.id], "it did not end after all"
 
 
-def _waits_for_a_lock(url: str) -> bool:
-    query = b"SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+async def test_verdicts_and_the_loss_of_their_agent_do_not_wait_for_each_other(
+    story: Story, url: str
+) -> None:
+    """Each is the agent's word or given back; no deadlock, which the server would have to find."""
+    another = PostgresJobRepository(url)
+    for n in range(3):
+        agent = await story.agent(f"rack-{n}", slots=20, pool=f"pool-{n}")
+        for _ in range(20):
+            await story.queue(n, options=JobOptions(pool=agent.profile.pool))
+        attempts = await story.repository.claim_for_agent(agent.lease, 20, at(20))
+        held = await story.repository.find_agent(agent.id)
+        assert held is not None
+        finishes = [
+            story.repository.finish_attempt(one.fence, verdict(Reason.BAD_ARCHIVE), None, at(30))
+            for one in attempts
+        ]
+        expiry = another.expire_agent(story.lease, held, 3, at(31))
+        given_back, ended = await asyncio.gather(expiry, asyncio.gather(*finishes))
+        assert len(given_back) + sum(ended) <= 20
+    await story.repository.close()
+    await another.close()
+    await asyncio.to_thread(eventually, lambda: _sessions(url) == 0, what="what they counted")
     with psycopg.connect(url) as db:
-        return db.execute(query).fetchone() is not None
+        query = b"SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert db.execute(query).fetchone() == (0,)
 
 
 async def test_limits_hold_however_many_users_submit(story: Story) -> None:
