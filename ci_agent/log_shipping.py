@@ -19,7 +19,7 @@ from ci_common.stores import LogStore, LogWriter
 log = structlog.get_logger(__name__)
 
 _PIECE: Final = 1024 * 1024
-_GATHERING: Final = 0.1  # seconds: what comes in a burst travels together
+_GATHERING: Final = 0.1  # seconds between pieces that are not full: what comes in a burst travels together
 _RETRY: Final = 1.0
 _MOST_EVENTS: Final = 4 * 1024 * 1024
 
@@ -81,19 +81,27 @@ class _Shipment:
             self._over.wait(_GATHERING)
 
     def _send_log(self) -> None:
+        """What stood there is sent: a piece that is not full is the last, or a log that grows would never end."""
         job_id, attempt = self._fence.job_id, self._fence.attempt
-        while data := self._logs.read(job_id, attempt, self._sent, self._next_piece()):
-            place = {"Content-Range": f"bytes {self._sent}-{self._sent + len(data) - 1}/*"}
-            try:
-                self._link.put(self._fence, "log", data, place)
-            except InvalidOffset as error:  # it has less than we thought
-                self._sent = int(error.extra["size"])
-            except ArchiveTooLarge as error:  # our own limit is above the server's
-                if self._most is not None or "limit" not in error.extra:
-                    raise
-                self._most = int(error.extra["limit"])
-            else:
-                self._sent += len(data)
+        while data := self._logs.read(job_id, attempt, self._sent, asked := self._next_piece()):
+            if self._takes(data) and len(data) < asked:
+                return
+
+    def _takes(self, data: bytes) -> bool:
+        """Tell whether the server took that piece; else what to send next is another one."""
+        place = {"Content-Range": f"bytes {self._sent}-{self._sent + len(data) - 1}/*"}
+        try:
+            self._link.put(self._fence, "log", data, place)
+        except InvalidOffset as error:  # it has less than we thought
+            self._sent = int(error.extra["size"])
+            return False
+        except ArchiveTooLarge as error:  # our own limit is above the server's
+            if self._most is not None or "limit" not in error.extra:
+                raise
+            self._most = int(error.extra["limit"])
+            return False
+        self._sent += len(data)
+        return True
 
     def _next_piece(self) -> int:
         return _PIECE if self._most is None else max(0, min(_PIECE, self._most - self._sent))

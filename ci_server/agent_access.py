@@ -43,8 +43,17 @@ async def _reporter(caller: Runner, server: Server) -> Caller:
     return caller
 
 
-# Who is asked about everything but heartbeats, claims and news, so that a flood of log keeps none of those out.
-Reporter = Annotated[Caller, Depends(_reporter)]
+async def _log_sender(caller: Runner, server: Server) -> Caller:
+    server.rates.piece_by(caller.key.id)
+    return caller
+
+
+_Reporter = Annotated[Caller, Depends(_reporter)]
+_LogSender = Annotated[Caller, Depends(_log_sender)]
+
+
+# Counted is everything but heartbeats, claims and news, and logs apart from reports: a flood of either keeps the
+# rest from nothing.
 COUNTED: Final = Depends(_reporter)
 
 
@@ -91,7 +100,7 @@ def unknown_agent(agent_id: str) -> NotFound:
 
 
 async def _held(
-    request: Request, _: Reporter, agent: CallingAgent, server: Server, job_id: JobId, token: Token
+    request: Request, agent: CallingAgent, server: Server, job_id: JobId, token: Token
 ) -> Attempt:
     for attempt in await server.repository.open_attempts(agent.id):
         same = hmac.compare_digest(attempt.fence.token.encode(), token.encode())
@@ -101,7 +110,19 @@ async def _held(
     raise stale_claim(job_id)
 
 
-HeldAttempt = Annotated[Attempt, Depends(_held)]
+_Held = Annotated[Attempt, Depends(_held)]
+
+
+async def _reported(_: _Reporter, held: _Held) -> Attempt:
+    return held
+
+
+async def _logged(_: _LogSender, held: _Held) -> Attempt:
+    return held
+
+
+HeldAttempt = Annotated[Attempt, Depends(_reported)]
+HeldForLog = Annotated[Attempt, Depends(_logged)]
 
 
 async def require_held(attempt: Attempt, caller: Caller, server: Server) -> None:

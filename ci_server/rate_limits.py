@@ -32,6 +32,7 @@ class RateLimits:
         self._good_keys: OrderedDict[str, None] = OrderedDict()
         self._of_key = _per_minute(settings.max_requests_per_key, "key")
         self._of_agent = _per_minute(settings.max_requests_per_agent, "agent")
+        self._of_agent_logs = _per_minute(settings.max_requests_per_agent, "agent-logs")
         self._of_submissions = _per_minute(settings.max_submissions_per_key, "submissions")
         self._of_address = _per_minute(settings.max_requests_per_address, "address")
         self._of_failures = _per_minute(settings.max_failed_keys_per_address, "failures")
@@ -48,6 +49,10 @@ class RateLimits:
     def report_by(self, key_id: str) -> None:
         """A request of that agent's key about what it runs is counted."""
         self._count(self._of_agent, key_id, "This agent makes")
+
+    def piece_by(self, key_id: str) -> None:
+        """A piece of log or events of that agent's key is counted apart from its reports: a noisy job holds up none."""
+        self._count(self._of_agent_logs, key_id, "This agent sends pieces of logs:")
 
     def submission_by(self, key_id: str, jobs: int = 1) -> None:
         """So many submissions of that key are counted, all of them or none."""

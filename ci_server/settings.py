@@ -58,8 +58,8 @@ class ServerSettings(ServiceSettings):
     max_requests_per_agent: int = Field(
         default=5_000,
         ge=0,
-        description="Requests per minute of one agent about what it runs, pieces of logs most of all, at one process; "
-        "0: any number. Heartbeats and claims are never held up by them.",
+        description="Requests per minute of one agent about what it runs at one process, and as many more that bring "
+        "pieces of logs; 0: any number. Neither holds up the other, and heartbeats and claims are never held up.",
     )
     max_requests_per_address: int = Field(
         default=6_000,

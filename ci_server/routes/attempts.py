@@ -34,6 +34,7 @@ from ci_server.agent_access import (
     MAY_WAIT,
     CallingAgent,
     HeldAttempt,
+    HeldForLog,
     Operator,
     Runner,
     require_held,
@@ -285,7 +286,7 @@ async def _unreadable(held: Attempt, error: OSError, server: Server) -> None:
 )
 async def put_log(
     request: Request,
-    held: HeldAttempt,
+    held: HeldForLog,
     caller: Runner,
     server: Server,
     content_range: ContentRange = None,
@@ -309,7 +310,7 @@ async def put_log(
     responses=problems(StorageFull, *FENCED),
     openapi_extra=BYTES_BODY,
 )
-async def put_events(request: Request, held: HeldAttempt, caller: Runner, server: Server) -> Response:
+async def put_events(request: Request, held: HeldForLog, caller: Runner, server: Server) -> Response:
     await require_room(request, server.settings)
     async with server.bodies.whole(request, caller.key.id, MOST_BYTES) as data:
         await require_held(held, caller, server)  # the body may have taken long

@@ -15,6 +15,7 @@ import pytest
 from ci_agent import job_source
 from ci_agent.job_source import HttpJobSource
 from ci_agent.link import ServerLink
+from ci_agent.log_shipping import LogShipping
 from ci_common.clock import utcnow
 from ci_common.errors import Unavailable
 from ci_common.job_terms import JobOptions, JobStatus, Reason
@@ -165,6 +166,38 @@ async def test_what_is_written_arrives_while_the_job_runs_and_whole_at_its_end(
     assert log_at_server(site, attempt.fence) == b"hello " + rest
     events = site.stores.logs.read_events(*_names(attempt.fence), 99)
     assert events == b'{"type": "begun"}\n' * 2
+
+
+class NoisyLogs(FileLogStore):
+    """A spool whose job writes a line more whenever somebody has read, as long as it has any."""
+
+    def __init__(self, root: Path, lines: int) -> None:
+        super().__init__(root)
+        self.lines = lines
+
+    def read(self, job_id: str, attempt: int, offset: int, length: int) -> bytes:
+        found = super().read(job_id, attempt, offset, length)
+        if self.lines:
+            self.lines -= 1
+            with closing(self.writer(job_id, attempt)) as writer:
+                writer.write(writer.size(), b"noise\n")
+        return found
+
+
+async def test_a_log_that_grows_while_it_is_sent_waits_for_more_instead_of_going_out_line_by_line(
+    site: Site, ada: Account, rack: Rack, tmp_path: Path
+) -> None:
+    await site.queue_job(ada, options=GPU)
+    fence = (await rack.running()).fence
+    logs = NoisyLogs(tmp_path / "noisy", lines=30)
+    with closing(logs.writer(*_names(fence))) as writer:
+        writer.write(0, b"noise\n")
+    shipping = LogShipping(rack.link, logs)
+    await asyncio.to_thread(shipping.deliver, fence)
+    assert (log_at_server(site, fence), logs.lines) == (b"noise\n", 29)
+    await asyncio.to_thread(shipping.deliver, fence)
+    assert (log_at_server(site, fence), logs.lines) == (b"noise\n" * 2, 28)
+    shipping.keep(())
 
 
 @pytest.mark.parametrize("damage", [b"", b"hel", b"hullo world"])

@@ -165,6 +165,7 @@ async def test_a_key_of_an_agent_too_is_counted_where_people_ask(site: Site) -> 
             assert registered.status_code == 200, "what it reports is counted apart"
 
 
+LOGS = {("PUT", "/api/queue/jobs/{job_id}/log"), ("PUT", "/api/queue/jobs/{job_id}/events")}
 NEVER_HELD_UP = {
     ("POST", "/api/agents/{agent_id}/heartbeat"),
     ("GET", "/api/agents/{agent_id}/news"),
@@ -172,23 +173,47 @@ NEVER_HELD_UP = {
 }
 
 
-async def test_an_agent_that_reports_too_much_still_beats_and_claims(site: Site) -> None:
+async def limited_of(http: httpx.AsyncClient, key_id: str) -> set[tuple[str, str]]:
+    """Return the routes of agents that are told now that they are asked too often."""
+    names, limited = {"agent_id": key_id, "job_id": "any"}, set[tuple[str, str]]()
+    for (method, path), needed in NEEDS.items():
+        if needed is Scope.AGENT:
+            answer = await http.request(method, path.format(**names), headers=HELD)
+            if answer.json().get("code") == "rate_limited":
+                limited.add((method, path))
+    return limited
+
+
+HELD = {"Agent-Epoch": "1", "Claim-Token": "any"}
+AGENTS = {route for route, needed in NEEDS.items() if needed is Scope.AGENT}
+
+
+async def test_an_agent_that_reports_too_much_still_beats_claims_and_sends_logs(site: Site) -> None:
     rack = await site.account("rack", frozenset({Scope.AGENT}))
     other = await site.account("other", frozenset({Scope.AGENT}))
-    names = {"agent_id": rack.key.id, "job_id": "any"}
-    held = {"Agent-Epoch": "1", "Claim-Token": "any"}
     with serving(site.settings) as url:
         async with client(url, rack) as http:
             for _ in range(4):
                 assert (await http.post("/api/agents/register", json={"name": "rack"})).status_code == 200
-            for (method, path), needed in NEEDS.items():
-                if needed is Scope.AGENT:
-                    answer = await http.request(method, path.format(**names), headers=held)
-                    limited = answer.json().get("code") == "rate_limited"
-                    assert limited is ((method, path) not in NEVER_HELD_UP), (path, answer.text)
-            assert_limited(await http.get(f"/api/agents/{rack.key.id}/attempts", headers=held), 4)
+            assert await limited_of(http, rack.key.id) == AGENTS - NEVER_HELD_UP - LOGS
+            assert_limited(await http.get(f"/api/agents/{rack.key.id}/attempts", headers=HELD), 4)
         async with client(url, other) as http:
             assert (await http.post("/api/agents/register", json={"name": "other"})).status_code == 200
+
+
+async def test_a_flood_of_log_keeps_no_report_from_being_heard(site: Site) -> None:
+    rack = await site.account("rack", frozenset({Scope.AGENT}))
+    with serving(site.settings) as url:
+        async with client(url, rack) as http:
+            assert (await http.post("/api/agents/register", json={"name": "rack"})).status_code == 200
+            for _ in range(4):
+                answer = await http.put("/api/queue/jobs/any/log", content=b"x", headers=HELD)
+                assert answer.json()["code"] == "stale_claim"
+            assert_limited(await http.put("/api/queue/jobs/any/log", content=b"x", headers=HELD), 4)
+            assert_limited(await http.put("/api/queue/jobs/any/events", content=b"", headers=HELD), 4)
+            for word in ("start", "stop", "complete"):
+                answer = await http.patch(f"/api/queue/jobs/any/{word}", headers=HELD)
+                assert answer.json()["code"] == "stale_claim", "it is heard"
 
 
 async def test_submissions_have_a_limit_of_their_own(http: httpx.AsyncClient) -> None:
