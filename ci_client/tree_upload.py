@@ -17,6 +17,7 @@ from ci_client.second_look import look_again
 from ci_client.selection import LookAhead, select_files
 from ci_client.sender import Sender
 from ci_client.upload import Progress, ZipUpload
+from ci_common.arguments import require_short
 from ci_common.errors import MethodNotAllowed, MissingBlobs, NotFound
 from ci_common.job_terms import DEFAULT_POOL, JobOptions, Priority
 
@@ -61,6 +62,7 @@ class TreeUpload:
     ) -> None:
         self._root = root
         self._options = options or JobOptions()
+        require_short(self._options.pytest_args)  # now, and not once everything was sent
         self._compress = compress
         self._include_ignored = include_ignored
         self._told = told or Told()

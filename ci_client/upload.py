@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from ci_client._http import Body, Http, ServerEvent
 from ci_client.blobs import Packed
+from ci_common.arguments import require_short
 from ci_common.job_terms import DEFAULT_POOL, JobOptions, Priority
 
 Progress = Callable[[int, int], None]  # bytes sent, bytes in all
@@ -38,6 +39,8 @@ class ZipUpload:
     """A zip and the form fields beside it, in one request."""
 
     def __init__(self, file: BinaryIO, options: JobOptions | None, on_progress: Progress | None) -> None:
+        if options:
+            require_short(options.pytest_args)
         self._file = file
         self._options = options
         self._on_progress = on_progress

@@ -210,7 +210,7 @@ class JobRepository(ABC):
 
     @abstractmethod
     async def list_documents(self, job_filter: JobFilter) -> DocumentPage:
-        """Return what `list_jobs` returns, as the JSON that the API answers with."""
+        """Return what `list_jobs` returns, as the JSON of the API; a page that would be many bytes has fewer jobs."""
 
     @abstractmethod
     async def version(self) -> Hashable:

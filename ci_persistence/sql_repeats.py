@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from ci_common.arguments import require_short
 from ci_common.dead_letters import DeadLetter, PastAttempt
 from ci_common.errors import ArchivePruned, Conflict, JobNotFound
 from ci_common.job_terms import JobStatus
@@ -42,6 +43,7 @@ def _repeat(db: Connection, user_id: str, repeat: Repeat, now: datetime, limits:
         raise JobNotFound(f"There is no job {repeat.source} among yours.")
     _require_archive(row)
     options = replace(job_from(row).options, **repeat.changes)
+    require_short(options.pytest_args)  # the source may be of before there was a bound
     job = Job(repeat.job_id, user_id, now, row["archive_ref"], options=options, repeat_of=repeat.source)
     created = create_job(db, job, repeat.idempotency, limits)
     _claim_packs_of(db, created, repeat.source)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from fastapi import Request
 
+from ci_common.arguments import require_short
 from ci_common.crash_points import crash_point
 from ci_common.errors import ArchiveTooLarge, InvalidRequest, Unavailable, UploadTooSlow
 from ci_common.job_terms import DEFAULT_POOL, MOST_ATTEMPTS, POOL_NAME, JobOptions, Priority
@@ -114,8 +115,7 @@ def checked_options(asked: JobOptions, settings: ServerSettings) -> JobOptions:
         raise InvalidRequest("An argument for pytest holds a NUL character.")
     if not all(_is_text(argument) for argument in asked.pytest_args):
         raise InvalidRequest("An argument for pytest is no Unicode text.")
-    if sum(len(argument.encode()) for argument in asked.pytest_args) > _FIELDS_LIMIT:
-        raise InvalidRequest(f"The arguments for pytest exceed {_FIELDS_LIMIT} bytes.")
+    require_short(asked.pytest_args)
     if asked.max_attempts is not None and not 0 < asked.max_attempts <= MOST_ATTEMPTS:
         raise InvalidRequest(f"The field 'max_attempts' must be a whole number from 1 to {MOST_ATTEMPTS}.")
     return replace(

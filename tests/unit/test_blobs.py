@@ -383,9 +383,15 @@ async def test_what_somebody_else_has_is_missing(site: Site, http: httpx.AsyncCl
         ("/submit-manifest", b'{"files": [], "pytest_args": "-x"}', "invalid_request"),
         pytest.param(
             "/submit-manifest",
-            b'{"files": [], "pytest_args": ["%b"]}' % (b"x" * 140_000),
+            b'{"files": [], "pytest_args": ["%b"]}' % (b"x" * 33_000),
             "invalid_request",
             id="arguments",
+        ),
+        pytest.param(
+            "/submit-manifest",
+            b'{"files": [], "pytest_args": ["%b"]}' % ("é".encode() * 6_000),
+            "invalid_request",
+            id="arguments that are long once they are stored",
         ),
         ("/submit-manifest", b'{"files": []}', "invalid_archive"),
         ("/submit-manifest", b"[]", "invalid_request"),

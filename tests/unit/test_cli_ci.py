@@ -93,6 +93,16 @@ def test_what_a_job_may_take_of_the_queue_is_asked_for_by_options(
     assert {name: asked[name] for name in asked.keys() - {"root", "pytest_args"}} == sent
 
 
+def test_arguments_that_no_job_may_have_are_refused_before_anything_is_sent(
+    peer: HttpPeer, forked: Ci
+) -> None:
+    done = forked("submit", "test", "--", "é" * 6_000)
+    assert done.returncode == 64
+    assert b"32768" in done.stderr
+    assert b"addopts" in done.stderr
+    assert peer.received == []
+
+
 def test_the_queue_says_why_each_job_waits(peer: HttpPeer, forked: Ci) -> None:
     assert lines(forked("queue").stdout) == ["None of your jobs is waiting."]
     peer.script.queued = [

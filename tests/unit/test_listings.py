@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ci_common.clock import utcnow
@@ -77,6 +78,25 @@ async def test_pages_of_documents_are_those_of_jobs(site: Site, ada: Account) ->
         )
         assert documents.next_cursor == jobs.next_cursor
         assert len(json.loads(documents.content)) == limit
+
+
+async def test_a_page_of_large_jobs_ends_early_and_none_is_left_out(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    jobs = [await site.queue_job(ada, options=JobOptions(("\x01" * 126_000,))) for _ in range(8)]
+    pages, cursor = list[list[str]](), None
+    while not pages or cursor:
+        page = await site.repository.list_documents(JobFilter(user_id=ada.user.id, limit=1000, cursor=cursor))
+        assert len(page.content) < 5 * 1024**2
+        pages.append([one["job_id"] for one in json.loads(page.content)])
+        cursor = page.next_cursor
+    assert [len(page) for page in pages] == [6, 2]
+    newest_first = [job.id for job in reversed(jobs)]
+    assert [job_id for page in pages for job_id in page] == newest_first
+    assert [one["job_id"] for one in (await http.get("/jobs")).json()] == newest_first
+    limited = await http.get("/jobs", params={"limit": 7})
+    assert len(limited.json()) == 6
+    assert 'rel="next"' in limited.headers["link"]
 
 
 async def test_a_listing_is_kept_until_something_is_committed(site: Site, ada: Account) -> None:

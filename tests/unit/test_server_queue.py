@@ -237,6 +237,22 @@ async def test_a_batch_under_one_key_is_one_batch(site: Site, ada: Account, http
     assert len((await http.get("/jobs")).json()) == 3
 
 
+async def test_arguments_as_large_as_earlier_releases_took_are_shown_and_not_repeated(
+    site: Site, ada: Account, http: httpx.AsyncClient
+) -> None:
+    large = ("\x01" * 126_000,)
+    source = await site.queue_job(ada, options=JobOptions(large))
+    refused = [
+        await http.post("/api/queue/jobs", json={"from_job": source.id, **said})
+        for said in ({}, {"pytest_args": list(large)})
+    ]
+    assert [(one.status_code, one.json()["code"]) for one in refused] == [(422, "invalid_request")] * 2
+    assert all("32768" in one.json()["detail"] for one in refused)
+    assert (await http.get(f"/jobs/{source.id}")).json()["pytest_args"] == list(large)
+    again = await http.post("/api/queue/jobs", json={"from_job": source.id, "pytest_args": ["-x"]})
+    assert again.status_code < 300, again.text
+
+
 async def test_an_operator_cancels_any_job_and_others_their_own(site: Site, ada: Account) -> None:
     jobs = [await site.queue_job(ada) for _ in range(2)]
     bob, eve = await site.account("bob"), await site.account("eve", frozenset({Scope.ADMIN}))

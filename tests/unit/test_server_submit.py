@@ -305,6 +305,13 @@ BAD_UPLOADS: list[tuple[str, bytes, dict[str, str], int, str]] = [
         "invalid_request",
     ),
     (
+        "arguments that are long once they are stored",
+        multipart({"file": zipped(), "pytest_args": b"\x01" * 6_000})[0],
+        FORM,
+        422,
+        "invalid_request",
+    ),
+    (
         "arguments too many",
         EMPTY_ARGUMENT * 1001 + multipart({"file": zipped()})[0],
         FORM,
