@@ -90,9 +90,10 @@ class SQLiteDatabase:
 
     async def close(self) -> None:
         """All connections and their threads (which would keep the process alive) are gone."""
-        self._glances.close()
-        await self._reader.close()
-        await self._writer.close()
+        async with contextlib.AsyncExitStack() as stack:  # each, whatever becomes of the others
+            stack.callback(self._glances.close)
+            stack.push_async_callback(self._writer.close)
+            stack.push_async_callback(self._reader.close)
 
 
 class _Connection(aiosqlite.Connection):

@@ -4,6 +4,7 @@ Only for what finds a few rows by their keys: the cached pages answer in microse
 writer is waited for. Whatever else comes up is left to a connection that has a thread.
 """
 
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +33,9 @@ class Glances:
         try:
             return read_transaction(self._db or self._open(), work)
         except sqlite3.Error as error:
+            # A connection that could not even roll back would see an old snapshot from now on.
+            with contextlib.suppress(sqlite3.Error):
+                self.close()
             raise Unseen from error
 
     def version(self) -> tuple[int, int]:

@@ -278,3 +278,38 @@ async def test_the_version_changes_with_every_commit_and_only_then(
     other.execute("INSERT INTO notes VALUES ('theirs')")
     other.close()
     assert await database.version() not in {first, second}
+
+
+async def test_a_glance_that_could_not_end_shows_nothing_old_afterwards(database: SQLiteDatabase) -> None:
+    loops = threading.current_thread()
+
+    def never_ends(db: sqlite3.Connection) -> None:
+        if threading.current_thread() is loops:
+            db.set_authorizer(without_rollback)
+        db.execute("SELECT * FROM notes").fetchall()
+        raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        await database.glance(never_ends)
+    before = await database.version()
+    await database.write(noting("a"))
+    assert await database.version() != before
+    assert await database.glance(threads) is loops
+
+
+def without_rollback(action: int, what: str | None, *_: str | None) -> int:
+    forbidden = action == sqlite3.SQLITE_TRANSACTION and what == "ROLLBACK"
+    return sqlite3.SQLITE_DENY if forbidden else sqlite3.SQLITE_OK
+
+
+async def test_no_thread_outlives_close_where_glances_cannot_be_closed(path: Path) -> None:
+    database = SQLiteDatabase(path)
+    await asyncio.to_thread(
+        lambda: asyncio.run(database.glance(threads))
+    )  # theirs is that thread's from now on
+    running = [await database.read(threads), await database.write(threads)]
+    with pytest.raises(sqlite3.ProgrammingError):
+        await database.close()
+    for thread in running:
+        await asyncio.to_thread(thread.join, 10)
+    assert not any(thread.is_alive() for thread in running)
