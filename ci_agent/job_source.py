@@ -281,4 +281,4 @@ def _read_through(archive: Archive) -> None:
 
 def _cut(text: str | None) -> str | None:
     """Return what the server takes of it: a refusal would be for ever."""
-    return text and text[:_MOST_TEXT]
+    return text and text[:_MOST_TEXT].replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ci_common.job_terms import DEFAULT_POOL, POOL_NAME
 
-_Text = Annotated[str, StringConstraints(max_length=1000)]
+_NO_NUL: Final = r"^[^\x00]*$"  # PostgreSQL holds none: the same is refused whatever the database
+_Text = Annotated[str, StringConstraints(max_length=1000, pattern=_NO_NUL)]
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$")]
 _Pool = Annotated[str, StringConstraints(pattern=f"^{POOL_NAME}$")]
@@ -31,7 +32,7 @@ class ProfileRequest(_Request):
     pool: _Pool = DEFAULT_POOL
     slots: Annotated[int, Field(ge=1, le=1_000)] = 1
     labels: Annotated[list[_Label], Field(max_length=50)] = []
-    version: Annotated[str, StringConstraints(max_length=100)] = ""
+    version: Annotated[str, StringConstraints(max_length=100, pattern=_NO_NUL)] = ""
 
 
 class HeartbeatRequest(_Request):

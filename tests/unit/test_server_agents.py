@@ -675,7 +675,15 @@ async def test_an_operator_requeues_what_a_lost_agent_holds(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, {"name": ""}, {"name": "a b"}, {"name": "a", "slots": 0}, {"name": "a", "pool": "A"}, {"name": 1}],
+    [
+        {},
+        {"name": ""},
+        {"name": "a b"},
+        {"name": "a", "slots": 0},
+        {"name": "a", "pool": "A"},
+        {"name": 1},
+        {"name": "a", "version": "1\0"},
+    ],
 )
 async def test_an_agent_that_says_nonsense_is_not_registered(
     site: Site, url: str, wrong: dict[str, Any]
@@ -684,3 +692,18 @@ async def test_an_agent_that_says_nonsense_is_not_registered(
         answer = await http.post("/api/agents/register", json=wrong)
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
     assert await site.repository.list_agents() == []
+
+
+async def test_no_text_with_a_nul_is_taken_of_an_agent(site: Site, ada: Account, rack: Agent) -> None:
+    """SQLite would hold it, and PostgreSQL not."""
+    await site.queue_job(ada, options=GPU)
+    job, text = await rack.started(), "line\nbut\0"
+    answers = [
+        await rack.ask("POST", "heartbeat", json={"note": text}),
+        await rack.say("PATCH", job, "stop", json={"reason": "timeout", "message": text}),
+        await rack.say("PATCH", job, "complete", json={"reason": None, "exit_code": 0, "message": text}),
+        await rack.say("PATCH", job, "release", json={"reason": "infra", "message": text}),
+    ]
+    assert [(one.status_code, one.json()["code"]) for one in answers] == [(422, "invalid_request")] * 4
+    lines = {"reason": None, "exit_code": 0, "message": "two\nlines"}
+    assert (await rack.say("PATCH", job, "complete", json=lines)).status_code == 204
