@@ -18,7 +18,7 @@ import structlog
 from ci_common.crash_points import crash_point
 from ci_common.models import LogSeal
 from ci_common.stores import LogReader
-from ci_persistence.descriptors import is_of_a_link, open_in_place, read_fully, write_fully
+from ci_persistence.descriptors import is_of_no_file, open_in_place, read_fully, write_fully
 from ci_persistence.log_frames import DamagedFrames, FramedText, compress
 from ci_persistence.ownership import FILE_MODE, fsync_directory
 
@@ -54,7 +54,7 @@ def put_away(path: Path, seal: LogSeal | None) -> bool | None:
     """The log is compressed, on disk for good and compared; the plain file is gone.
 
     False, and nothing changed: it is not what the seal says. None, and nothing changed: there is none, or somebody
-    else is at it. Raises OSError, of a log that is a link too.
+    else is at it. Raises OSError, of a log that is no regular file too.
     """
     try:
         plain = open_in_place(path, os.O_RDWR)
@@ -99,15 +99,15 @@ def _opened(path: Path) -> tuple[int | None, LogReader]:
 
 
 def _for_reading(path: Path) -> int | None:
-    """Return the descriptor, None where there is nothing. What a link names is no log: it counts as not there."""
+    """Return the descriptor, None where there is nothing. What a link names, or a pipe, is no log: not there."""
     try:
         return open_in_place(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     except OSError as error:
-        if not is_of_a_link(error):
+        if not is_of_no_file(error):
             raise
-        log.error("a log is a link, which is not followed", path=str(path))
+        log.error("a log is no regular file, and is not read", path=str(path))
         return None
 
 

@@ -236,8 +236,33 @@ def test_nobody_reads_what_a_link_names(name: str, store: FileLogStore, folder: 
     (folder / "1.events").symlink_to(foreign)
     with capture_logs() as logs:
         assert_nothing_is_read(store)
-    assert {line["event"] for line in logs} == {"a log is a link, which is not followed"}
+    assert {line["event"] for line in logs} == {"a log is no regular file, and is not read"}
     assert [(item.name, item.size < foreign.stat().st_size) for item in store.items()] == [("job", True)]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])
+@pytest.mark.parametrize("name", ["1.log", "1.log.zst"])
+def test_what_is_no_file_is_no_log_and_nobody_waits_for_it(
+    name: str, make: Callable[[Path], None], store: FileLogStore, folder: Path
+) -> None:
+    (folder / "1.log").unlink()
+    (folder / "1.events").unlink()
+    for one in (name, "1.events"):
+        make(folder / one)
+    with capture_logs() as logs:
+        assert_nothing_is_read(store)
+    assert {line["event"] for line in logs} == {"a log is no regular file, and is not read"}
+
+
+@pytest.mark.parametrize("name", ["1.log", "1.events"])
+def test_no_writer_waits_for_a_pipe(name: str, store: FileLogStore, folder: Path) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(OSError, match=r"(?i)regular file|no such device"):
+        store.writer("job", 1)
+    if name == "1.log":
+        with pytest.raises(OSError, match="regular file"):
+            store.put_away("job", 1)
 
 
 def test_a_directory_that_is_a_link_is_nobodys(store: FileLogStore, folder: Path, tmp_path: Path) -> None:
