@@ -1,7 +1,8 @@
 """`/jobs`: list, read, follow, cancel; every query names the owner."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
@@ -12,7 +13,8 @@ from starlette.responses import StreamingResponse
 
 from ci_common.errors import InvalidOffset, InvalidRequest, JobNotFound, TooManyRequests
 from ci_common.job_terms import JobStatus
-from ci_common.models import DocumentPage, JobFilter
+from ci_common.models import DocumentPage, JobEvent, JobFilter
+from ci_common.stores import LogStore
 from ci_server.api_description import cancel_responses, event_stream, example, problems
 from ci_server.cancels import cancel
 from ci_server.dependencies import CurrentUser, JobId, MaySubmit, OwnedJob, Reader, Server
@@ -129,9 +131,11 @@ async def get_events(
 )
 async def get_timeline(job: OwnedJob, server: Server) -> Response:
     events = await server.repository.get_events(job.id, 0)
-    said = {
-        attempt: server.logs.read_events(job.id, attempt, EVENTS_BYTES) for attempt in attempts_of(events)
-    }
+    return await asyncio.to_thread(_timeline, job.id, events, server.logs)  # it may be megabytes
+
+
+def _timeline(job_id: str, events: Sequence[JobEvent], logs: LogStore) -> Response:
+    said = {attempt: logs.read_events(job_id, attempt, EVENTS_BYTES) for attempt in attempts_of(events)}
     return json_response(timeline(events, said))
 
 

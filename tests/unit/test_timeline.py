@@ -1,5 +1,6 @@
 """Where a job's time went: moments of database and container in one order, spans between them, and bars."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -140,6 +141,21 @@ async def test_the_route_gives_the_moments_of_an_attempt(
     response = await http.get(f"/jobs/{job.id}/timeline")
     assert response.status_code == 200
     assert sorted(types(response.json())) == sorted(TYPES)
+
+
+async def test_what_containers_said_is_read_beside_the_event_loop(
+    site: Site, ada: Account, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await site.finished_job(ada, b"1 passed\n")
+    on_the_loop, read = list[bool](), FileLogStore.read_events
+
+    def seen(store: FileLogStore, job_id: str, attempt: int, length: int) -> bytes:
+        on_the_loop.append(asyncio._get_running_loop() is not None)  # pyright: ignore[reportPrivateUsage]
+        return read(store, job_id, attempt, length)
+
+    monkeypatch.setattr(FileLogStore, "read_events", seen)
+    assert (await http.get(f"/jobs/{job.id}/timeline")).status_code == 200
+    assert on_the_loop == [False]
 
 
 async def test_a_queued_job_has_one_moment(site: Site, ada: Account, http: httpx.AsyncClient) -> None:
