@@ -20,7 +20,7 @@ from tests.unit.test_repository import BACKENDS
 __all__ = ["home"]
 
 ONE = os.environ.get("CI_SCHEDULE_SEED")
-SCHEDULES = int(os.environ.get("CI_SCHEDULES", "2000" if SOAKING else "6"))
+SCHEDULES = int(os.environ.get("CI_SCHEDULES", "2000" if SOAKING else "4"))
 STEPS = 90
 _OF_ONE_DATABASE = 20  # schedules: all of one is over before the next begins
 _CLIENTS = 3
