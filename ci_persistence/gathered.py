@@ -17,9 +17,8 @@ Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
 
 _MOST: Final = 64  # in one transaction: the first of them waits for the last
-_APART: Final = (
-    4  # written alone at a time: a few of a database's connections, as each may wait for somebody's lock
-)
+# Written alone at a time: a few of a database's connections, as each may wait for somebody's lock.
+_APART: Final = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -52,9 +51,8 @@ class Gathered(Generic[Ask, Answer]):
         """Return what became of it; cancelled before its turn, it never ran."""
         mine = _Waiting(ask, asyncio.get_running_loop().create_future())
         self._waiting.append(mine)
-        if (
-            self._serving is None
-        ):  # the task begins behind who asks in the same turn of the loop, and takes them along
+        if self._serving is None:
+            # The task begins behind who asks in the same turn of the loop, and takes them along.
             self._serving = asyncio.create_task(self._serve())
             self._serving.add_done_callback(self._served)
         answer: Answer = await answered(mine.answer, lambda: self._withdrawn(mine))

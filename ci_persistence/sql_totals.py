@@ -32,7 +32,7 @@ def count_ends(db: Connection, ends: Iterable[End]) -> None:
     rows = sorted(Counter(ends).items())
     for some in slices(rows):
         db.execute(
-            f"INSERT INTO daily_totals (day, user_id, outcome, jobs) VALUES {', '.join(['(?, ?, ?, ?)'] * len(some))} "  # noqa: S608
+            f"INSERT INTO daily_totals (day, user_id, outcome, jobs) VALUES {', '.join(['(?, ?, ?, ?)'] * len(some))} "  # noqa: S608  (placeholders only)
             "ON CONFLICT (day, user_id, outcome) DO UPDATE SET jobs = daily_totals.jobs + excluded.jobs",
             [value for end, jobs in some for value in (end.day, end.user_id, end.outcome, jobs)],
         )

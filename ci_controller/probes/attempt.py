@@ -13,9 +13,8 @@ import signal
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple  # noqa: UP035 - evaluated, and 3.8 has no dict[...]
 
-SECONDS = (
-    30.0  # for one probe; on a busy machine the slowest, memory and processes without end, took more than 15
-)
+# For one probe; on a busy machine the slowest, memory and processes without end, took more than 15.
+SECONDS = 30.0
 
 Attempt = Callable[[], str | None]  # what it achieved; None, or an OSError: it was kept from it; or NotTried
 

@@ -24,7 +24,7 @@ from tests.support.outcomes import (
     until_ended,
     until_printed,
 )
-from tests.support.soak import SOAKING
+from tests.support.soak import SOAKING, soak_only
 
 ABSENCE = 600.0 if SOAKING else 0.0  # seconds
 
@@ -125,7 +125,7 @@ def test_fault_8_the_answer_is_lost(
     check_no_container_restarted(starts)
 
 
-@pytest.mark.skipif(not SOAKING, reason="runs for long: `make soak`")
+@soak_only
 def test_the_engine_hangs_while_a_job_runs_and_another_waits(
     installation: Installation, between: EngineInBetween, project: Path
 ) -> None:
